@@ -1,0 +1,47 @@
+# Everything from a fresh clone: `make demo` shows a trained world model, `make test` runs the tests.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+TORCH  ?= torch==2.13.0
+EXTRAS ?= dev,sim,eval
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: help setup demo test lint format soak clean
+
+help:
+	@echo "make demo    evaluate the shipped world model, train a toy one, write a report with videos (demo/report.html)"
+	@echo "make test    run the tests"
+	@echo "make lint    style and types"
+	@echo "make setup   only install, into $(VENV)"
+
+# PyTorch first. A plain install brings the CUDA build, several gigabytes; where there is no GPU the CPU build is
+# taken from PyTorch's own index, unless pip is set up to find packages elsewhere (a mirror or a wheel folder).
+TORCH_INDEX ?= $(shell test -e /dev/nvidia0 || pip config list 2>/dev/null | grep -qE 'index-url|find-links' || \
+                 echo --index-url https://download.pytorch.org/whl/cpu)
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)" $(TORCH_INDEX)
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	touch $@
+
+setup: $(VENV)/.installed
+
+demo: setup
+	$(BIN)/hwm demo --out demo
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo build dist

@@ -1,0 +1,64 @@
+"""The command `hwm`: one table of verbs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from hwm.config import unknown
+from hwm.types import HwmError
+
+
+def _verbs() -> dict[str, tuple[str, Callable[[list[str]], Any]]]:
+    from hwm import commands as c
+
+    return {
+        "demo": ("evaluate the shipped model, train a toy one for a minute, write a report with videos", c.demo),
+        "record": ("record the simulated humanoid as a store of video and actions", c.record),
+        "encode": ("turn a recorded store into a store of latents", c.encode),
+        "merge": ("join stores into one", c.merge),
+        "view": ("show what is in a store: episodes, statistics, a contact sheet", c.view),
+        "train": ("train a recipe, or any importable function that returns one", c.train),
+        "evaluate": ("measure a model on held-out clips against honest baselines", c.evaluate),
+        "generate": ("write videos of a model's rollouts beside the truth", c.generate),
+        "recipes": ("list the recipes, or their exact parameter counts", c.recipes),
+    }
+
+
+def help_text() -> str:
+    lines = ["usage: hwm VERB [OPTIONS]   (hwm VERB --help tells the options)", ""]
+    lines += [f"  {name:<10} {what}" for name, (what, _) in _verbs().items()]
+    lines += ["", "start with: hwm demo", "then:       hwm train masked_hwm_toy --run runs/toy"]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; mistakes of the user end in one clear message and exit status 2."""
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    if args[0] == "--version":
+        from hwm import __version__
+
+        print(__version__)
+        return 0
+    try:
+        verbs = _verbs()
+        if args[0] not in verbs:
+            raise unknown("verb", args[0], verbs)
+        verbs[args[0]][1](args[1:])
+    except HwmError as error:
+        print(f"hwm: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nhwm: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""What the verbs of `hwm` do: parse options, call the library, show the result."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from hwm.data.record import SimRecording
+from hwm.types import HwmError
+
+
+def record(args: list[str]) -> None:
+    """`hwm record sim --out DIR [...]`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(SimRecording):
+        out: Path
+        """Folder of the new store."""
+
+    if not args or args[0] not in ("sim", "-h", "--help"):
+        raise HwmError("say what to record; there is: hwm record sim --out DIR")
+    options = tyro.cli(Options, args=args[1:] if args[0] == "sim" else args, prog="hwm record sim", description=record_help)
+    from hwm.data.record import record_sim
+
+    store = record_sim(options.out, options)
+    print(f"{store.path}: {len(store.episodes)} rooms, {store.steps:,} steps, {store.steps / store.header.fps / 60:.1f} minutes")
+
+
+record_help = "Record the simulated humanoid (extra `sim`): random rooms, egocentric video, 25 actions a frame. Resumes after a kill."
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeOptions:
+    """Encode a recorded store into latents.
+
+    Attributes:
+        source: the recorded store.
+        tokenizer: a shipped tokenizer, a folder, or pixels-128x128.
+        out: folder of the new store.
+        every: keep every n-th frame, with the actions of all of them.
+        shard, shards: encode one part of the episodes; join the parts with `hwm merge`.
+        keep_video: copy the videos along, to compare predictions with the camera.
+        statistics: take the action statistics of this store (for a held-out store: the training store).
+    """
+
+    source: tyro.conf.Positional[Path]
+    tokenizer: str = "tiny"
+    out: Path
+    every: int = 1
+    shard: int = 0
+    shards: int = 1
+    keep_video: bool = False
+    statistics: str | None = None
+
+
+def encode(args: list[str]) -> None:
+    """`hwm encode SOURCE --tokenizer NAME --out DIR`."""
+    o = tyro.cli(EncodeOptions, args=args, prog="hwm encode")
+    from hwm.assets import resolve_store
+    from hwm.data.encode import encode as run
+    from hwm.data.store import Store
+    from hwm.loading import load_tokenizer
+
+    store = run(
+        o.source, load_tokenizer(o.tokenizer), o.out, every=o.every, shard=o.shard, shards=o.shards,
+        keep_video=o.keep_video, statistics=Store(resolve_store(o.statistics)) if o.statistics else None,
+    )
+    print(f"{store.path}: {len(store.episodes)} episodes, {store.steps:,} steps of {store.header.latent_shape}")
+
+
+def merge(args: list[str]) -> None:
+    """`hwm merge STORE... --out DIR`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """Join finished stores of one kind; action statistics are computed over all of them."""
+
+        stores: tyro.conf.Positional[tuple[Path, ...]]
+        out: Path
+
+    o = tyro.cli(Options, args=args, prog="hwm merge")
+    from hwm.data.store import merge as run
+
+    store = run(o.stores, o.out)
+    print(f"{store.path}: {len(store.episodes)} episodes, {store.steps:,} steps")
+
+
+def train(args: list[str]) -> None:
+    """`hwm train RECIPE --run DIR [--train.* ...] [--model.* ...] [--data.* ...]`."""
+    import dataclasses
+
+    from hwm.recipes import RECIPES, Recipe, find_recipe
+
+    if not args or args[0].startswith("-"):
+        raise HwmError(f"say which recipe to train: hwm train RECIPE --run DIR. Recipes: {', '.join(sorted(RECIPES))}")
+    name, recipe = args[0], find_recipe(args[0])()
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Recipe):
+        run: Path = Path("runs") / name.replace(":", "_")
+        """Folder of the run: checkpoints, log, samples. If it holds a run, training resumes there."""
+        init: str | None = None
+        """Begin from these weights (a shipped model, a folder or a run) instead of at random."""
+
+    fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
+    o = tyro.cli(Options, args=args[1:], prog=f"hwm train {name}", default=Options(**fields), description=recipe.__doc__)
+    train_recipe(o, o.run, o.init)
+
+
+def train_recipe(recipe: Any, run: Path, init: str | None = None) -> Any:
+    """Train a recipe in a run folder; returns the trained module."""
+    import torch
+
+    from hwm.train.trainer import Trainer, write_run
+
+    data = recipe.data.open()
+    held_out = recipe.data.open(validation=True) if recipe.data.val_stores else None
+    if held_out and (held_out.spec.latent, held_out.spec.tokenizer) != (data.spec.latent, data.spec.tokenizer):
+        raise HwmError(f"training data is of tokenizer {data.spec.tokenizer!r}, held-out data of {held_out.spec.tokenizer!r}")
+    torch.manual_seed(recipe.train.seed)
+    module = recipe.model.build(data.spec)
+    if init:
+        from hwm.train.checkpoint import load_model
+
+        module.load_state_dict(load_model(init).state_dict())
+    count = sum(p.numel() for p in module.parameters())
+    print(f"{module.name}: {count:,} parameters; {data.describe()}")
+    write_run(run, recipe)
+    return Trainer(recipe.train, module, data, held_out, run).run()
+
+
+def recipes(args: list[str]) -> None:
+    """`hwm recipes [--params] [--json]`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """List the recipes."""
+
+        params: bool = False
+        """Also count every recipe's parameters, exactly, without allocating them."""
+        json: bool = False
+        """Print one JSON object."""
+
+    o = tyro.cli(Options, args=args, prog="hwm recipes")
+    from hwm.recipes import RECIPES
+
+    docs = {name: (function.__doc__ or "").strip().splitlines()[0] for name, function in sorted(RECIPES.items())}
+    counts = {name: count_parameters(name) for name in docs} if o.params else {}
+    if o.json:
+        print(json.dumps(counts or docs, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("recipe", *(["parameters"] if o.params else []), "what it is", box=None)
+    for name, doc in docs.items():
+        table.add_row(name, *([f"{counts[name]:,}"] if o.params else []), doc)
+    Console().print(table)
+
+
+def count_parameters(name: str) -> int:
+    """Exact parameter count of a recipe's model, built on the meta device."""
+    import torch
+
+    from hwm.recipes import find_recipe
+
+    made = find_recipe(name)()
+    spec = made.data.expects or made.data.open().spec
+    with torch.device("meta"):
+        module = made.model.build(spec)
+    return sum(p.numel() for p in module.parameters())
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Measure a model on held-out clips: without arguments the shipped model on the shipped held-out rooms.
+
+    Attributes:
+        model: a shipped model, a checkpoint folder or a run.
+        store: an encoded store, best with video.
+        tokenizer: whose latents the store holds; by default the one that the store names.
+        clips: how many clips, spread evenly over the store.
+        prompt: steps of context; by default all that the model looks back on.
+        horizon: steps to predict.
+        scenario: autoregressive (the model sees its own predictions) or temporally_teacher_forced.
+        sampler_steps, temperature: override how tokens are sampled.
+        batch_size: clips at once.
+        seed: of action swaps and sampling.
+        json: print one JSON object instead of tables.
+        report: also write a self-contained HTML report here.
+        threads: CPU threads; 0 leaves torch's choice.
+    """
+
+    model: str = "masked_hwm_mini"
+    store: str = "mini_heldout"
+    tokenizer: str | None = None
+    clips: int = 96
+    prompt: int | None = None
+    horizon: int = 8
+    scenario: tuple[Literal["autoregressive", "temporally_teacher_forced"], ...] = ("autoregressive",)
+    batch_size: int = 16
+    seed: int = 0
+    json: bool = False
+    report: Path | None = None
+    threads: int = 0
+
+
+def evaluate(args: list[str]) -> None:
+    """`hwm evaluate [--model M] [--store S] [--json] [--report FILE]`."""
+    o = tyro.cli(EvaluateOptions, args=args, prog="hwm evaluate")
+    results = run_evaluation(o, "hwm evaluate " + " ".join(args))
+    if o.json:
+        print(json.dumps(results.json(), indent=1))
+    else:
+        from rich.console import Console
+
+        Console().print(results.table())
+    if o.report:
+        from hwm.evaluate.report import write_report
+
+        write_report(o.report, results)
+        print(f"report: {o.report}")
+
+
+def run_evaluation(o: EvaluateOptions, command: str) -> Any:
+    """Load what the options name, and evaluate."""
+    import torch
+
+    from hwm.assets import resolve_store
+    from hwm.data.clips import Clips
+    from hwm.data.store import Store
+    from hwm.evaluate.evaluate import evaluate as run
+    from hwm.loading import load, load_tokenizer
+
+    if o.threads:
+        torch.set_num_threads(o.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    store = Store(resolve_store(o.store))
+    model = load(o.model, device)
+    tokenizer = load_tokenizer(o.tokenizer or store.header.tokenizer, device)
+    prompt = o.prompt or model.config.past
+    clips = Clips(store, prompt + o.horizon)
+    return run(
+        model, tokenizer, clips, clips_count=o.clips, prompt=prompt, horizon=o.horizon, scenarios=o.scenario,
+        batch_size=o.batch_size, seed=o.seed, command=command, progress=not o.json,
+    )

@@ -1,0 +1,161 @@
+"""Configs: frozen dataclasses nested in the class they configure, with a public name and JSON both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, TypeVar, Union
+
+from torch import Tensor, nn
+
+from hwm.types import Batch, DataSpec, HwmError
+
+REGISTRY: dict[str, type[Trainable]] = {}
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What a trainable class needs besides the sizes that data decides. Subclass it inside that class."""
+
+    owner: ClassVar[type[Trainable]]
+
+    def build(self, spec: DataSpec) -> Any:
+        """The module that this config describes, for data of this spec, on the current default device."""
+        return self.owner(self, spec)
+
+
+class Trainable(nn.Module):
+    """Anything the trainer can train and a checkpoint can hold: a module with a nested Config and a loss.
+
+    Subclasses with a `Config` of their own are registered under `name` (class keyword), which is what checkpoints
+    record: never a module path.
+    """
+
+    Config: ClassVar[type[Config]] = Config
+    name: ClassVar[str]
+    #: prefixes of the submodules whose matrices are not hidden ones: Muon leaves them to AdamW
+    adamw_only: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name is None:
+            return
+        if name in REGISTRY and REGISTRY[name].__qualname__ != cls.__qualname__:
+            raise ValueError(f"the public name {name!r} is already that of {REGISTRY[name]}")
+        if "Config" not in cls.__dict__:
+            raise TypeError(f"{cls.__name__} needs a Config of its own to be registered as {name!r}")
+        cls.name = name
+        cls.Config.owner = cls
+        REGISTRY[name] = cls
+
+    def __init__(self, config: Any, spec: DataSpec) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar training loss, and detached scalars worth logging."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The trainer calls the module itself, so that wrappers' hooks (DDP, FSDP2) run."""
+        return self.loss(batch)
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> HwmError:
+    """The error for a name that is not there: it shows the nearest names."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}"
+    return HwmError(f"there is no {kind} called {name!r}; {hint}")
+
+
+def registered(name: str) -> type[Trainable]:
+    """The trainable class of a public name."""
+    if name not in REGISTRY:
+        raise unknown("model", name, REGISTRY)
+    return REGISTRY[name]
+
+
+def replace(value: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy of a (nested) frozen dataclass with some fields changed; a mapping changes a nested dataclass."""
+    names = {f.name for f in dataclasses.fields(value)}
+    for key in changes:
+        if key not in names:
+            raise unknown(f"field of {type(value).__qualname__}", key, names)
+    new = {
+        k: replace(getattr(value, k), v) if isinstance(v, Mapping) and dataclasses.is_dataclass(getattr(value, k)) else v
+        for k, v in changes.items()
+    }
+    return dataclasses.replace(value, **new)
+
+
+def to_json(value: Any) -> Any:
+    """Dataclasses, tuples and mappings as plain JSON values. Configs carry the public name of their owner."""
+    if isinstance(value, Config):
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": value.owner.name, **fields}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_json(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{type(value).__name__} has no place in a config: {value!r}")
+
+
+def from_json(cls: type[T], data: Any) -> T:
+    """The inverse of `to_json` for a value of type `cls`; unknown and missing fields are errors with the field's name."""
+    return _decode(cls, data, cls.__name__)
+
+
+def config_from_json(data: Mapping[str, Any]) -> Config:
+    """A Config from its JSON, of whatever registered class it names."""
+    if "class" not in data:
+        raise HwmError("this config does not say which class it belongs to (key 'class')")
+    return from_json(registered(data["class"]).Config, {k: v for k, v in data.items() if k != "class"})
+
+
+def _decode(hint: Any, data: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        if data is None and type(None) in args:
+            return None
+        return _decode(next(a for a in args if a is not type(None)), data, where)
+    if origin is typing.Literal:
+        if data not in args:
+            raise unknown(f"value of {where}", str(data), map(str, args))
+        return data
+    if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and issubclass(hint, Config) and isinstance(data, Mapping) and "class" in data:
+            return config_from_json(data)
+        hints = typing.get_type_hints(hint)
+        fields = {f.name: f for f in dataclasses.fields(hint)}
+        for key in data:
+            if key not in fields:
+                raise unknown(f"field of {where}", key, fields)
+        required = (dataclasses.MISSING, dataclasses.MISSING)
+        for name, f in fields.items():
+            if name not in data and (f.default, f.default_factory) == required:
+                raise HwmError(f"{where} lacks its field {name!r}")
+        return hint(**{k: _decode(hints[k], v, f"{where}.{k}") for k, v in data.items()})  # type: ignore[operator]
+    if origin is tuple:
+        inner = [args[0]] * len(data) if len(args) == 2 and args[1] is Ellipsis else list(args)
+        if len(inner) != len(data):
+            raise HwmError(f"{where} takes {len(inner)} values, got {len(data)}")
+        return tuple(_decode(a, v, where) for a, v in zip(inner, data, strict=True))
+    if origin is dict:
+        return {k: _decode(args[1], v, f"{where}[{k!r}]") for k, v in data.items()}
+    if hint is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    if hint in (int, float, str, bool) and type(data) is not hint:
+        raise HwmError(f"{where} takes {hint.__name__}, got {data!r}")
+    return data
+
+
+__all__ = ["REGISTRY", "Config", "Trainable", "config_from_json", "from_json", "registered", "replace", "to_json", "unknown"]

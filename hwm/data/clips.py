@@ -1,0 +1,109 @@
+"""Windows over a store that never cross an episode, and the batches made of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from hwm.data.store import Store
+from hwm.types import Batch, DataSpec, HwmError
+
+
+class Clips:
+    """All windows of `length` steps of one store, `every` steps apart within each episode.
+
+    Args:
+        store: an encoded store.
+        length: steps of a window.
+        every: distance between the starts of neighbouring windows.
+        stride: distance between the steps of a window. Actions of the steps passed over are kept: a window of
+            stride s has K*s actions a step.
+
+    Raises:
+        HwmError: no episode is long enough.
+    """
+
+    def __init__(self, store: Store, length: int, every: int = 1, stride: int = 1) -> None:
+        if min(length, every, stride) < 1:
+            raise HwmError(f"length {length}, every {every} and stride {stride} must be at least 1")
+        if store.latents is None:
+            store.header.latent_shape  # noqa: B018  raises the error that says what to do
+        self.store, self.length, self.stride = store, length, stride
+        span = (length - 1) * stride + 1
+        starts = [np.arange(e.start, e.stop - span + 1, every) for e in store.episodes]
+        self.starts = np.concatenate(starts) if starts else np.zeros(0, int)
+        if not len(self.starts):
+            longest = max((e.steps for e in store.episodes), default=0)
+            raise HwmError(f"{store.path}: no episode has the {span} steps of a window; the longest has {longest}")
+        h = store.header
+        self.embodiment = h.embodiment
+        self.continuous = h.latent is not None and h.latent.channels is not None
+        # uint8 pixels are kept as they are on disk and become values in [0, 1] here
+        self.scale = 1 / 255 if h.dtype == "uint8" and self.continuous else None
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def spec(self) -> DataSpec:
+        spec = self.store.data_spec()
+        if self.stride == 1:
+            return spec
+        from dataclasses import replace
+
+        action = spec.actions[self.embodiment]
+        wide = replace(action, per_step=action.per_step * self.stride)
+        return replace(spec, actions={self.embodiment: wide}, fps=spec.fps / self.stride)
+
+    def batch(self, indices: np.ndarray | list[int]) -> Batch:
+        """The windows of these indices, in order."""
+        latents, actions = [], []
+        assert self.store.latents is not None
+        for start in self.starts[np.asarray(indices)]:
+            stop = start + (self.length - 1) * self.stride + 1
+            latents.append(self.store.latents[start : stop : self.stride])
+            actions.append(self._actions(start, stop))
+        values = torch.from_numpy(np.stack(latents).astype(np.float32 if self.continuous else np.int64))
+        if self.scale is not None:
+            values *= self.scale
+        return Batch(values, torch.from_numpy(np.stack(actions)), self.embodiment)
+
+    def _actions(self, start: int, stop: int) -> np.ndarray:
+        rows = np.asarray(self.store.actions[start:stop], np.float32)
+        if self.stride == 1:
+            return rows
+        k, a = rows.shape[1:]
+        # the actions that lead to the window's first step lie before it, perhaps before the episode: repeat the first
+        head = np.repeat(rows[:1], self.stride, 0)
+        body = rows[1:].reshape(-1, self.stride, k, a)
+        return np.concatenate([head[None], body]).reshape(self.length, self.stride * k, a)
+
+    def motion(self) -> np.ndarray:
+        """How much each window moves: the share of latent values that change from step to step, in [0, 1].
+
+        For ids the share of cells whose id changes; for values the mean absolute change.
+        """
+        assert self.store.latents is not None
+        change = np.zeros(self.store.steps, np.float32)
+        for e in self.store.episodes:
+            x = np.asarray(self.store.latents[e.start : e.stop])
+            if self.continuous:
+                d = np.abs(np.diff(x.astype(np.float32), axis=0))
+            else:
+                d = (x[1:] != x[:-1]).astype(np.float32)
+            change[e.start + 1 : e.stop] = d.reshape(len(d), -1).mean(1)
+        total = np.concatenate([[0.0], np.cumsum(change, dtype=np.float64)])
+        stop = self.starts + (self.length - 1) * self.stride + 1
+        return (total[stop] - total[self.starts + 1]) / max(1, (self.length - 1) * self.stride)
+
+
+def fake_batch(spec: DataSpec, size: int, steps: int, seed: int = 0, ahead: int = 0) -> Batch:
+    """Random latents and actions of a spec, for tests and dry runs; actions run `ahead` steps past the latents."""
+    g = torch.Generator().manual_seed(seed)
+    embodiment, action = next(iter(spec.actions.items()))
+    latent = spec.latent
+    if latent.vocab is not None:
+        x = torch.randint(latent.vocab, (size, steps, *latent.grid), generator=g)
+    else:
+        x = torch.randn((size, steps, latent.channels or 0, *latent.grid), generator=g)
+    a = torch.randn((size, steps + ahead, action.per_step, action.dim), generator=g)
+    return Batch(x, a * torch.tensor(action.std) + torch.tensor(action.mean), embodiment)

@@ -1,0 +1,141 @@
+"""Many stores as one stream of batches, in an order that is a pure function of (seed, step).
+
+Because nothing is remembered from batch to batch, resuming at step n needs only n: the stream of a run that was
+killed and resumed is that of a run that was not. It does not change with the number of ranks either: a step's
+global batch is drawn first, and each rank takes its part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from hwm.data.clips import Clips
+from hwm.data.store import Store
+from hwm.types import Batch, DataSpec, HwmError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which data a run sees.
+
+    Attributes:
+        stores: folders of encoded stores to train on; `mini` is the set shipped with the package.
+        val_stores: held-out stores.
+        steps: latent steps of a window.
+        stride: distance between the steps of a window; actions of the steps between are kept.
+        exponent: a store of n windows is drawn with a weight of n to this power (1/3 keeps small sets in sight).
+        motion: how strongly windows that move are preferred: weight (0.05 + movement) to this power; 0 draws all alike.
+        workers: processes that read ahead; 0 reads in the training process.
+        expects: the spec that the recipe is written for: compared with the stores, and enough to count parameters.
+    """
+
+    stores: tuple[str, ...] = ()
+    val_stores: tuple[str, ...] = ()
+    steps: int = 3
+    stride: int = 1
+    exponent: float = 1 / 3
+    motion: float = 0.0
+    workers: int = 0
+    expects: DataSpec | None = field(default=None)
+
+    def open(self, validation: bool = False) -> Mixture:
+        """Open the training (or held-out) stores."""
+        from hwm.assets import resolve_store
+
+        paths = self.val_stores if validation else self.stores
+        if not paths:
+            raise HwmError(f"no {'held-out ' if validation else ''}stores given: --data.{'val-' if validation else ''}stores")
+        clips = [Clips(Store(resolve_store(p)), self.steps, stride=self.stride) for p in paths]
+        return Mixture(clips, self.exponent, 0.0 if validation else self.motion)
+
+
+class Mixture:
+    """Several `Clips` with weights; one embodiment a batch.
+
+    Raises:
+        HwmError: the stores differ in latents or tokenizer, or one embodiment has two kinds of action.
+    """
+
+    def __init__(self, clips: list[Clips], exponent: float = 1 / 3, motion: float = 0.0) -> None:
+        if not clips:
+            raise HwmError("a mixture of no stores")
+        self.clips = clips
+        weights = np.array([len(c) for c in clips], np.float64) ** exponent
+        self.weights = weights / weights.sum()
+        self.cumulative = [np.cumsum((0.05 + c.motion()) ** motion) if motion else None for c in clips]
+        self.spec = self._spec()
+
+    def describe(self) -> str:
+        """What there is, in words."""
+        steps = sum(c.store.steps for c in self.clips)
+        minutes = sum(c.store.steps / c.store.header.fps for c in self.clips) / 60
+        return f"{steps:,} steps ({minutes:.1f} minutes) in {len(self.clips)} stores, {sum(map(len, self.clips)):,} windows"
+
+    def _spec(self) -> DataSpec:
+        specs = [c.spec() for c in self.clips]
+        first, actions = specs[0], {}
+        for c, s in zip(self.clips, specs, strict=True):
+            if (s.latent, s.tokenizer) != (first.latent, first.tokenizer):
+                raise HwmError(
+                    f"{c.store.path} was encoded with {s.tokenizer!r} and {self.clips[0].store.path} with "
+                    f"{first.tokenizer!r}: one model reads one tokenizer; encode them alike"
+                )
+            for name, action in s.actions.items():
+                kind = (action.per_step, action.names)
+                known = actions.setdefault(name, action)
+                if (known.per_step, known.names) != kind:
+                    raise HwmError(f"{c.store.path}: embodiment {name!r} has other actions than in the stores before it")
+        return DataSpec(first.latent, actions, first.tokenizer, first.fps)
+
+    def draw(self, seed: int, step: int, size: int) -> tuple[int, np.ndarray]:
+        """Which store, and which of its windows, make up the global batch of a step."""
+        rng = np.random.default_rng((seed, step))
+        which = int(rng.choice(len(self.clips), p=self.weights))
+        clips, cumulative = self.clips[which], self.cumulative[which]
+        if cumulative is None:
+            return which, rng.integers(len(clips), size=size)
+        return which, np.searchsorted(cumulative, rng.random(size) * cumulative[-1], side="right").clip(max=len(clips) - 1)
+
+    def batch(self, seed: int, step: int, size: int, rank: int = 0, world: int = 1) -> Batch:
+        """This rank's part of the batch of a step; `size` is the global batch size."""
+        if size % world:
+            raise HwmError(f"a batch of {size} does not divide among {world} processes")
+        which, windows = self.draw(seed, step, size)
+        part = size // world
+        return self.clips[which].batch(windows[rank * part : (rank + 1) * part])
+
+    def fixed(self, size: int, batches: int) -> Iterator[Batch]:
+        """Batches that are the same at every call, spread evenly over the data: for validation."""
+        for c in self.clips:
+            windows = np.linspace(0, len(c) - 1, size * batches).round().astype(int)
+            for part in np.array_split(windows, batches):
+                yield c.batch(part)
+
+
+class Stream(IterableDataset):  # type: ignore[type-arg]
+    """The batches of a mixture from a step on, for a dataloader whose workers take turns."""
+
+    def __init__(self, mixture: Mixture, seed: int, start: int, size: int, rank: int, world: int) -> None:
+        self.mixture, self.seed, self.start, self.size, self.rank, self.world = mixture, seed, start, size, rank, world
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = torch.utils.data.get_worker_info()
+        first, hop = (info.id, info.num_workers) if info else (0, 1)
+        step = self.start + first
+        while True:
+            yield self.mixture.batch(self.seed, step, self.size, self.rank, self.world)
+            step += hop
+
+
+def loader(
+    mixture: Mixture, *, seed: int, start: int, size: int, rank: int = 0, world: int = 1, workers: int = 0
+) -> Iterator[Batch]:
+    """An endless iterator over the batches of steps start, start + 1, ..., read ahead by `workers` processes."""
+    stream = Stream(mixture, seed, start, size, rank, world)
+    return iter(StatefulDataLoader(stream, batch_size=None, num_workers=workers))

@@ -1,0 +1,80 @@
+"""Video files in and out: exact frame counts, bounded memory, clear errors. PyAV brings its own FFmpeg."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hwm.types import HwmError
+
+
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float, crf: int = 20, keyframes: int = 30) -> int:
+    """Write uint8 (H, W, 3) frames as H.264 in 4:2:0; returns how many. H and W must be even.
+
+    Raises:
+        HwmError: a frame of odd or changing size, or a file that cannot be written.
+    """
+    from fractions import Fraction
+
+    count, shape = 0, None
+    try:
+        with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+            stream.pix_fmt = "yuv420p"
+            stream.options = {"crf": str(crf), "g": str(keyframes), "preset": "veryfast"}
+            stream.codec_context.thread_count = 1
+            for frame in frames:
+                if shape is None:
+                    shape = frame.shape
+                    if frame.ndim != 3 or shape[0] % 2 or shape[1] % 2:
+                        raise HwmError(f"video frames need even height and width and 3 colours, got {shape}")
+                    stream.height, stream.width = shape[:2]
+                if frame.shape != shape:
+                    raise HwmError(f"frame {count} of {path} has shape {frame.shape}, the first had {shape}")
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")))
+                count += 1
+            container.mux(stream.encode())
+    except (av.FFmpegError, OSError) as error:
+        raise HwmError(f"cannot write the video {path}: {error}") from error
+    return count
+
+
+def read_video(path: str | Path, every: int = 1, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+    """Yield uint8 (H, W, 3) frames start, start + every, ... before `stop`, in order.
+
+    Raises:
+        HwmError: the file is missing or not a video.
+    """
+    if not Path(path).is_file():
+        raise HwmError(f"there is no video {path}")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise HwmError(f"{path} has no video stream")
+            for i, frame in enumerate(container.decode(video=0)):
+                if stop is not None and i >= stop:
+                    return
+                if i >= start and (i - start) % every == 0:
+                    yield frame.to_ndarray(format="rgb24")
+    except av.FFmpegError as error:
+        raise HwmError(f"cannot read the video {path}: {error}") from error
+
+
+def to_video(frames: np.ndarray | list[np.ndarray], size: tuple[int, int]) -> Tensor:
+    """uint8 (F, H, W, 3) -> float (F, 3, *size) in [0, 1], averaged over areas when it shrinks."""
+    x = torch.from_numpy(np.asarray(frames)).permute(0, 3, 1, 2).float() / 255
+    if tuple(x.shape[-2:]) == size:
+        return x
+    shrink = x.shape[-2] >= size[0] and x.shape[-1] >= size[1]
+    return F.interpolate(x, size, mode="area") if shrink else F.interpolate(x, size, mode="bilinear", antialias=True)
+
+
+def to_uint8(video: Tensor) -> np.ndarray:
+    """Float (..., 3, H, W) in [0, 1] -> uint8 (..., H, W, 3)."""
+    return (video.clamp(0, 1) * 255).round().byte().movedim(-3, -1).cpu().numpy()

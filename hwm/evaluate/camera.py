@@ -1,0 +1,109 @@
+"""The pictures of a clip: the camera's own, and those that a tokenizer makes of latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hwm.data.clips import Clips
+from hwm.data.store import Episode
+from hwm.data.video import read_video, to_video
+from hwm.tokenizers.base import Tokenizer
+from hwm.types import HwmError
+
+DECODE_FRAMES = 128
+"""Frames that are decoded at once; a clip is never split."""
+
+
+def episode_of(clips: Clips, index: int) -> Episode:
+    """The episode that a window lies in."""
+    start = int(clips.starts[index])
+    return next(e for e in clips.store.episodes if e.start <= start < e.stop)
+
+
+def frame_numbers(clips: Clips, index: int, steps: int) -> np.ndarray:
+    """Which frames of its episode's video the first `steps` steps of a window show, (F,) with F = latent.frames(steps).
+
+    Step i of an episode is the camera frame i * frames_per_step (`Episode.info`, 1 where it is not given). A latent
+    step of several frames ends at its camera frame, and the earlier ones lie evenly between it and the step before.
+
+    Raises:
+        HwmError: frames would lie between camera frames.
+    """
+    latent = clips.store.header.latent
+    assert latent is not None
+    episode = episode_of(clips, index)
+    per_step = int(episode.info.get("frames_per_step", 1)) * clips.stride
+    if clips.stride > 1 and latent.stride > 1:
+        raise HwmError(
+            f"windows of every {clips.stride}th step cannot be shown: each latent step holds {latent.stride} frames, "
+            "those between would be missing; evaluate with stride 1"
+        )
+    if per_step % latent.stride:
+        raise HwmError(
+            f"{clips.store.path}: a step of episode {episode.id!r} spans {per_step} camera frames and its latent holds "
+            f"{latent.stride}; frames_per_step must be a multiple of the tokenizer's stride"
+        )
+    first = (int(clips.starts[index]) - episode.start) * (per_step // clips.stride)
+    return first + np.arange(latent.frames(steps)) * (per_step // latent.stride)
+
+
+def camera_video(clips: Clips, indices: np.ndarray, steps: int, size: tuple[int, int]) -> Tensor:
+    """Camera frames of the first `steps` steps of these windows, (B, F, 3, *size) in [0, 1].
+
+    Each episode's video is read once for all the windows that lie in it.
+
+    Raises:
+        HwmError: a video is missing or ends too early.
+    """
+    wanted = {int(i): frame_numbers(clips, int(i), steps) for i in indices}
+    episodes = {i: episode_of(clips, i) for i in wanted}
+    videos: dict[int, Tensor] = {}
+    for episode in {e.id: e for e in episodes.values()}.values():
+        mine = [i for i in wanted if episodes[i].id == episode.id]
+        numbers = np.unique(np.concatenate([wanted[i] for i in mine]))
+        path = clips.store.video(episode)
+        keep, frames = set(numbers.tolist()), []
+        first, stop = int(numbers[0]), int(numbers[-1]) + 1
+        for number, frame in enumerate(read_video(path, start=first, stop=stop), first):
+            if number in keep:
+                frames.append(frame)
+        if len(frames) < len(numbers):
+            raise HwmError(
+                f"{path} ends before frame {stop - 1}, which the store's {episode.steps} steps of that episode need; "
+                "the video does not belong to these latents, or frames_per_step is wrong"
+            )
+        video = to_video(frames, size)
+        for i in mine:
+            videos[i] = video[torch.from_numpy(np.searchsorted(numbers, wanted[i]))]
+    return torch.stack([videos[int(i)] for i in indices])
+
+
+def decode(tokenizer: Tokenizer, latents: Tensor, frames: int = DECODE_FRAMES) -> Tensor:
+    """Latents (B, T, ...) -> pictures (B, F, 3, H, W), a bounded number of frames at a time."""
+    latents = latents.to(device_of(tokenizer, latents.device))
+    group = max(1, frames // tokenizer.latent.frames(latents.shape[1]))
+    return torch.cat([tokenizer.decode(part).float() for part in latents.split(group)])
+
+
+def future(video_BFCHW: Tensor, prompt: int, stride: int) -> Tensor:
+    """The frames after the first `prompt` steps, step by step: (B, F, ...) -> (B, T - prompt, stride, ...)."""
+    shown = 1 + (prompt - 1) * stride
+    return video_BFCHW[:, shown:].unflatten(1, (-1, stride))
+
+
+def per_step(metric: Callable[[Tensor, Tensor], Tensor], video_BTFCHW: Tensor, truth_BTFCHW: Tensor) -> Tensor:
+    """A metric of pictures, averaged over the frames of each step: (B, T, F, C, H, W) -> (B, T)."""
+    return metric(video_BTFCHW, truth_BTFCHW.expand_as(video_BTFCHW)).mean(-1)
+
+
+def device_of(thing: Any, default: torch.device) -> torch.device:
+    """Where the weights of a module are; `default` for what has none."""
+    if isinstance(thing, nn.Module):
+        for tensor in [*thing.parameters(), *thing.buffers()]:
+            return tensor.device
+    return default

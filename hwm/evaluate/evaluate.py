@@ -1,0 +1,355 @@
+"""Evaluation of a world model on held-out clips, against the baselines that it has to beat."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from torch import Tensor
+
+from hwm.config import to_json, unknown
+from hwm.data.clips import Clips
+from hwm.data.store import Store
+from hwm.data.video import to_uint8
+from hwm.evaluate import metrics
+from hwm.evaluate.camera import camera_video, decode, device_of, episode_of, future, per_step
+from hwm.evaluate.results import MOVING_DB, Example, Results
+from hwm.evaluate.scenarios import SCENARIOS
+from hwm.evaluate.swaps import SWAPS, Bounds, distance
+from hwm.models.base import WorldModel
+from hwm.tokenizers.base import Tokenizer
+from hwm.types import Batch, HwmError, Prediction
+
+SWAPPED = {"jump_free": "swapped_actions", "random": "random_actions", "other_clip": "other_clip_actions"}
+DELTA = {"jump_free": "delta_psnr", "random": "delta_psnr_random", "other_clip": "delta_psnr_other_clip"}
+"""How the figures of a swap are called."""
+
+
+def evaluate(
+    model: WorldModel,
+    tokenizer: Tokenizer,
+    clips: Clips,
+    *,
+    clips_count: int = 64,
+    prompt: int | None = None,
+    horizon: int = 8,
+    scenarios: Sequence[str] = ("autoregressive",),
+    swaps: Sequence[str] = tuple(SWAPS),
+    batch_size: int = 8,
+    seed: int = 0,
+    sampler: Any = None,
+    examples: int = 4,
+    command: str = "",
+    progress: bool = True,
+) -> Results:
+    """Predict held-out clips and compare with what the camera saw.
+
+    The clips are spread evenly over the store. Everything random follows from `seed`; a model that samples may give
+    other samples at another `batch_size`, nothing else depends on it.
+
+    Args:
+        clips: windows of at least prompt + horizon steps; the first so many of them are used.
+        clips_count: how many windows, at most all.
+        prompt: steps of context; None is all that the model looks back on.
+        horizon: steps to predict.
+        scenarios: names out of `SCENARIOS`; the first is the one that headlines quote.
+        swaps: names out of `SWAPS`.
+        sampler: passed on to the model; None is the model's own.
+        examples: how many clips to keep as pictures.
+        command: recorded in the results.
+        progress: show a progress bar where the output is a terminal.
+
+    Raises:
+        HwmError: clips that are too short, or parts that do not belong together.
+    """
+    prompt = model.config.past if prompt is None else prompt
+    _check(model, tokenizer, clips, prompt, horizon, scenarios, swaps)
+    count = min(clips_count, len(clips))
+    indices = np.unique(np.linspace(0, len(clips) - 1, count).round().astype(int))
+    run = _Run(model, tokenizer, clips, prompt, horizon, sampler, seed, examples)
+    wrong = run.wrong_actions(indices, batch_size, swaps)
+
+    parts: dict[str, list[dict[str, np.ndarray | None]]] = {name: [] for name in scenarios}
+    seconds: dict[str, list[float]] = {name: [] for name in scenarios}
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), _progress(len(indices) * len(scenarios), progress) as advance:
+            for first in range(0, len(indices), batch_size):
+                rows = slice(first, first + batch_size)
+                shown = run.look(indices[rows])
+                for name in scenarios:
+                    figures, took = run.score(name, shown, {k: v[rows] for k, v in wrong.items()}, first)
+                    parts[name].append(figures)
+                    seconds[name].append(took)
+                    advance(len(indices[rows]))
+    finally:
+        model.train(training)
+
+    joined = {name: _join(p) for name, p in parts.items()}
+    first_scenario = joined[scenarios[0]]
+    copy = first_scenario["psnr_copy"]
+    assert copy is not None
+    spec = clips.spec()
+    return Results(
+        model=str(getattr(model, "name", type(model).__name__)),
+        parameters=sum(p.numel() for p in model.parameters()),
+        embodiment=clips.embodiment,
+        store=clips.store.path.name,
+        tokenizer=tokenizer.id,
+        prompt=prompt,
+        horizon=horizon,
+        seed=seed,
+        batch_size=batch_size,
+        sampler=_describe(sampler),
+        device=_device_name(run.device),
+        torch=torch.__version__,
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        reference="camera" if clips.store.has_video else "reconstruction",
+        steps_per_second=spec.fps,
+        frames_per_step=spec.latent.stride,
+        moving=copy[:, -1] < MOVING_DB,
+        figures=joined,
+        seconds_per_step={name: float(np.median(values)) for name, values in seconds.items()},
+        swap_distance=run.swap_distance,
+        examples=[example for _, example in run.examples],
+        command=command,
+    )
+
+
+class _Look:
+    """A batch of clips with the pictures that predictions are compared with, computed once for all scenarios."""
+
+    def __init__(self, indices: np.ndarray, batch: Batch, camera: Tensor, reconstruction: Tensor, prompt: int) -> None:
+        stride = (camera.shape[1] - 1) // max(1, batch.latents.shape[1] - 1)
+        last = (prompt - 1) * stride
+        self.indices, self.batch, self.prompt, self.stride = indices, batch, prompt, max(1, stride)
+        self.camera, self.reconstruction = camera, reconstruction
+        self.truth = future(camera, prompt, self.stride)
+        self.rebuilt = future(reconstruction, prompt, self.stride)
+        copy, copy_rebuilt = camera[:, None, last : last + 1], reconstruction[:, None, last : last + 1]
+        target = batch.latents[:, prompt:]
+        kept = batch.latents[:, prompt - 1 : prompt].expand_as(target)
+        self.figures: dict[str, np.ndarray | None] = {"accuracy_copy": _numpy(metrics.accuracy(kept, target))}
+        for name, metric in (("psnr", metrics.psnr), ("ssim", metrics.ssim)):
+            self.figures[f"{name}_copy"] = _numpy(per_step(metric, copy.expand_as(self.truth), self.truth))
+            self.figures[f"{name}_copy_reconstruction"] = _numpy(
+                per_step(metric, copy_rebuilt.expand_as(self.truth), self.truth)
+            )
+            self.figures[f"{name}_reconstruction"] = _numpy(per_step(metric, self.rebuilt, self.truth))
+
+
+class _Run:
+    """The parts of one evaluation that its batches share."""
+
+    def __init__(
+        self,
+        model: WorldModel,
+        tokenizer: Tokenizer,
+        clips: Clips,
+        prompt: int,
+        horizon: int,
+        sampler: Any,
+        seed: int,
+        examples: int,
+    ) -> None:
+        self.model, self.tokenizer, self.clips, self.sampler = model, tokenizer, clips, sampler
+        self.prompt, self.steps, self.seed = prompt, prompt + horizon, seed
+        self.device = device_of(model, torch.device("cpu"))
+        self.swap_distance: dict[str, np.ndarray] = {}
+        self.examples: list[tuple[tuple[bool, float], Example]] = []
+        self.examples_wanted = examples
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        return self.clips.batch(indices).window(0, self.steps, self.steps)
+
+    def wrong_actions(self, indices: np.ndarray, batch_size: int, swaps: Sequence[str]) -> dict[str, Tensor]:
+        """Swapped actions of all clips at once, (N, T, K, A) each: they do not depend on the batches."""
+        groups = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+        actions = torch.cat([self.batch(group).actions for group in groups])
+        spec = self.clips.spec().actions[self.clips.embodiment]
+        bounds = action_bounds(self.clips.store)
+        wrong = {}
+        for number, name in enumerate(swaps):
+            generator = torch.Generator().manual_seed(self.seed * 1009 + number)
+            wrong[name] = SWAPS[name](actions, self.prompt, spec, generator, bounds)
+            self.swap_distance[name] = distance(actions, wrong[name], self.prompt, spec).numpy()
+        return wrong
+
+    def look(self, indices: np.ndarray) -> _Look:
+        batch = self.batch(indices).to(self.device)
+        reconstruction = decode(self.tokenizer, batch.latents).to(self.device)
+        camera = reconstruction
+        if self.clips.store.has_video:
+            camera = camera_video(self.clips, indices, self.steps, self.tokenizer.size).to(self.device)
+        return _Look(indices, batch, camera, reconstruction, self.prompt)
+
+    def predict(self, scenario: str, batch: Batch, first: int, logits: bool) -> tuple[Prediction, float]:
+        """A prediction, always with the same random numbers for the same clips, and its seconds a step and clip."""
+        generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + first)
+        _wait(self.device)
+        start = time.perf_counter()
+        prediction = SCENARIOS[scenario](
+            self.model, batch, self.prompt, sampler=self.sampler, logits=logits, generator=generator
+        )
+        _wait(self.device)
+        took = (time.perf_counter() - start) / (len(batch.latents) * (self.steps - self.prompt))
+        return prediction, took
+
+    def video(self, shown: _Look, prediction: Prediction) -> Tensor:
+        """Context and prediction, decoded in one piece: tokenizers may be causal over a clip. (B, F, 3, H, W)"""
+        latents = torch.cat([shown.batch.latents[:, : self.prompt], prediction.latents], 1)
+        return decode(self.tokenizer, latents).to(self.device)
+
+    def score(
+        self, scenario: str, shown: _Look, wrong: dict[str, Tensor], first: int
+    ) -> tuple[dict[str, np.ndarray | None], float]:
+        """All figures of one batch in one scenario, each (B, T), and seconds a step and clip."""
+        batch, truth = shown.batch, shown.truth
+        prediction, took = self.predict(scenario, batch, first, logits=True)
+        target = batch.latents[:, self.prompt :]
+        video = self.video(shown, prediction)
+        pictures = future(video, self.prompt, shown.stride)
+        out = dict(shown.figures)
+        for name, metric in (("psnr", metrics.psnr), ("ssim", metrics.ssim)):
+            out[name] = _numpy(per_step(metric, pictures, truth))
+            out[f"{name}_reconstruction_reference"] = _numpy(per_step(metric, pictures, shown.rebuilt))
+        out["ce"] = _numpy(metrics.cross_entropy(prediction, target))
+        out["accuracy"] = _numpy(metrics.accuracy(prediction.latents, target))
+        swapped = None
+        for swap, actions in wrong.items():
+            # the same random numbers, so that only the actions differ; no logits, so that its time is that of playing
+            other, took = self.predict(scenario, replace(batch, actions=actions.to(self.device)), first, logits=False)
+            other_video = self.video(shown, other)
+            swapped = other_video if swap == "jump_free" else swapped
+            out[f"psnr_{SWAPPED[swap]}"] = _numpy(
+                per_step(metrics.psnr, future(other_video, self.prompt, shown.stride), truth)
+            )
+            out[DELTA[swap]] = out["psnr"] - out[f"psnr_{SWAPPED[swap]}"]
+        for baseline in ("copy", "copy_reconstruction"):
+            out[f"gain_{baseline}"] = out["psnr"] - out[f"psnr_{baseline}"]
+            out[f"win_rate_{baseline}"] = (out["psnr"] > out[f"psnr_{baseline}"]).astype(np.float64)
+        self._keep(shown, video, swapped, out)
+        return out, took
+
+    def _keep(self, shown: _Look, video: Tensor, swapped: Tensor | None, figures: dict[str, np.ndarray | None]) -> None:
+        """Remember a few clips: a random choice of the moving ones, then of the others; scores play no part."""
+        psnr, copy = figures["psnr"], figures["psnr_copy"]
+        assert psnr is not None and copy is not None
+        for i, index in enumerate(shown.indices):
+            moving = bool(copy[i, -1] < MOVING_DB)
+            key = (not moving, float(np.random.default_rng((self.seed, int(index))).random()))
+            taken = sorted(k for k, _ in self.examples)[: self.examples_wanted]
+            if key in taken or (len(taken) == self.examples_wanted and (not taken or key > taken[-1])):
+                continue  # a later scenario shows the same clips; the first one's pictures are kept
+            episode = episode_of(self.clips, int(index))
+            example = Example(
+                episode=episode.id,
+                start=int(self.clips.starts[index]) - episode.start,
+                moving=moving,
+                context=video.shape[1] - shown.truth.shape[1] * shown.stride,
+                truth=to_uint8(shown.camera[i]),
+                prediction=to_uint8(video[i]),
+                swapped=None if swapped is None else to_uint8(swapped[i]),
+                psnr=psnr[i],
+                psnr_copy=copy[i],
+            )
+            self.examples = sorted([*self.examples, (key, example)], key=lambda pair: pair[0])[: self.examples_wanted]
+
+
+def action_bounds(store: Store) -> Bounds:
+    """Lowest and highest value of each action dimension of a store, read in pieces."""
+    flat = store.actions.reshape(-1, store.actions.shape[-1])
+    low, high = np.full(flat.shape[1], np.inf), np.full(flat.shape[1], -np.inf)
+    for i in range(0, len(flat), 1 << 16):
+        part = flat[i : i + (1 << 16)]
+        low, high = np.minimum(low, part.min(0)), np.maximum(high, part.max(0))
+    return Bounds(torch.from_numpy(low).float(), torch.from_numpy(high).float())
+
+
+def _check(
+    model: WorldModel,
+    tokenizer: Tokenizer,
+    clips: Clips,
+    prompt: int,
+    horizon: int,
+    scenarios: Sequence[str],
+    swaps: Sequence[str],
+) -> None:
+    """Raise `HwmError` for parts that do not belong together, before anything is computed."""
+    for kind, names, known in (("scenario", scenarios, SCENARIOS), ("action swap", swaps, SWAPS)):
+        for name in names:
+            if name not in known:
+                raise unknown(kind, name, known)
+    if not scenarios:
+        raise HwmError(f"name at least one scenario: {', '.join(SCENARIOS)}")
+    if prompt < 1 or horizon < 1:
+        raise HwmError(f"prompt and horizon must be at least 1, got {prompt} and {horizon}")
+    if clips.length < prompt + horizon:
+        raise HwmError(
+            f"windows of {clips.length} steps are too short for {prompt} steps of context and {horizon} to predict: "
+            f"make them {prompt + horizon} long"
+        )
+    header = clips.store.header
+    if tokenizer.latent != header.latent:
+        raise HwmError(f"{clips.store.path} holds {header.latent}, the tokenizer {tokenizer.id!r} makes {tokenizer.latent}")
+    for owner, name in ((f"the store {clips.store.path}", header.tokenizer), ("the model", model.spec.tokenizer)):
+        if name and tokenizer.id and name != tokenizer.id:
+            raise HwmError(f"{owner} was made with the tokenizer {name!r}, not with {tokenizer.id!r}")
+    model.check(clips.batch([0]))
+
+
+def _join(parts: list[dict[str, np.ndarray | None]]) -> dict[str, np.ndarray | None]:
+    """Figures of batches -> figures of all clips; a figure that one batch lacks is lacking."""
+    out: dict[str, np.ndarray | None] = {}
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        present = [v for v in values if v is not None]
+        out[name] = np.concatenate(present) if len(present) == len(values) else None
+    return out
+
+
+def _numpy(values: Tensor | None) -> Any:
+    return None if values is None else values.double().cpu().numpy()
+
+
+def _describe(sampler: Any) -> Any:
+    try:
+        return to_json(sampler)
+    except TypeError:
+        return repr(sampler)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class _Rate(ProgressColumn):
+    """Clips a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} clips/s" if task.speed else "", style="progress.data.speed")
+
+
+@contextmanager
+def _progress(total: int, wanted: bool) -> Iterator[Any]:
+    """A function that moves the bar on; there is no bar where the output is not a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("evaluate"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not (wanted and console.is_terminal), transient=True) as bar:
+        task = bar.add_task("evaluate", total=total)
+        yield lambda n: bar.advance(task, n)

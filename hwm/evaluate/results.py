@@ -1,0 +1,287 @@
+"""What an evaluation found: a figure for every clip and step, and the means that are quoted from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from hwm.data.store import write_atomically
+
+MOVING_DB = 20.0
+"""A clip moves when the copy of its last context frame scores below this at the last step of the horizon."""
+
+MOVING_RULE = (
+    f"A clip counts as moving when its last context frame, repeated, scores below {MOVING_DB:g} dB PSNR against the truth "
+    "at the last step of the horizon. The rule looks at the recording only, never at a prediction."
+)
+
+LABELS = {
+    "psnr": "prediction",
+    "psnr_copy": "copy of the last camera frame",
+    "psnr_copy_reconstruction": "copy of its reconstruction",
+    "psnr_reconstruction": "tokenizer (ceiling)",
+    "psnr_swapped_actions": "prediction, swapped actions",
+    "psnr_reconstruction_reference": "prediction against reconstruction",
+    "ssim": "prediction",
+    "ssim_copy": "copy of the last camera frame",
+    "ssim_copy_reconstruction": "copy of its reconstruction",
+    "ssim_reconstruction": "tokenizer (ceiling)",
+    "ssim_reconstruction_reference": "prediction against reconstruction",
+    "delta_psnr": "delta-PSNR, jump-free swap",
+    "delta_psnr_other_clip": "delta-PSNR, other clip's actions",
+    "delta_psnr_random": "delta-PSNR, random actions",
+    "win_rate_copy": "clips won against the copy",
+    "win_rate_copy_reconstruction": "clips won against its reconstruction",
+    "ce": "cross-entropy",
+    "accuracy": "token accuracy",
+    "accuracy_copy": "token accuracy of the copy",
+}
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "PSNR in dB": (
+        "psnr", "psnr_copy", "psnr_copy_reconstruction", "psnr_reconstruction", "psnr_swapped_actions",
+        "psnr_reconstruction_reference",
+    ),
+    "delta-PSNR in dB: how much wrong actions cost": ("delta_psnr", "delta_psnr_other_clip", "delta_psnr_random"),
+    "SSIM": (
+        "ssim", "ssim_copy", "ssim_copy_reconstruction", "ssim_reconstruction", "ssim_reconstruction_reference",
+    ),
+    "share of clips won": ("win_rate_copy", "win_rate_copy_reconstruction"),
+    "tokens": ("ce", "accuracy", "accuracy_copy"),
+}  # fmt: skip
+"""The figures in the order of the tables."""
+
+CONTESTS = (
+    ("psnr", "psnr_copy", "psnr_copy_reconstruction"),
+    ("ssim", "ssim_copy", "ssim_copy_reconstruction"),
+    ("accuracy", "accuracy_copy"),
+)
+"""Rows that compete; the best of them is marked. Ceilings and swapped actions do not compete."""
+
+
+@dataclass
+class Example:
+    """One clip, for showing.
+
+    Attributes:
+        episode, start: where it is from: episode and its first step there.
+        moving: whether it counts as moving.
+        context: how many of the frames are context.
+        truth, prediction, swapped: (F, H, W, 3) uint8; the context of `prediction` and `swapped` is what the model
+            saw, the tokenizer's reconstruction. `swapped` is None when that swap was not evaluated.
+        psnr, psnr_copy: dB of each predicted step, (T,).
+    """
+
+    episode: str
+    start: int
+    moving: bool
+    context: int
+    truth: np.ndarray
+    prediction: np.ndarray
+    swapped: np.ndarray | None
+    psnr: np.ndarray
+    psnr_copy: np.ndarray
+
+
+@dataclass
+class Results:
+    """Figures of N clips over a horizon of T steps. Figures are kept clip by clip, (N, T); `json` gives means.
+
+    Attributes:
+        model, parameters, embodiment, store, tokenizer: what was evaluated, on what.
+        prompt, horizon: steps of context, and steps predicted.
+        seed, batch_size, sampler, device, torch, date: how.
+        reference: what predictions are compared with, `camera` or, for a store without video, `reconstruction`.
+        steps_per_second, frames_per_step: of the latents.
+        moving: (N,) bool, see `MOVING_RULE`.
+        figures: scenario -> name -> (N, T), or None for a figure that does not apply.
+        seconds_per_step: scenario -> wall time of one step of one clip at `batch_size`, without decoding.
+        swap_distance: swap -> (N, T), see `swaps.distance`.
+        examples: some clips to look at, drawn at random among the moving ones without regard to any score.
+        command: how it was started, where that is known.
+    """
+
+    model: str
+    parameters: int
+    embodiment: str
+    store: str
+    tokenizer: str
+    prompt: int
+    horizon: int
+    seed: int
+    batch_size: int
+    sampler: Any
+    device: str
+    torch: str
+    date: str
+    reference: str
+    steps_per_second: float
+    frames_per_step: int
+    moving: np.ndarray
+    figures: dict[str, dict[str, np.ndarray | None]]
+    seconds_per_step: dict[str, float]
+    swap_distance: dict[str, np.ndarray] = field(default_factory=dict)
+    examples: list[Example] = field(default_factory=list)
+    command: str = ""
+
+    @property
+    def clips(self) -> int:
+        return len(self.moving)
+
+    @property
+    def scenario(self) -> str:
+        """The first scenario: the one that the flat keys of `json` are of."""
+        return next(iter(self.figures))
+
+    def mean(self, name: str, moving: bool = False, scenario: str | None = None) -> list[float] | None:
+        """Mean over the clips, by step; None for a figure that does not apply or when no clip moves."""
+        values = self._values(name, moving, scenario)
+        return None if values is None or not len(values) else [float(v) for v in values.mean(0)]
+
+    def stderr(self, name: str, moving: bool = False, scenario: str | None = None) -> list[float] | None:
+        """Standard error of that mean, by step, taking the clips as independent; None for fewer than two clips."""
+        values = self._values(name, moving, scenario)
+        if values is None or len(values) < 2:
+            return None
+        return [float(v) for v in values.std(0, ddof=1) / np.sqrt(len(values))]
+
+    def overall(self, name: str, moving: bool = False, scenario: str | None = None) -> tuple[float, float] | None:
+        """Mean over clips and steps, and its standard error over clips (nan for a single clip)."""
+        values = self._values(name, moving, scenario)
+        if values is None or not len(values):
+            return None
+        each = values.mean(1)
+        spread = float(each.std(ddof=1) / np.sqrt(len(each))) if len(each) > 1 else float("nan")
+        return float(each.mean()), spread
+
+    def _values(self, name: str, moving: bool, scenario: str | None) -> np.ndarray | None:
+        values = self.figures[scenario or self.scenario].get(name)
+        return values if values is None or not moving else values[self.moving]
+
+    # ------------------------------------------------------------------ out
+    def json(self) -> dict[str, Any]:
+        """Everything but the pictures as plain values: lists go over the steps of the horizon."""
+        about = {
+            name: getattr(self, name)
+            for name in (
+                "model", "parameters", "embodiment", "store", "tokenizer", "prompt", "horizon", "seed", "batch_size",
+                "device", "torch", "date", "reference", "steps_per_second", "frames_per_step", "command",
+            )
+        }  # fmt: skip
+        return {
+            **about,
+            "sampler": self.sampler,
+            "scenario": self.scenario,
+            "scenarios": list(self.figures),
+            "clips": self.clips,
+            "clips_moving": int(self.moving.sum()),
+            "share_moving": _plain(float(self.moving.mean())),
+            "moving_rule": MOVING_RULE,
+            **self._means(False, self.scenario),
+            "moving": self._means(True, self.scenario),
+            "seconds_per_step": self.seconds_per_step[self.scenario],
+            "swap_distance": {k: [_plain(float(x)) for x in v.mean(0)] for k, v in self.swap_distance.items()},
+            "by_scenario": {
+                name: {
+                    **self._means(False, name),
+                    "moving": self._means(True, name),
+                    "seconds_per_step": self.seconds_per_step[name],
+                }
+                for name in self.figures
+            },
+        }
+
+    def _means(self, moving: bool, scenario: str) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for name in self.figures[scenario]:
+            mean = self.mean(name, moving, scenario)
+            by_step = None if mean is None else [_plain(v) for v in mean]
+            if name in ("ce", "accuracy", "accuracy_copy"):
+                out[name] = None if mean is None else _plain(float(np.mean(mean)))
+                out[f"{name}_by_step"] = by_step
+            else:
+                out[name] = by_step
+            if name in ("psnr", "gain_copy", "gain_copy_reconstruction") or name.startswith("delta_psnr"):
+                error = self.stderr(name, moving, scenario)
+                out[f"{name}_stderr"] = None if error is None else [_plain(v) for v in error]
+        return out
+
+    def save(self, path: str | Path) -> Path:
+        """Write `json` to a file, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (json.dumps(self.json(), indent=1, allow_nan=False) + "\n").encode())
+        return path
+
+    def table(self) -> Group:
+        """Tables for a terminal: the model among its baselines, for all clips and for those that move."""
+        parts: list[Any] = []
+        for scenario in self.figures:
+            for moving in (False, True):
+                count = int(self.moving.sum()) if moving else self.clips
+                of = f"{count} of {self.clips} clips that move" if moving else f"all {count} clips"
+                title = f"{self.model}  {scenario.replace('_', ' ')}  {of}"
+                parts += [self._table(scenario, moving, title)] if count else [Text(f"{title}: none")]
+            parts.append(Text(f"{self.seconds_per_step[scenario] * 1e3:.1f} ms a step and clip at batch {self.batch_size}"))
+        parts.append(Text(MOVING_RULE, style="dim"))
+        parts.append(Text("* best of the rows that compete; ceilings and swapped actions do not compete", style="dim"))
+        if self.reference != "camera":
+            parts.append(Text("The store has no video: the decoded latents stand in for the camera.", style="yellow"))
+        return Group(*parts)
+
+    def _table(self, scenario: str, moving: bool, title: str) -> Table:
+        columns = shown_steps(self.horizon)
+        table = Table(title=title, title_justify="left")
+        table.add_column("step")
+        for step in columns:
+            table.add_column(str(step + 1), justify="right")
+        for group, names in GROUPS.items():
+            rows = {name: self.mean(name, moving, scenario) for name in names}
+            present = {name: row for name, row in rows.items() if row is not None}
+            if not present:
+                continue
+            table.add_section()
+            table.add_row(Text(group, style="bold"))
+            for name, row in present.items():
+                cells = [_cell(name, row[t], name in best(present, t)) for t in columns]
+                table.add_row(Text(f"  {LABELS[name]}"), *cells)
+        return table
+
+
+def best(rows: Mapping[str, Sequence[float]], step: int) -> set[str]:
+    """Names of the rows that are the best of their contest at a step; ties within a thousandth share it."""
+    winners: set[str] = set()
+    for contest in CONTESTS:
+        values = {name: rows[name][step] for name in contest if name in rows}
+        if len(values) > 1:
+            top = max(values.values())
+            winners |= {name for name, value in values.items() if value > top - 1e-3}
+    return winners
+
+
+def shown_steps(horizon: int, most: int = 8) -> list[int]:
+    """At most `most` steps of a horizon, the first and the last among them, counted from 0."""
+    return sorted({int(round(x)) for x in np.linspace(0, horizon - 1, min(most, horizon))})
+
+
+def digits(name: str) -> int:
+    """Decimals that a figure is quoted with."""
+    return 3 if name.startswith(("ssim", "accuracy")) else 2
+
+
+def _cell(name: str, value: float, wins: bool) -> Text:
+    style = "bold green" if wins else "red" if name.startswith("delta") and value <= 0 else ""
+    return Text(f"{value:.{digits(name)}f}" + ("*" if wins else " "), style=style)
+
+
+def _plain(value: float) -> float | None:
+    """A number as JSON knows it: rounded, and None for what is not finite."""
+    return round(value, 5) if np.isfinite(value) else None

@@ -1,0 +1,63 @@
+"""Finding models and tokenizers: shipped ones by name, own ones by folder."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import torch
+
+from hwm.assets import ROOT
+from hwm.config import unknown
+from hwm.models import WorldModel
+from hwm.tokenizers.base import Pixels, Tokenizer
+from hwm.train.checkpoint import load_model
+from hwm.types import HwmError
+
+MODELS = {"masked_hwm_mini": ROOT / "masked_hwm_mini"}
+TOKENIZERS = {"tiny": ROOT / "tiny"}
+
+
+def load(name: str | Path = "masked_hwm_mini", device: torch.device | str = "cpu") -> WorldModel:
+    """A world model: a shipped one by name, a checkpoint folder, or a run (its newest checkpoint)."""
+    module = load_model(_find("model", name, MODELS), device)
+    if not isinstance(module, WorldModel):
+        raise HwmError(f"{name} is a checkpoint of a {module.name!r}, not of a world model")
+    return module
+
+
+def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu") -> Tokenizer:
+    """A tokenizer: a shipped one by name (or the identity a store recorded), a folder, or `pixels-HxW`."""
+    text = str(name)
+    if text.startswith("pixels-"):
+        try:
+            height, width = (int(x) for x in text.removeprefix("pixels-").split("x"))
+        except ValueError:
+            raise HwmError(f"{text!r} is not a size of pictures; write for example pixels-128x128") from None
+        return Pixels((height, width))
+    base, _, fingerprint = text.partition("@")
+    folder = _find("tokenizer", base, TOKENIZERS)
+    module = load_model(folder, device)
+    if not isinstance(module, Tokenizer):
+        raise HwmError(f"{name} is a checkpoint of a {module.name!r}, not of a tokenizer")
+    module.id = f"{base}@{weights_fingerprint(module)}"
+    if fingerprint and module.id != text:
+        raise HwmError(f"{text} is wanted, but the weights at {folder} are {module.id}: latents of one mean nothing to the other")
+    return module
+
+
+def weights_fingerprint(module: torch.nn.Module) -> str:
+    """Eight hex digits that tell apart weights, at the half precision in which they may be stored."""
+    value = 0
+    for key, tensor in sorted(module.state_dict().items()):
+        value = zlib.crc32(tensor.detach().cpu().to(torch.float16).contiguous().numpy().tobytes(), zlib.crc32(key.encode(), value))
+    return f"{value:08x}"
+
+
+def _find(kind: str, name: str | Path, shipped: dict[str, Path]) -> Path:
+    if str(name) in shipped:
+        return shipped[str(name)]
+    path = Path(name)
+    if not path.exists():
+        raise unknown(kind, str(name), shipped)
+    return path

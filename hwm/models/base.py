@@ -1,0 +1,105 @@
+"""The one interface of every world model: a loss on a batch, and a prediction of the steps a batch is missing."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hwm.config import Config, Trainable
+from hwm.types import Batch, HwmError, Prediction
+
+
+class WorldModel(Trainable):
+    """Predicts latent steps from the steps before them and the actions that lead to them."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Config):
+        """
+        Attributes:
+            past: most latent steps the model looks back on when it predicts.
+            horizon: steps that one `predict` fills in at once.
+            hop: how far a rollout moves the window when it is full; 1 keeps it full, more lets a cache live on.
+        """
+
+        past: int = 2
+        horizon: int = 1
+        hop: int = 1
+
+    config: Any
+
+    @abstractmethod
+    def predict(
+        self,
+        batch: Batch,
+        *,
+        sampler: Any = None,
+        logits: bool = False,
+        cache: object | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Prediction:
+        """Fill in the `batch.missing` steps, at most `config.horizon` of them.
+
+        Args:
+            batch: latents of at most `config.past` steps, and actions of those and of the missing steps.
+            sampler: how to sample, in the model family's own terms; None is the config's.
+            logits: also return token logits of the first look at each missing step, where the model has them.
+            cache: `Prediction.cache` of an earlier call whose window began at the same step.
+            generator: source of randomness; None is torch's global one.
+        """
+
+    def window_start(self, done: int) -> int:
+        """First step of the window that predicts step `done` of a rollout: a function of `done` alone, so that a
+        rollout with a cache sees exactly what one without sees."""
+        overflow = done - self.config.past
+        return max(0, -(-overflow // self.config.hop) * self.config.hop)
+
+    @torch.inference_mode()
+    def rollout(
+        self,
+        batch: Batch,
+        *,
+        sampler: Any = None,
+        logits: bool = False,
+        use_cache: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> Prediction:
+        """Predict every missing step, `horizon` at a time, each from the model's own earlier predictions."""
+        done, total = batch.latents.shape[1], batch.actions.shape[1]
+        latents, parts, cache, cached_start = batch.latents, [], None, -1
+        while done < total:
+            start, stop = self.window_start(done), min(done + self.config.horizon, total)
+            window = Batch(latents[:, start:done], batch.actions[:, start:stop], batch.embodiment)
+            cache = cache if use_cache and start == cached_start else None
+            part = self.predict(window, sampler=sampler, logits=logits, cache=cache, generator=generator)
+            cache, cached_start = part.cache, start
+            latents, done = torch.cat([latents, part.latents], 1), stop
+            parts.append(part)
+        return join(parts)
+
+    def check(self, batch: Batch) -> None:
+        """Raise `HwmError` when the batch does not fit the spec this model was built for."""
+        spec = self.spec.latent
+        if batch.embodiment not in self.spec.actions:
+            raise HwmError(f"the model knows the embodiments {sorted(self.spec.actions)}, not {batch.embodiment!r}")
+        action = self.spec.actions[batch.embodiment]
+        if tuple(batch.actions.shape[2:]) != (action.per_step, action.dim):
+            raise HwmError(
+                f"actions of {batch.embodiment!r} have {action.per_step} x {action.dim} values a step, "
+                f"got shape {tuple(batch.actions.shape)}"
+            )
+        if tuple(batch.latents.shape[-2:]) != spec.grid:
+            raise HwmError(f"latents have a grid of {spec.grid}, got shape {tuple(batch.latents.shape)}")
+        if batch.missing < 0:
+            raise HwmError(f"{batch.latents.shape[1]} latent steps but only {batch.actions.shape[1]} steps of actions")
+
+
+def join(parts: list[Prediction]) -> Prediction:
+    """Predictions of consecutive steps as one."""
+    logits = [p.logits for p in parts]
+    joined = torch.cat([x for x in logits if x is not None], 1) if all(x is not None for x in logits) else None
+    latents: Tensor = torch.cat([p.latents for p in parts], 1)
+    return Prediction(latents, joined, parts[0].levels)

@@ -1,0 +1,164 @@
+"""What all masked-token world models share: embedding, head, the loss, and MaskGIT sampling.
+
+Shape suffixes: B batch, T latent step, P past step, H missing (target) step, S = H*W cells, D width, V logits.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hwm.models.base import WorldModel
+from hwm.nn.tokens import DigitEmbedding, DigitHead, TokenEmbedding, TokenHead
+from hwm.objectives import maskgit
+from hwm.objectives.maskgit import MaskGITSampler
+from hwm.types import Batch, DataSpec, HwmError, Prediction
+
+
+class MaskedModel(WorldModel):
+    """Guesses masked tokens of future steps from the past, the actions, and the tokens that are not masked.
+
+    A backbone says what is observed once (`observe`), and what one look at the missing steps shows (`look`). The loss
+    is one look at partly masked future steps; sampling is a few looks, each at fewer masked cells.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(WorldModel.Config):
+        """
+        Attributes:
+            dim, depth, heads, mlp_ratio: width, blocks, attention heads, and how much wider the MLPs are.
+            mlp_drop: dropout in the MLPs (0.4 in the released configs, of which the paper does not speak).
+            max_corrupt: past and visible tokens are replaced at random at a rate of U(0, max_corrupt).
+            non_mlm: probability of the training mode that is closer to autoregressive; see `maskgit.mask_future`.
+            fully_masked: share of the future steps that are masked whole in training, as at the first look.
+            label_smoothing: of the cross-entropy.
+            factorized: embed and predict the digits that ids are made of (`LatentSpec.levels`) instead of whole ids.
+            sampler: how missing steps are filled in unless a call says otherwise.
+        """
+
+        dim: int = 512
+        depth: int = 24
+        heads: int = 8
+        mlp_ratio: float = 4.0
+        mlp_drop: float = 0.0
+        max_corrupt: float = 0.2
+        non_mlm: float = 0.5
+        fully_masked: float = 0.0
+        label_smoothing: float = 0.0
+        factorized: bool = False
+        sampler: MaskGITSampler = MaskGITSampler()
+
+    parallel = False
+
+    def __init__(self, config: Any, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        if spec.latent.vocab is None:
+            raise HwmError(f"{type(self).__name__} needs discrete latents, and this data has {spec.latent.channels} channels")
+        if config.factorized and not spec.latent.levels:
+            raise HwmError("factorized=True needs token ids made of digits, and this tokenizer's spec names no levels")
+        self.vocab: int = spec.latent.vocab
+        self.embed, self.head = self.make_embedding(), self.make_head()
+
+    def make_embedding(self) -> nn.Module:
+        c = self.config
+        return DigitEmbedding(self.spec.latent.levels, c.dim) if c.factorized else TokenEmbedding(self.vocab, c.dim)
+
+    def make_head(self) -> Any:
+        c = self.config
+        return DigitHead(self.spec.latent.levels, c.dim) if c.factorized else TokenHead(self.vocab, c.dim)
+
+    @abstractmethod
+    def observe(self, ids_BPS: Tensor, actions_BTKA: Tensor, embodiment: str, missing: int, cache: Any = None) -> Any:
+        """All that the looks at the last `missing` steps need of the past, and of the actions up to the last of them."""
+
+    @abstractmethod
+    def look(self, window: Any, ids_BHS: Tensor, masked_BHS: Tensor) -> Tensor:
+        """Hidden states (B, H, S, D) of the missing steps, of which some tokens are known and others masked."""
+
+    def cache_of(self, window: Any) -> object | None:
+        """What of an observed window the next prediction may reuse."""
+        return None
+
+    def split(self, ids_BTS: Tensor) -> tuple[Tensor, Tensor]:
+        """A training clip as the past it shows and the steps it asks for."""
+        past = ids_BTS.shape[1] - self.config.horizon
+        if past < 1:
+            raise HwmError(
+                f"a clip of {ids_BTS.shape[1]} steps has no past before its horizon of {self.config.horizon}: "
+                f"train on clips of past + horizon = {self.config.past + self.config.horizon} steps"
+            )
+        return ids_BTS[:, :past], ids_BTS[:, past:]
+
+    def corrupt_and_mask(self, ids_BTS: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The past shown (B, P, S), the future shown (B, H, S), and where it is masked (B, H, S)."""
+        c, batch = self.config, ids_BTS.shape[0]
+        past_BPS, future_BHS = self.split(ids_BTS)
+        # In the parallel layout each target is the only missing step of a window of its own.
+        windows = future_BHS.flatten(0, 1)[:, None] if self.parallel else future_BHS
+        shown, masked = maskgit.mask_future(
+            windows, self.vocab, non_mlm=c.non_mlm, fully_masked=c.fully_masked, generator=generator
+        )
+        rate_B11 = maskgit.corruption_rate(batch, c.max_corrupt, ids_BTS.device, generator)
+        past_BPS = maskgit.corrupt(past_BPS, rate_B11, self.vocab, generator)
+        shown_BHS = maskgit.corrupt(shown.view_as(future_BHS), rate_B11, self.vocab, generator)
+        return past_BPS, shown_BHS, masked.view_as(future_BHS)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean cross-entropy of masked tokens in nats; the batch is a whole clip, and nothing of it is missing."""
+        self.check(batch)
+        ids_BTS = batch.latents.flatten(2)
+        actions = batch.actions[:, : ids_BTS.shape[1]]
+        past_BPS, shown_BHS, masked_BHS = self.corrupt_and_mask(ids_BTS)
+        window = self.observe(past_BPS, actions, batch.embodiment, shown_BHS.shape[1])
+        hidden_BHSD = self.look(window, shown_BHS, masked_BHS)
+        loss, accuracy = self.head.loss(hidden_BHSD, self.split(ids_BTS)[1], masked_BHS, self.config.label_smoothing)
+        return loss, {"accuracy": accuracy, "masked": masked_BHS.float().mean()}
+
+    @torch.no_grad()
+    def predict(
+        self,
+        batch: Batch,
+        *,
+        sampler: MaskGITSampler | None = None,
+        logits: bool = False,
+        cache: object | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Prediction:
+        """MaskGIT: all missing steps start masked; each look draws every masked token and keeps some of them.
+
+        Missing steps are filled in together, each on the same schedule, and see one another as the backbone allows.
+        """
+        self.check(batch)
+        c, sampler = self.config, sampler or self.config.sampler
+        steps, missing = batch.latents.shape[1], batch.missing
+        if not (1 <= missing <= c.horizon and 1 <= steps <= c.past):
+            raise HwmError(
+                f"this model predicts 1 to {c.horizon} steps from 1 to {c.past}, not {missing} from {steps}; "
+                "use rollout for more"
+            )
+        if sampler.pick == "mean" and not self.head.levels:
+            raise HwmError('pick="mean" is for factorised vocabularies with ordered digits; use pick="sample"')
+        ids_BPS = batch.latents.flatten(2)
+        window = self.observe(ids_BPS, batch.actions, batch.embodiment, missing, cache)
+        ids_BHS = ids_BPS.new_zeros(ids_BPS.shape[0], missing, ids_BPS.shape[2])
+        masked_BHS = torch.ones_like(ids_BHS, dtype=torch.bool)
+        first = None
+        for count in maskgit.masked_counts(sampler.steps, ids_BPS.shape[2]):
+            logits_BHSV = self.head(self.look(window, ids_BHS, masked_BHS))
+            first = logits_BHSV if first is None else first
+            drawn = [maskgit.pick(part, sampler, generator) for part in self.head.draws(logits_BHSV)]
+            ids_BHS = torch.where(masked_BHS, self.head.join(tuple(ids for ids, _ in drawn)), ids_BHS)
+            if count:
+                logp_BHS = torch.stack([logp for _, logp in drawn]).sum(0)
+                masked_BHS = maskgit.remask(maskgit.keep_score(logp_BHS, sampler, generator), masked_BHS, count)
+        grid = self.spec.latent.grid
+        return Prediction(
+            ids_BHS.unflatten(-1, grid),
+            first.unflatten(2, grid) if logits and first is not None else None,
+            self.head.levels,
+            self.cache_of(window),
+        )

@@ -1,0 +1,187 @@
+"""Masked-HWM (arXiv 2506.01182): a spatio-temporal masked transformer over four streams, in four variants.
+
+Shape suffixes: B batch, T latent step of the window, P past step, H missing step, S cells, K actions a step, A action
+dimension, D width. Inside the blocks time comes first (TBSD).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hwm.models.masked import MaskedModel
+from hwm.nn.actions import ActionEncoder
+from hwm.nn.layers import constant, init_weights
+from hwm.nn.rope import rope_1d, rope_2d
+from hwm.nn.st import Memory, View
+from hwm.nn.streams import ROWS, Block, Stack
+from hwm.types import DataSpec, HwmError
+
+# variant -> rows of the first `unshared_layers` blocks and of the others
+VARIANTS = {
+    "base": ("base", "base"),
+    "modality": ("base", "modality"),
+    "full": ("base", "full"),
+    "split": ("split", "split"),
+}
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What is remembered of the first `steps` steps of a window.
+
+    Attributes:
+        memory: keys and values, a block each.
+        steps: how many steps they cover.
+        last_1BSD: embedding of each cell's token in the last of these steps (in the parallel layout, in all of them).
+    """
+
+    memory: tuple[Memory, ...]
+    steps: int
+    last_1BSD: Tensor
+
+
+class Window(NamedTuple):
+    """The past as remembered, and the actions (H, B, D) and times of the steps asked for."""
+
+    cache: Cache
+    actions_HBD: Tensor
+    times: range
+
+
+class MaskedHWM(MaskedModel, name="masked_hwm"):
+    """Past video and past actions, future actions, and a partly masked future: the masked tokens' ids are guessed.
+
+    A step sees video of its own time and of earlier times, and the actions up to and including the one that leads to
+    it. Video, action, past and future lie on one axis of time, so that the past never depends on what comes later and
+    is run through the blocks once, however many looks at the future follow.
+
+    Where the released code departs from the paper this class follows the paper: there a causal mask over the order
+    [video, actions] keeps all actions from all logits; action steps take their residual from the video; cross
+    attention runs over heads.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MaskedModel.Config):
+        """The defaults are the paper's.
+
+        Attributes:
+            variant: "base" has an MLP a stream; "modality" one for video and one for actions, "full" one for all four
+                streams (both after `unshared_layers` blocks of "base"); "split" replaces joint attention over time by
+                video to video, action to action, and video to action.
+            qk_norm: LayerNorm on queries and keys of self-attention.
+            final_norm: LayerNorm before the head; the paper's model has none, small models train better with it.
+            learned_steps: steps of the window with a learned absolute position of their own, past + horizon in the
+                paper. 1: one position a cell, the same for every step (and one an action slot), so that time is told by
+                rotary positions alone and windows of any length will do.
+            parallel: train every step of the clip but the first as a target at once, each the one missing step of its
+                own window, for two passes' worth of tokens. Needs horizon = 1, of which it is the exact equivalent.
+            reach: how many earlier past steps' cells the spatial attention of a missing step reads too.
+            copy_previous: add a Linear of the embedding of the same cell one step earlier to each missing step's input.
+            action_deltas: actions are read together with their change since the action before.
+            published_rope: spatial rotary frequencies of the released code; see `rope_2d`.
+        """
+
+        variant: Literal["base", "modality", "full", "split"] = "base"
+        unshared_layers: int = 4
+        qk_norm: bool = False
+        final_norm: bool = False
+        learned_steps: int = 3
+        parallel: bool = False
+        reach: int = 0
+        copy_previous: bool = False
+        action_deltas: bool = False
+        published_rope: bool = False
+
+    @classmethod
+    def tiny(cls) -> Config:
+        """A config that tests and dry runs use."""
+        return cls.Config(dim=32, depth=2, heads=2, unshared_layers=1)
+
+    def __init__(self, config: Config, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        c = config
+        if c.learned_steps != 1 and c.learned_steps < c.past + c.horizon:
+            raise HwmError(
+                f"learned_steps={c.learned_steps} is too few for past + horizon = {c.past + c.horizon} steps; "
+                "give each step a position, or share one among all with learned_steps=1"
+            )
+        if c.parallel and c.horizon != 1:
+            raise HwmError(f"parallel=True trains windows with one missing step, so horizon must be 1, not {c.horizon}")
+        self.parallel = c.parallel
+        self.position = nn.Parameter(torch.zeros(1, c.learned_steps, spec.latent.cells, c.dim))
+        self.actions = ActionEncoder(
+            spec, c.dim, positions=c.learned_steps, ratio=c.mlp_ratio, changes=c.action_deltas
+        )
+        self.previous = nn.Linear(c.dim, c.dim) if c.copy_previous else None
+        first, others = VARIANTS[c.variant]
+        rows = [ROWS[first if i < c.unshared_layers else others] for i in range(c.depth)]
+        self.blocks = Stack(Block(row, c.dim, c.heads, c.mlp_ratio, c.mlp_drop, c.qk_norm) for row in rows)
+        self.norm = nn.LayerNorm(c.dim) if c.final_norm else nn.Identity()
+        init_weights(self)
+        self.head.init()
+
+    def split(self, ids_BTS: Tensor) -> tuple[Tensor, Tensor]:
+        """In the parallel layout all steps but the last are past, and all but the first are asked for."""
+        return (ids_BTS[:, :-1], ids_BTS[:, 1:]) if self.parallel else super().split(ids_BTS)
+
+    def cache_of(self, window: Window) -> Cache:
+        return window.cache
+
+    def view(self, role: str, times: range, remembered: int, device: torch.device) -> View:
+        """How steps at `times` see the steps 0..remembered and one another."""
+        c = self.config
+        head, grid = c.dim // c.heads, self.spec.latent.grid
+        cells = rope_2d(grid, head, device, published=c.published_rope)
+        time = rope_1d(tuple(times), head, device)
+        # Targets of the parallel layout never see one another, nor the clean copy of their own step.
+        alone = role == "future" and self.parallel
+        sees = tuple(
+            tuple(m < t for m in range(remembered)) + tuple(s == t if alone else s <= t for s in times) for t in times
+        )
+        mask = None if all(map(all, sees)) else constant(sees, device, torch.bool)
+        near: tuple[tuple[int, ...], ...] = ()
+        if role == "future":
+            near = tuple(tuple(max(min(t, remembered) - j, 0) for t in times) for j in range(c.reach, 0, -1))
+        return View(
+            ((role, len(times)),),
+            (cells[0][:, None], cells[1][:, None]),
+            (time[0][:, None, None, None], time[1][:, None, None, None]),
+            mask,
+            near,
+            keep_cells=role == "past" and c.reach > 0,
+        )
+
+    def placed(self, x_TBSD: Tensor, times: range) -> Tensor:
+        """Token embeddings with the learned positions of their cells, and of their steps where steps have them."""
+        position_TSD = self.position[0] if self.config.learned_steps == 1 else self.position[0, times.start : times.stop]
+        return x_TBSD + position_TSD[:, None]
+
+    def observe(
+        self, ids_BPS: Tensor, actions_BTKA: Tensor, embodiment: str, missing: int, cache: Cache | None = None
+    ) -> Window:
+        past, steps = ids_BPS.shape[1], actions_BTKA.shape[1]
+        asked = range(steps - missing, steps)
+        actions_TBD = self.actions(actions_BTKA, embodiment)
+        done = cache.steps if cache else 0
+        if cache is None or done < past:
+            times = range(done, past)
+            e_TBSD = self.embed(ids_BPS[:, done:].transpose(0, 1))
+            x_TBSD = self.placed(e_TBSD, times)
+            view = self.view("past", times, done, x_TBSD.device)
+            _, new = self.blocks(x_TBSD, actions_TBD[done:past], view, cache.memory if cache else None, last=False)
+            memory = tuple(a.then(b) for a, b in zip(cache.memory, new, strict=True)) if cache else new
+            cache = Cache(memory, past, e_TBSD[asked.start - 1 - done :])
+        return Window(cache, actions_TBD[asked.start :], asked)
+
+    def look(self, window: Window, ids_BHS: Tensor, masked_BHS: Tensor) -> Tensor:
+        cache, times = window.cache, window.times
+        x_HBSD = self.placed(self.embed(ids_BHS.transpose(0, 1), masked_BHS.transpose(0, 1)), times)
+        if self.previous is not None:
+            x_HBSD = x_HBSD + self.previous(cache.last_1BSD)
+        view = self.view("future", times, cache.steps, x_HBSD.device)
+        x_HBSD, _ = self.blocks(x_HBSD, window.actions_HBD, view, cache.memory)
+        return self.norm(x_HBSD).transpose(0, 1)

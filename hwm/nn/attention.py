@@ -1,0 +1,65 @@
+"""Attention: one call, and the modules that project for it.
+
+Keys and values are returned as plain tensors, so that whoever calls may keep them: a cache is a value that the caller
+holds, and no module has a state.
+
+Shape suffixes: ... any leading axes, L query length, M key length, D width, h heads, d = D/h head width.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hwm.nn.rope import Table, rotate
+from hwm.types import HwmError
+
+
+def attend(q_hLd: Tensor, k_hMd: Tensor, v_hMd: Tensor, mask_LM: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over (N, h, L, d) queries and (N, h, M, d) keys; True in `mask` means "may see"."""
+    return F.scaled_dot_product_attention(q_hLd, k_hMd, v_hMd, attn_mask=mask_LM)
+
+
+class Attention(nn.Module):
+    """The weights of self-attention: a fused projection without bias, laid out (3, h, d), and one out of it with bias.
+
+    The optional norm on queries and keys is one affine LayerNorm(d) for both, after the rotation, as released.
+    """
+
+    def __init__(self, dim: int, heads: int, qk_norm: bool = False) -> None:
+        super().__init__()
+        if dim % heads:
+            raise HwmError(f"a width of {dim} does not split into {heads} heads")
+        self.heads, self.head_dim = heads, dim // heads
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
+
+    def project(self, x_D: Tensor, table: Table) -> tuple[Tensor, Tensor, Tensor]:
+        """(..., D) -> rotated queries, rotated keys and values, each (..., h, d); the table broadcasts over heads."""
+        qkv = self.qkv(x_D).unflatten(-1, (3 * self.heads, self.head_dim))
+        qk, v = qkv.tensor_split((2 * self.heads,), -2)
+        q, k = self.norm(rotate(qk, table)).chunk(2, -2)
+        return q, k, v
+
+
+class CrossAttention(nn.Module):
+    """The weights of attention from one sequence to another: separate projections, and always a norm on queries and keys.
+
+    As released: no biases but that of the projection out, one LayerNorm(d) shared by queries and keys, before the
+    rotation here, so that the rotation is the last word on position.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, dim // heads
+        self.q, self.k, self.v = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+        self.proj, self.norm = nn.Linear(dim, dim), nn.LayerNorm(self.head_dim)
+
+    def queries(self, x_D: Tensor, table: Table) -> Tensor:
+        """(..., D) -> (..., h, d)."""
+        return rotate(self.norm(self.q(x_D).unflatten(-1, (self.heads, self.head_dim))), table)
+
+    def keys(self, x_D: Tensor, table: Table) -> tuple[Tensor, Tensor]:
+        """(..., D) -> keys and values, each (..., h, d)."""
+        k, v = (linear(x_D).unflatten(-1, (self.heads, self.head_dim)) for linear in (self.k, self.v))
+        return rotate(self.norm(k), table), v

@@ -1,0 +1,123 @@
+"""Blocks as tables: which streams use which weights, and how video, past and future meet the actions.
+
+Four streams run through every block: past and future video, past and future actions. A variant of the paper is a row;
+a model picks a row for each of its layers.
+
+Shape suffixes as in `hwm.nn.st`: T steps of a pass, B batch, S cells, D width, time first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from hwm.nn.st import JointTime, Memory, Mlps, SpaceAttention, SplitTime, View
+
+PAST_VIDEO, FUTURE_VIDEO, PAST_ACTION, FUTURE_ACTION = "past_video", "future_video", "past_action", "future_action"
+STREAMS = (PAST_VIDEO, FUTURE_VIDEO, PAST_ACTION, FUTURE_ACTION)
+VIDEO = (PAST_VIDEO, FUTURE_VIDEO)
+
+# stream -> name of the weights it uses
+OWN = {s: s for s in STREAMS}
+MODALITY = {PAST_VIDEO: "video", FUTURE_VIDEO: "video", PAST_ACTION: "action", FUTURE_ACTION: "action"}
+FULL = dict.fromkeys(STREAMS, "shared")
+VIDEO_ONLY = dict.fromkeys(VIDEO, "video")
+
+# how attention over time connects the streams
+ATTENTION: dict[str, type[nn.Module]] = {"joint": JointTime, "split": SplitTime}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of block.
+
+    Attributes:
+        mlp: stream -> MLP after attention over time; a stream that is not named has none.
+        norm: stream -> norm before that MLP; None: as `mlp`.
+        attention: key of `ATTENTION`.
+        space: video stream -> spatial attention.
+        space_mlp: video stream -> an MLP between the two attentions; empty: none.
+        space_norm: video stream -> norm before that MLP.
+    """
+
+    mlp: Mapping[str, str]
+    norm: Mapping[str, str] | None = None
+    attention: str = "joint"
+    space: Mapping[str, str] = field(default_factory=lambda: VIDEO_ONLY)
+    space_mlp: Mapping[str, str] = field(default_factory=dict)
+    space_norm: Mapping[str, str] = field(default_factory=lambda: VIDEO_ONLY)
+
+
+OWN_VIDEO = {s: s for s in VIDEO}
+
+ROWS = {
+    # arXiv 2506.01182, section on parameter sharing; in all of them attention is one set of weights for all streams
+    "base": Row(OWN),
+    "modality": Row(MODALITY),
+    "full": Row(FULL),
+    "split": Row(VIDEO_ONLY, attention="split"),
+    # the four-stream model with shared parameters: two MLPs a block, one norm for each kind of part
+    "four": Row(OWN, norm=FULL, space=OWN_VIDEO, space_mlp=OWN_VIDEO),
+    "four_shared": Row(OWN, norm=FULL, space_mlp=VIDEO_ONLY),
+}
+
+
+class Block(nn.Module):
+    """Spatial attention, (an MLP,) attention over time, and MLPs: pre-norm, residual, no gates."""
+
+    def __init__(
+        self, row: Row, dim: int, heads: int, ratio: float, drop: float, qk_norm: bool = False, **time: Any
+    ) -> None:
+        super().__init__()
+        self.space = SpaceAttention(dim, heads, row.space, qk_norm)
+        self.space_mlp = Mlps(dim, ratio, drop, row.space_mlp, row.space_norm) if row.space_mlp else None
+        self.time = ATTENTION[row.attention](dim, heads, qk_norm, **time)
+        self.mlp = Mlps(dim, ratio, drop, row.mlp, row.norm)
+        self.moves_actions = PAST_ACTION in row.mlp
+
+    def forward(
+        self, x_TBSD: Tensor, a_TBD: Tensor, view: View, memory: Memory | None, outputs: tuple[bool, bool]
+    ) -> tuple[Tensor, Tensor, Memory]:
+        """Run a pass's steps through the block.
+
+        Args:
+            outputs: whether anyone reads the video and the actions that come out; without, only the memory is made.
+
+        Returns:
+            video, actions, and the keys and values that later passes may read.
+        """
+        video = tuple((f"{role}_video", n) for role, n in view.roles)
+        action = tuple((f"{role}_action", n) for role, n in view.roles)
+        seen = replace(view, roles=video)
+        x_TBSD, cells = self.space(x_TBSD, seen, memory)
+        if self.space_mlp is not None:
+            x_TBSD = self.space_mlp(x_TBSD, video)
+        x_TBSD, a_TBD, own = self.time(x_TBSD, a_TBD, seen, memory, outputs)
+        if outputs[0]:
+            x_TBSD = self.mlp(x_TBSD, video)
+        if outputs[1] and self.moves_actions:
+            a_TBD = self.mlp(a_TBD, action)
+        return x_TBSD, a_TBD, own._replace(cells=cells if view.keep_cells else ())
+
+
+class Stack(nn.ModuleList):
+    """Blocks in a row, each with its own memory."""
+
+    def forward(
+        self, x_TBSD: Tensor, a_TBD: Tensor, view: View, memory: tuple[Memory, ...] | None = None, *, last: bool = True
+    ) -> tuple[Tensor, tuple[Memory, ...]]:
+        """The video that comes out and each block's keys and values.
+
+        Args:
+            memory: what earlier passes left, a block each.
+            last: whether the video that comes out is wanted; if not, the last block only makes its memory.
+        """
+        left = []
+        for i, block in enumerate(self):
+            inner = i < len(self) - 1
+            x_TBSD, a_TBD, own = block(x_TBSD, a_TBD, view, memory[i] if memory else None, (inner or last, inner))
+            left.append(own)
+        return x_TBSD, tuple(left)

@@ -1,0 +1,131 @@
+"""Token ids to vectors and back: over the whole vocabulary, or over the digits that ids are made of.
+
+A vocabulary of 64,000 ids costs a table and a head of 64,000 rows each. Where ids split into digits (`LatentSpec.levels`),
+an embedding may be the sum of one small table a digit, and a head one small softmax a digit: a hundred times fewer weights
+and much faster learning for small models, at the price that the digits of one cell are drawn independently.
+
+Shape suffixes: ... any leading axes, D width, V vocabulary, L number of digits, N tokens.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hwm.nn.layers import constant
+from hwm.types import join_digits, split_digits
+
+ACCURACY_TOKENS = 256
+
+
+class TokenEmbedding(nn.Module):
+    """A table over the whole vocabulary, and one vector that stands for "masked"."""
+
+    def __init__(self, vocab: int, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(vocab, dim)
+        self.mask_vector = nn.Parameter(torch.zeros(dim))
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        return self.table(ids)
+
+    def forward(self, ids: Tensor, masked: Tensor | None = None) -> Tensor:
+        """ids (...) and, where some are masked, bool (...) -> (..., D)."""
+        x_D = self.lookup(ids)
+        return x_D if masked is None else torch.where(masked[..., None], self.mask_vector.to(x_D.dtype), x_D)
+
+
+class DigitEmbedding(TokenEmbedding):
+    """The sum of one table a digit, and one vector that stands for "masked"."""
+
+    def __init__(self, levels: tuple[int, ...], dim: int) -> None:
+        super().__init__(sum(levels), dim)
+        self.levels = levels
+        self.starts = tuple(accumulate(levels[:-1], initial=0))
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        rows = split_digits(ids, self.levels) + constant(self.starts, ids.device, torch.long)
+        return F.embedding_bag(rows.flatten(0, -2), self.table.weight, mode="sum").unflatten(0, ids.shape)
+
+
+class TokenHead(nn.Linear):
+    """Logits over the whole vocabulary; Xavier, as released."""
+
+    levels: tuple[int, ...] = ()
+
+    def __init__(self, vocab: int, dim: int) -> None:
+        super().__init__(dim, vocab)
+        self.vocab = vocab
+
+    def init(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def loss(self, h_D: Tensor, ids: Tensor, masked: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy over masked tokens and (of a few of them) the accuracy, both scalar.
+
+        Logits are made only for masked tokens, and of those only a chunk at a time: at 64,000 ids the logits of one
+        window of three latent steps would fill 750 MiB.
+        """
+        h_ND, ids_N = h_D[masked], ids[masked]
+        loss = F.linear_cross_entropy(
+            h_ND, self.weight, ids_N, linear_bias=self.bias, label_smoothing=smoothing, options=_chunks(h_ND, self.vocab)
+        )
+        with torch.no_grad():
+            guess = self(h_ND[:ACCURACY_TOKENS]).argmax(-1)
+            accuracy = (guess == ids_N[:ACCURACY_TOKENS]).float().mean()
+        return loss, accuracy
+
+    def draws(self, logits_V: Tensor) -> tuple[Tensor, ...]:
+        """The independent distributions that make up one token."""
+        return (logits_V,)
+
+    def join(self, draws: tuple[Tensor, ...]) -> Tensor:
+        """One choice for each of `draws` -> ids."""
+        return draws[0]
+
+
+class DigitHead(TokenHead):
+    """One small softmax a digit, side by side in (..., sum(levels))."""
+
+    def __init__(self, levels: tuple[int, ...], dim: int) -> None:
+        super().__init__(sum(levels), dim)
+        self.levels = levels
+
+    def loss(self, h_D: Tensor, ids: Tensor, masked: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """As `TokenHead.loss`, the cross-entropy summed over digits: nats a token, comparable between the two heads.
+
+        The logits are few, so they are made for every token and those that are not masked are weighted with zero:
+        shapes stay fixed, which keeps memory even and `torch.compile` content.
+        """
+        parts = self.draws(self(h_D).float().flatten(0, -2))
+        digits = split_digits(ids.flatten(), self.levels).unbind(-1)
+        masked_N = masked.flatten()
+        share_N = masked_N / masked_N.sum().clamp(min=1)
+        nll_N = sum(
+            F.cross_entropy(p, d, reduction="none", label_smoothing=smoothing) for p, d in zip(parts, digits, strict=True)
+        )
+        with torch.no_grad():
+            right_NL = torch.stack([p.argmax(-1) == d for p, d in zip(parts, digits, strict=True)], -1)
+            accuracy = (right_NL.all(-1) * share_N).sum()
+        return (nll_N * share_N).sum(), accuracy
+
+    def init(self) -> None:
+        """Small, so that each digit starts near uniform: Xavier's bound grows as the softmax shrinks."""
+        nn.init.normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
+
+    def draws(self, logits_V: Tensor) -> tuple[Tensor, ...]:
+        return logits_V.split(self.levels, -1)
+
+    def join(self, draws: tuple[Tensor, ...]) -> Tensor:
+        return join_digits(torch.stack(draws, -1), self.levels)
+
+
+def _chunks(h_ND: Tensor, vocab: int) -> nn.LinearCrossEntropyOptions | None:
+    """Chunking pays once there are more tokens than channels and more ids than both; it precomputes gradients."""
+    worthwhile = h_ND.shape[0] >= h_ND.shape[1] and vocab > h_ND.shape[1] and torch.is_grad_enabled()
+    return nn.LinearCrossEntropyOptions() if worthwhile else None

@@ -1,0 +1,140 @@
+"""Masked token modelling (MaskGIT, arXiv 2202.04200, as used by GENIE and Masked-HWM): pure functions.
+
+Shape suffixes: B batch, H future steps, S cells, ... any leading axes, V vocabulary, N tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Generator = torch.Generator | None
+
+
+@dataclass(frozen=True)
+class MaskGITSampler:
+    """How missing steps are filled in.
+
+    Attributes:
+        steps: looks at a missing step; after each but the last, some cells are masked again.
+        temperature: of the distribution that ids are drawn from; 0 takes the likeliest.
+        order: which cells are kept after a look: "random" ones, or those of highest "confidence".
+        pick: "sample" draws at `temperature`; "mean" takes, for each digit of a factorised vocabulary whose digits are
+            ordered (FSQ), the value nearest the mean of its distribution: least squared error, no variety.
+    """
+
+    steps: int = 2
+    temperature: float = 0.0
+    order: Literal["confidence", "random"] = "confidence"
+    pick: Literal["sample", "mean"] = "sample"
+
+
+def corrupt(ids: Tensor, rate: Tensor, vocab: int, generator: Generator = None) -> Tensor:
+    """Replace each id, with probability `rate` (broadcast), by one drawn uniformly from the vocabulary.
+
+    At play the past is the model's own doing; training on wrong tokens keeps it from trusting the past too much.
+    """
+    hit = torch.rand(ids.shape, device=ids.device, generator=generator) < rate
+    return torch.where(hit, torch.randint(vocab, ids.shape, device=ids.device, generator=generator), ids)
+
+
+def corruption_rate(batch: int, most: float, device: torch.device, generator: Generator = None) -> Tensor:
+    """(B, 1, 1): most * U(0, 1), drawn for each sample (the release draws once a batch)."""
+    return most * torch.rand(batch, 1, 1, device=device, generator=generator)
+
+
+def cosine_mask(ratio_BH: Tensor, cells: int, generator: Generator = None) -> Tensor:
+    """(B, H, S) bool: each cell masked with probability `ratio`, and one cell at least, so that no loss is empty."""
+    score = torch.rand(*ratio_BH.shape, cells, device=ratio_BH.device, generator=generator)
+    return (score < ratio_BH[..., None]) | (score <= score.amin(-1, keepdim=True))
+
+
+def mask_future(
+    ids_BHS: Tensor,
+    vocab: int,
+    *,
+    non_mlm: float = 0.5,
+    fully_masked: float = 0.0,
+    generator: Generator = None,
+) -> tuple[Tensor, Tensor]:
+    """What a model is shown of future steps, and which cells it must guess (arXiv 2506.01182, section on Masked-HWM).
+
+    1. With probability `non_mlm` a sample is "closer to autoregressive": the first masked step f is drawn uniformly,
+       the steps before it are shown whole, and every token from f on is replaced at random with probability 1 - c, where c
+       starts at U(0.25, 1) and shrinks by U(0.9, 1) from step to step. Else f = 0.
+    2. Each step from f on has its own ratio cos(pi/2 U(0, 1)), mean 2/pi; each of its cells is masked with that
+       probability, and one at least.
+
+    The release draws the mode once a batch; here each sample draws its own.
+
+    Args:
+        fully_masked: share of steps masked whole: the first look at a missing step is just that. 0 in the paper.
+
+    Returns:
+        visible ids (B, H, S) and masked bool (B, H, S); ids at masked cells are not to be looked at.
+    """
+    (batch, steps, cells), device = ids_BHS.shape, ids_BHS.device
+
+    def uniform(*shape: int, low: float = 0.0) -> Tensor:
+        return low + (1 - low) * torch.rand(*shape, device=device, generator=generator)
+
+    autoregressive_B1 = uniform(batch, 1) < non_mlm
+    first_B1 = torch.where(autoregressive_B1, (uniform(batch, 1) * steps).long().clamp(max=steps - 1), 0)
+    late_BH = torch.arange(steps, device=device) >= first_B1
+    shrink_BH = torch.where(torch.arange(steps, device=device) > first_B1, uniform(batch, steps, low=0.9), 1.0)
+    keep_BH = uniform(batch, 1, low=0.25) * shrink_BH.cumprod(1)
+    rate_BH = torch.where(autoregressive_B1 & late_BH, 1 - keep_BH, 0.0)
+    visible = corrupt(ids_BHS, rate_BH[..., None], vocab, generator)
+    ratio_BH = torch.cos(math.pi / 2 * uniform(batch, steps))
+    ratio_BH = torch.where(uniform(batch, steps) < fully_masked, 1.0, ratio_BH)
+    return visible, cosine_mask(ratio_BH, cells, generator) & late_BH[..., None]
+
+
+def masked_counts(steps: int, cells: int) -> tuple[int, ...]:
+    """Cells still masked after each of the looks: ceil(cos(pi/2 k/K) S) for k = 1..K, the last 0.
+
+    Every look settles one cell at least and leaves one for each look to come, so that all K looks are used; there
+    are at most S of them.
+    """
+    steps, counts, left = min(steps, cells), [], cells
+    for k in range(1, steps):
+        left = max(min(math.ceil(math.cos(math.pi / 2 * k / steps) * cells), left - 1), steps - k)
+        counts.append(left)
+    return (*counts, 0)
+
+
+def remask(score_S: Tensor, masked_S: Tensor, count: int) -> Tensor:
+    """The `count` masked cells of lowest score stay masked: bool (..., S). Settled cells stay settled."""
+    score_S = score_S.masked_fill(~masked_S, math.inf)
+    chosen = score_S.topk(count, -1, largest=False).indices
+    return torch.zeros_like(masked_S).scatter_(-1, chosen, True)
+
+
+def gumbel(like: Tensor, generator: Generator = None) -> Tensor:
+    """Standard Gumbel noise: argmax(logits / T + noise) is a draw from softmax(logits / T)."""
+    u = torch.rand(like.shape, device=like.device, generator=generator).clamp_(1e-20, 1 - 1e-7)
+    return -torch.log(-torch.log(u))
+
+
+def pick(logits_V: Tensor, sampler: MaskGITSampler, generator: Generator = None) -> tuple[Tensor, Tensor]:
+    """One id for each distribution, and its log-probability (at temperature 1): (...), (...)."""
+    logp_V = logits_V.float().log_softmax(-1)
+    if sampler.pick == "mean":
+        value_V = torch.arange(logits_V.shape[-1], device=logits_V.device, dtype=torch.float32)
+        ids = (logp_V.exp() @ value_V).round().long()
+    elif sampler.temperature > 0:
+        ids = (logp_V / sampler.temperature + gumbel(logp_V, generator)).argmax(-1)
+    else:
+        ids = logp_V.argmax(-1)
+    return ids, logp_V.gather(-1, ids[..., None])[..., 0]
+
+
+def keep_score(logp: Tensor, sampler: MaskGITSampler, generator: Generator = None) -> Tensor:
+    """What decides which cells are kept: confidence, or chance."""
+    if sampler.order == "random":
+        return torch.rand(logp.shape, device=logp.device, generator=generator)
+    return logp

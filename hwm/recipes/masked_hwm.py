@@ -1,0 +1,86 @@
+"""Masked-HWM (arXiv 2506.01182) at the paper's size, small enough to play on a laptop, and tiny for a first look."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hwm.data.mixture import DataConfig
+from hwm.models.masked_hwm import MaskedHWM
+from hwm.objectives.maskgit import MaskGITSampler
+from hwm.recipes import Recipe, recipe
+from hwm.recipes.specs import mini, onex_v2
+from hwm.train.trainer import TrainConfig
+from hwm.types import LatentSpec
+
+
+@recipe
+def masked_hwm_base() -> Recipe:
+    """The paper's base block: 24 x 512, 8 heads, two past latents and one future latent of a 17-frame clip."""
+    return Recipe(
+        model=MaskedHWM.Config(dim=512, depth=24, heads=8, past=2, horizon=1),
+        data=DataConfig(steps=3, expects=onex_v2()),
+        train=TrainConfig(
+            steps=60_000, batch_size=16, lr=3e-5, warmup=100, weight_decay=0.0, dtype="bfloat16", val_every=2000,
+            save_every=2000,
+        ),
+        tokenizer="cosmos-dv8x8x8",
+    )
+
+
+@recipe
+def masked_hwm_modality() -> Recipe:
+    """One MLP for video and one for actions after the first four blocks."""
+    return masked_hwm_base().but(model=dict(variant="modality"))
+
+
+@recipe
+def masked_hwm_full() -> Recipe:
+    """One MLP for all four streams after the first four blocks."""
+    return masked_hwm_base().but(model=dict(variant="full"))
+
+
+@recipe
+def masked_hwm_split() -> Recipe:
+    """Video and actions attend to themselves, then video to actions."""
+    return masked_hwm_base().but(model=dict(variant="split"))
+
+
+@recipe
+def masked_hwm_shared() -> Recipe:
+    """The four-stream model with shared parameters, reading the latents of a clip as time."""
+    from hwm.models.masked_hwm_shared import MaskedHWMShared
+
+    return masked_hwm_base().but(model=MaskedHWMShared.Config(dim=512, depth=24, heads=8, past=2, horizon=1))
+
+
+@recipe
+def masked_hwm_shared_factors() -> Recipe:
+    """The same, reading the three latents of a clip as three factors, as its authors did: for their checkpoints only."""
+    spec = onex_v2()
+    factors = replace(spec, latent=LatentSpec((32, 32), 65_536, stride=8))
+    return masked_hwm_shared().but(
+        model=dict(clip_factors=3, past=3, horizon=3), data=DataConfig(steps=6, expects=factors)
+    )
+
+
+@recipe
+def masked_hwm_mini() -> Recipe:
+    """The shipped model: 128x128 pictures at 10 Hz, trained and played on two CPU cores.
+
+    It differs from the paper's in what a small budget needs: every step of a clip is a target, spatial attention also
+    reads the step before, ids are predicted digit by digit, and time is told by rotary positions alone, so that the
+    window slides and the past is cached.
+    """
+    return Recipe(
+        model=MaskedHWM.Config(
+            dim=192, depth=6, heads=6, past=8, horizon=1, hop=4, variant="base", factorized=True, learned_steps=1,
+            parallel=True, reach=1, copy_previous=True, action_deltas=True, final_norm=True, fully_masked=0.5,
+            sampler=MaskGITSampler(steps=1, temperature=0.0, pick="mean"),
+        ),
+        data=DataConfig(stores=("mini",), val_stores=("mini_heldout",), steps=7, motion=0.5, expects=mini()),
+        train=TrainConfig(
+            steps=16_000, batch_size=8, optimizer="muon", lr=2e-3, floor=0.02, warmup=200, weight_decay=0.03, ema=0.999,
+            dtype="bfloat16", compile=True, val_every=1000, val_batches=16, save_every=500,
+        ),
+        tokenizer="tiny",
+    )

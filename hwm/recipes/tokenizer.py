@@ -1,0 +1,22 @@
+"""Tokenizers of our own."""
+
+from __future__ import annotations
+
+from hwm.data.mixture import DataConfig
+from hwm.recipes import Recipe, recipe
+from hwm.recipes.specs import pixels
+from hwm.tokenizers.tiny import TinyTokenizer
+from hwm.train.trainer import TrainConfig
+
+
+@recipe
+def tiny_tokenizer() -> Recipe:
+    """The shipped tokenizer: 128x128 pictures <-> 8x8 ids out of 64,000."""
+    return Recipe(
+        model=TinyTokenizer.Config(),
+        data=DataConfig(stores=("data/pixels",), val_stores=("data/pixels_heldout",), steps=1, expects=pixels()),
+        train=TrainConfig(
+            steps=8000, batch_size=16, lr=1.5e-3, floor=0.01, warmup=200, ema=0.999, dtype="bfloat16",
+            val_every=500, val_batches=16, save_every=500,
+        ),
+    )

@@ -1,0 +1,55 @@
+"""What a tokenizer is: it turns video into latents and back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from hwm.types import LatentSpec
+
+
+class Tokenizer(ABC):
+    """Video in [0, 1], (B, F, 3, height, width) <-> latents (B, T, ...) as `latent` describes them.
+
+    Attributes:
+        latent: the spec of what `encode` returns.
+        id: name and fingerprint of the weights; stores and checkpoints record it.
+        size: (height, width) of the pictures.
+    """
+
+    latent: LatentSpec
+    id: str
+    size: tuple[int, int]
+
+    @abstractmethod
+    def encode(self, video_BFCHW: Tensor) -> Tensor:
+        """Latents of a video in [0, 1] of this tokenizer's `size`; F frames give `latent.steps(F)` steps."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Video in [0, 1], `latent.frames(T)` frames."""
+
+    def shift(self, latents: Tensor, keep: int) -> Tensor:
+        """The last `keep` steps as the beginning of a new clip.
+
+        A slice where steps do not depend on earlier ones; tokenizers that are causal over a clip decode the last
+        frames and encode them again.
+        """
+        return latents[:, -keep:]
+
+
+class Pixels(Tokenizer):
+    """The identity: latents are the pictures themselves. What a tokenizer is trained on."""
+
+    def __init__(self, size: tuple[int, int] = (128, 128)) -> None:
+        self.size = size
+        self.latent = LatentSpec(grid=size, channels=3)
+        self.id = f"pixels-{size[0]}x{size[1]}"
+
+    def encode(self, video_BFCHW: Tensor) -> Tensor:
+        return video_BFCHW
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents.clamp(0, 1).to(torch.float32)

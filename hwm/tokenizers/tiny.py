@@ -1,0 +1,143 @@
+"""`tiny`: a small FSQ image tokenizer of our own, trained on pictures in minutes on a CPU.
+
+Finite scalar quantisation (Mentzer et al., 2023, arXiv 2309.15505): each of a few channels is bounded and rounded to
+one of its levels; the digits of a cell, read as a mixed-radix number, are its token id. The levels 8, 8, 8, 5, 5, 5
+(64,000 ids) are those of the Cosmos tokenizers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hwm.config import Config, Trainable
+from hwm.tokenizers.base import Tokenizer
+from hwm.types import Batch, DataSpec, HwmError, LatentSpec, join_digits, split_digits
+
+
+class FSQ(nn.Module):
+    """Bounds and rounds each channel to its number of levels; gradients pass straight through the rounding."""
+
+    def __init__(self, levels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.levels = levels
+        level = torch.tensor(levels, dtype=torch.float32).view(-1, 1, 1)
+        # an even number of levels has no middle one: half a level of offset keeps them symmetric about zero
+        offset = (level % 2 == 0).float() * 0.5
+        half = (level - 1) * (1 + 1e-3) / 2
+        self.register_buffer("half", half, persistent=False)
+        self.register_buffer("offset", offset, persistent=False)
+        self.register_buffer("shift", torch.atanh(offset / half), persistent=False)
+        self.register_buffer("middle", torch.div(level, 2, rounding_mode="floor"), persistent=False)
+
+    def forward(self, z_BCHW: Tensor) -> Tensor:
+        """Continuous codes -> quantised codes in about [-1, 1], (B, C, H, W); float32 whatever goes in."""
+        bounded = torch.tanh(z_BCHW.float() + self.shift) * self.half - self.offset
+        rounded = bounded + (bounded.round() - bounded).detach()
+        return rounded / self.middle
+
+    def ids(self, codes_BCHW: Tensor) -> Tensor:
+        """Quantised codes -> token ids (B, H, W) int64."""
+        digits = (codes_BCHW * self.middle + self.middle).round().long()
+        return join_digits(digits.movedim(1, -1), self.levels)
+
+    def codes(self, ids_BHW: Tensor) -> Tensor:
+        """Token ids (B, H, W) -> quantised codes (B, C, H, W)."""
+        digits = split_digits(ids_BHW, self.levels).movedim(-1, 1)
+        return (digits - self.middle) / self.middle
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions with group norms, added to their input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, width), nn.GroupNorm(8, width)
+        self.conv1, self.conv2 = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h)))
+
+
+class TinyTokenizer(Trainable, Tokenizer, name="tiny"):
+    """Pictures (3, size, size) <-> (size/down, size/down) token ids, each frame by itself."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Config):
+        """
+        Attributes:
+            levels: FSQ levels of a cell.
+            width: channels at a quarter of the resolution; doubled at each halving after it.
+            down: side of a cell in pixels, a power of two of at least 8.
+            squared: weight of the squared error beside the absolute error.
+        """
+
+        levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
+        width: int = 48
+        down: int = 16
+        squared: float = 4.0
+
+    config: Config
+
+    @classmethod
+    def tiny(cls) -> Config:
+        """A config for tests and dry runs."""
+        return cls.Config(levels=(5, 5), width=8, down=8)
+
+    def __init__(self, config: Config, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        size, down = spec.latent.grid, config.down
+        if spec.latent.channels != 3 or size[0] % down or size[1] % down:
+            raise HwmError(f"the tiny tokenizer is trained on pictures whose sides are multiples of {down}, got {spec.latent}")
+        self.size, self.id = size, "tiny"
+        self.latent = LatentSpec(
+            (size[0] // down, size[1] // down), math.prod(config.levels), levels=tuple(config.levels)
+        )
+        widths = [config.width * 2**i for i in range(int(math.log2(down // 4)) + 1)]
+        first, last, codes = widths[0], widths[-1], len(config.levels)
+        encoder: list[nn.Module] = [nn.PixelUnshuffle(4), nn.Conv2d(48, first, 3, padding=1), Residual(first)]
+        for a, b in zip(widths, widths[1:], strict=False):
+            encoder += [nn.Conv2d(a, b, 4, 2, 1), Residual(b)]
+        encoder += [Residual(last), nn.GroupNorm(8, last), nn.SiLU(), nn.Conv2d(last, codes, 1)]
+        decoder: list[nn.Module] = [nn.Conv2d(codes, last, 3, padding=1), Residual(last), Residual(last)]
+        for b, a in zip(widths[::-1], widths[-2::-1], strict=False):
+            decoder += [nn.Conv2d(b, 4 * a, 1), nn.PixelShuffle(2), Residual(a)]
+        decoder += [Residual(first), nn.GroupNorm(8, first), nn.SiLU(), nn.Conv2d(first, 48, 3, padding=1), nn.PixelShuffle(4)]
+        self.encoder, self.decoder, self.fsq = nn.Sequential(*encoder), nn.Sequential(*decoder), FSQ(tuple(config.levels))
+        # convolutions on CPUs and tensor cores want channels last; it changes no value
+        self.to(memory_format=torch.channels_last)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Absolute plus squared error of the reconstruction, on pictures in [0, 1]."""
+        x = _flat(batch.latents) * 2 - 1
+        codes = self.fsq(self.encoder(x))
+        y = self.decoder(codes).float()
+        squared = (y - x).square()
+        loss = (y - x).abs().mean() + self.config.squared * squared.mean()
+        with torch.no_grad():
+            psnr = -10 * torch.log10((squared / 4).mean((1, 2, 3)).clamp_min(1e-8)).mean()
+        return loss, {"psnr": psnr}
+
+    @torch.inference_mode()
+    def encode(self, video_BFCHW: Tensor) -> Tensor:
+        if tuple(video_BFCHW.shape[-3:]) != (3, *self.size):
+            raise HwmError(f"this tokenizer takes pictures of 3 x {self.size}, got shape {tuple(video_BFCHW.shape)}")
+        ids = self.fsq.ids(self.fsq(self.encoder(_flat(video_BFCHW) * 2 - 1)))
+        return ids.unflatten(0, tuple(video_BFCHW.shape[:2]))
+
+    @torch.inference_mode()
+    def decode(self, latents_BTHW: Tensor) -> Tensor:
+        if latents_BTHW.numel() and not (0 <= int(latents_BTHW.min()) and int(latents_BTHW.max()) < self.latent.vocab):  # type: ignore[operator]
+            raise HwmError(f"token ids must be in 0..{self.latent.vocab - 1}")  # type: ignore[operator]
+        codes = self.fsq.codes(latents_BTHW.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
+        y = self.decoder(codes.to(next(self.parameters()).dtype)).float()
+        return ((y + 1) / 2).clamp(0, 1).unflatten(0, tuple(latents_BTHW.shape[:2]))
+
+
+def _flat(video_BFCHW: Tensor) -> Tensor:
+    return video_BFCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)

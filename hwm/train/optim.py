@@ -1,0 +1,69 @@
+"""Optimizers and the learning-rate schedule, counted in optimizer updates."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from hwm.config import Trainable
+
+
+def optimizers(
+    module: Trainable, kind: str, lr: float, weight_decay: float, betas: tuple[float, float], fused: bool = False
+) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest.
+
+    Muon (Jordan et al., 2024) suits the matrices between hidden features; embeddings, heads, biases and norms
+    (`module.adamw_only`, and whatever is not a Linear weight) stay with AdamW. Weight decay applies to matrices only.
+    """
+    hidden: list[nn.Parameter] = []
+    if kind == "muon":
+        for name, m in module.named_modules():
+            if isinstance(m, nn.Linear) and m.weight.requires_grad and not name.startswith(module.adamw_only):
+                hidden.append(m.weight)
+    taken = set(hidden)
+    rest = [p for p in module.parameters() if p.requires_grad and p not in taken]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    made: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=1e-8, fused=fused)
+    ]
+    if hidden:
+        # this adjustment makes a Muon update as large as AdamW's, so that one learning rate serves both
+        made.append(torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+    return made
+
+
+def learning_rate(step: int, *, peak: float, warmup: int, total: int, floor: float) -> float:
+    """Linear warm-up to `peak` over `warmup` updates, then a cosine to `floor * peak` at `total`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+class MovingAverage:
+    """Exponential moving average of the weights, with the usual warm-up min(decay, (1 + n) / (10 + n))."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        now = module.state_dict()
+        floating = [k for k, v in now.items() if v.is_floating_point()]
+        torch._foreach_lerp_([self.weights[k] for k in floating], [now[k] for k in floating], 1 - decay)
+        for k, v in now.items():
+            if not v.is_floating_point():
+                self.weights[k].copy_(v)
+
+
+def gradient_norm(module: nn.Module, clip: float) -> Tensor:
+    """Global norm of the gradients, which are scaled down to `clip` where it is above."""
+    return nn.utils.clip_grad_norm_(module.parameters(), clip if clip > 0 else math.inf)

@@ -1,0 +1,97 @@
+"""The progress line of a run: loss, tokens a second, FLOP utilisation, memory, time left."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def peak_flops(device: torch.device, dtype: str, size: int = 1024, seconds: float = 0.3) -> float:
+    """Measured FLOP/s of a square matrix product on this machine: what utilisation is compared with."""
+    kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    size = 8192 if device.type == "cuda" else size
+    a, b = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
+    a @ b
+    best = 0.0
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        _synchronize(device)
+        start = time.perf_counter()
+        a @ b
+        _synchronize(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak memory of this process in bytes: of the GPU where one is used, else of the process."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Meter:
+    """Measures throughput between log lines and shows one line that renews itself on a terminal."""
+
+    def __init__(self, total: int, start: int, tokens: int, peak: float) -> None:
+        self.total, self.tokens, self.peak = total, tokens, peak
+        self.flops: float | None = None
+        self.mark, self.mark_step = time.perf_counter(), start
+        self.first = start
+        self.terminal = sys.stdout.isatty()
+        self.shown = 0.0
+
+    @property
+    def wants_flops(self) -> bool:
+        return self.flops is None
+
+    def line(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        """The values to log, with throughput since the last line; also shows them."""
+        now = time.perf_counter()
+        seconds = (now - self.mark) / max(1, step - self.mark_step)
+        self.mark, self.mark_step = now, step
+        memory = peak_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        out = values | {"seconds": seconds, "tokens_per_second": self.tokens / seconds, "memory_bytes": memory}
+        if self.flops:
+            out["utilisation"] = self.flops / seconds / self.peak
+        left = (self.total - step) * seconds
+        text = (
+            f"update {step}/{self.total}  loss {values['loss']:.4f}  {out['tokens_per_second']:,.0f} tokens/s  "
+            f"{out.get('utilisation', 0):.0%} of peak  {memory / 2**30:.1f} GiB  {clock(left)} left"
+        )
+        if self.terminal:
+            print(f"\r{text}\x1b[K", end="", flush=True)
+        elif now - self.shown > 20 or step == self.total:  # a file gets a line now and then
+            print(text, flush=True)
+            self.shown = now
+        return out
+
+    def note(self, text: str) -> None:
+        print(f"\r{text}\x1b[K" if self.terminal else text, flush=True)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what happens inside out of the throughput."""
+        start = time.perf_counter()
+        yield
+        self.mark += time.perf_counter() - start
+
+    def close(self) -> None:
+        if self.terminal:
+            print(flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    s = int(seconds)
+    return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}"

@@ -1,0 +1,299 @@
+"""The one training loop. `Trainer.run` is the loop, `Trainer.update` one optimizer update.
+
+Everything random in update n (which clips, which masks, which noise) is a function of (seed, n), so a run that was
+killed and resumed equals one that was not, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
+
+from hwm.config import Trainable, to_json
+from hwm.data.mixture import Mixture, loader
+from hwm.train import checkpoint, distributed
+from hwm.train.loggers import Logger
+from hwm.train.optim import MovingAverage, gradient_norm, learning_rate, optimizers
+from hwm.train.progress import Meter, peak_flops
+from hwm.types import Batch, HwmError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a run trains.
+
+    Attributes:
+        steps: optimizer updates.
+        batch_size: clips an update and process, before accumulation.
+        accumulate: forward passes an update; each sees `batch_size` clips.
+        optimizer: AdamW for all, or Muon for the hidden matrices and AdamW for the rest.
+        lr: peak learning rate.
+        floor: learning rate at the end, as a share of the peak.
+        warmup: updates of linear warm-up.
+        weight_decay: on matrices only.
+        betas: of AdamW.
+        clip: largest global norm of the gradients; 0 does not clip.
+        ema: decay of the moving average of the weights that is saved and validated; 0 keeps none.
+        dtype: arithmetic of the forward pass; weights and optimizer stay float32.
+        compile: torch.compile the model.
+        seed: of data order, masks and initial weights.
+        val_every, val_batches: validation on fixed held-out clips and fixed masks, in updates and batches.
+        save_every, keep: checkpoints, in updates and how many of them.
+        log_every: updates between lines.
+        minutes: stop (resumably) after so long; 0 never.
+        threads: CPU threads; 0 leaves torch's choice.
+        device: auto, cpu, cuda.
+        track: further loggers, of tensorboard and wandb.
+    """
+
+    steps: int = 1000
+    batch_size: int = 8
+    accumulate: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    lr: float = 3e-4
+    floor: float = 0.0
+    warmup: int = 100
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    ema: float = 0.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    seed: int = 0
+    val_every: int = 250
+    val_batches: int = 8
+    save_every: int = 500
+    keep: int = 2
+    log_every: int = 10
+    minutes: float = 0.0
+    threads: int = 0
+    device: str = "auto"
+    track: tuple[str, ...] = ()
+
+
+class Trainer:
+    """Trains any `Trainable` on any `Mixture`; resumes whatever its run folder holds.
+
+    Args:
+        on_validate: called as (step, module with the weights to use, run folder) after each validation, in the
+            leading process: for samples and pictures.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        module: Trainable,
+        data: Mixture,
+        held_out: Mixture | None,
+        run: str | Path,
+        on_validate: Callable[[int, Trainable, Path], None] | None = None,
+    ) -> None:
+        self.config, self.data, self.held_out, self.run_folder = config, data, held_out, Path(run)
+        self.on_validate = on_validate
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.world = distributed.start(config.device)
+        self.module = module.to(self.world.device)
+        fused = self.world.device.type == "cuda"
+        self.optimizers = optimizers(
+            self.module, config.optimizer, config.lr, config.weight_decay, config.betas, fused
+        )
+        self.average = MovingAverage(self.module, config.ema) if config.ema else None
+        self.step = 0
+        self._resume()
+        wrapped: nn.Module = torch.compile(self.module) if config.compile else self.module  # type: ignore[assignment]
+        self.model = DistributedDataParallel(wrapped) if self.world.size > 1 else wrapped
+        self.stop = False
+
+    def _resume(self) -> None:
+        self.run_folder.mkdir(parents=True, exist_ok=True)
+        steps = checkpoint.step_folders(self.run_folder)
+        if not steps:
+            return
+        progress = checkpoint.load_step(steps[-1], self.module, self.optimizers)
+        self.step = int(progress["step"])
+        if self.average:
+            self.average.weights = checkpoint.load_tensors(steps[-1] / "model.safetensors", self.world.device)
+        if self.world.leads:
+            print(f"resuming {self.run_folder} at update {self.step}")
+
+    def run(self) -> Trainable:
+        """Train to `config.steps`; returns the module, with the averaged weights where there are any.
+
+        Raises:
+            HwmError: the loss is not finite (the batch is saved), or a checkpoint could not be written.
+            KeyboardInterrupt: Ctrl-C, after a checkpoint.
+        """
+        c, began = self.config, time.monotonic()
+        logger = Logger(self.run_folder, c.track, to_json(c), self.step) if self.world.leads else None
+        batches = self._batches()
+        meter = Meter(c.steps, self.step, self._tokens_an_update(), peak_flops(self.world.device, c.dtype))
+        try:
+            with self._signals() as interrupted:
+                while self.step < c.steps:
+                    values = self.update(batches, meter)
+                    self.step += 1
+                    if logger and (self.step % c.log_every == 0 or self.step == c.steps):
+                        line = meter.line(self.step, {k: float(v) for k, v in values.items()})
+                        logger.log(self.step, line)
+                    if self.held_out and (self.step % c.val_every == 0 or self.step == c.steps):
+                        self._validate(logger, meter)
+                    spent = c.minutes > 0 and time.monotonic() - began > c.minutes * 60
+                    halt = self.world.any(spent or bool(interrupted))
+                    if halt or self.step % c.save_every == 0 or self.step == c.steps:
+                        self.save()
+                    if halt and self.step < c.steps:
+                        meter.close()
+                        print(f"\nstopped at update {self.step}; the same command goes on from there")
+                        if interrupted:
+                            raise KeyboardInterrupt
+                        break
+        finally:
+            meter.close()
+            if logger:
+                logger.close()
+        if self.average:
+            self.module.load_state_dict(self.average.weights)
+        if self.world.leads and self.step == c.steps:
+            checkpoint.save_model(self.run_folder, self.module, step=self.step)
+        self.world.close()
+        return self.module.eval()
+
+    def update(self, batches: Iterator[Batch], meter: Meter) -> dict[str, Tensor]:
+        """One optimizer update; returns detached scalars."""
+        c = self.config
+        self.model.train()
+        torch.manual_seed(c.seed * 1_000_003 + self.step * 997 + self.world.rank)  # masks and noise of this update
+        sums: dict[str, Tensor] = {}
+        with FlopCounterMode(display=False) if meter.wants_flops else nullcontext() as flops:
+            for i in range(c.accumulate):
+                batch = next(batches).to(self.world.device)
+                with self._no_sync(i), self._autocast():
+                    loss, metrics = self.model(batch)
+                if not torch.isfinite(loss.detach()):
+                    raise self._not_finite(batch, float(loss))
+                with self._no_sync(i):
+                    (loss / c.accumulate).backward()
+                for k, v in {"loss": loss.detach(), **metrics}.items():
+                    sums[k] = sums.get(k, 0) + v / c.accumulate
+        if flops is not None:
+            meter.flops = float(flops.get_total_flops())
+        sums["gradient_norm"] = gradient_norm(self.module, c.clip)
+        rate = learning_rate(self.step, peak=c.lr, warmup=c.warmup, total=c.steps, floor=c.floor)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.module, self.step)
+        return {**sums, "lr": torch.tensor(rate)}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean loss and metrics over the same held-out clips, with the same masks, every time."""
+        assert self.held_out is not None
+        kept = {k: v.clone() for k, v in self.module.state_dict().items()} if self.average else None
+        if self.average:
+            self.module.load_state_dict(self.average.weights)
+        self.module.eval()
+        sums: dict[str, list[float]] = {}
+        state = torch.get_rng_state()
+        for i, batch in enumerate(self.held_out.fixed(self.config.batch_size, self.config.val_batches)):
+            torch.manual_seed(i)
+            with self._autocast():
+                loss, metrics = self.module.loss(batch.to(self.world.device))
+            for k, v in {"loss": loss, **metrics}.items():
+                sums.setdefault(k, []).append(float(v))
+        torch.set_rng_state(state)
+        if self.on_validate and self.world.leads:
+            self.on_validate(self.step, self.module, self.run_folder)
+        if kept:
+            self.module.load_state_dict(kept)
+        return {f"val_{k}": sum(v) / len(v) for k, v in sums.items()}
+
+    def save(self) -> None:
+        """Write a checkpoint of this update."""
+        if self.world.leads:
+            average = self.average.weights if self.average else None
+            checkpoint.save_step(
+                self.run_folder, self.step, self.module, average, self.optimizers,
+                {"seed": self.config.seed, "train": to_json(self.config)}, self.config.keep,
+            )
+
+    def _validate(self, logger: Logger | None, meter: Meter) -> None:
+        with meter.paused():
+            values = self.validate()
+        if logger:
+            logger.log(self.step, values)
+            meter.note(f"update {self.step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+
+    def _batches(self) -> Iterator[Batch]:
+        c = self.config
+        return loader(
+            self.data, seed=c.seed, start=self.step * c.accumulate, size=c.batch_size * self.world.size,
+            rank=self.world.rank, world=self.world.size, workers=0,
+        )
+
+    def _tokens_an_update(self) -> int:
+        batch = self.data.batch(self.config.seed, 0, 1)
+        grid = self.data.spec.latent.cells
+        return batch.latents.shape[1] * grid * self.config.batch_size * self.config.accumulate * self.world.size
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16")
+
+    def _no_sync(self, i: int) -> AbstractContextManager[Any]:
+        last = i == self.config.accumulate - 1
+        return nullcontext() if last or self.world.size == 1 else self.model.no_sync()  # type: ignore[operator]
+
+    def _not_finite(self, batch: Batch, loss: float) -> HwmError:
+        path = self.run_folder / f"bad_batch_{self.step:08d}.safetensors"
+        checkpoint.save_tensors(path, {"latents": batch.latents, "actions": batch.actions})
+        return HwmError(
+            f"the loss became {loss} at update {self.step}. The batch is in {path}; the last checkpoint is intact. "
+            "Lower --train.lr, or look for outliers in that batch's actions"
+        )
+
+    def _signals(self) -> _Interrupts:
+        return _Interrupts()
+
+
+class _Interrupts:
+    """Turns the first Ctrl-C, SIGTERM or Slurm's SIGUSR1 into a request to stop after the update at hand."""
+
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __enter__(self) -> list[int]:
+        self.got: list[int] = []
+        try:
+            self.before = {s: signal.signal(s, self._note) for s in self.wanted}
+        except ValueError:  # not the main thread: the caller handles signals
+            self.before = {}
+        return self.got
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.got:
+            raise KeyboardInterrupt
+        self.got.append(number)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def write_run(run: Path, recipe: Any) -> None:
+    """Record the whole recipe of a run beside its checkpoints."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "recipe.json").write_text(json.dumps(to_json(recipe), indent=1))

@@ -1,0 +1,175 @@
+"""The nouns that every part of the toolkit shares: what latents, actions, batches and predictions are.
+
+Shape suffixes used throughout the project: B batch, T latent step, H W latent grid, S = H*W cells, D width,
+K actions a step, A action dimension, F frames, C channels, V vocabulary, N rows of a store.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class HwmError(Exception):
+    """A mistake that the user can mend: the message says what was wrong, where, and what to do."""
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """What a tokenizer emits: all that a model must know of its data.
+
+    Attributes:
+        grid: (H, W) cells of one latent step.
+        vocab: number of token ids (discrete latents), else None.
+        channels: number of channels (continuous latents), else None.
+        stride: frames that a step holds after the first; the first holds one frame (Cosmos: 1, 8, 8).
+        levels: how an id splits into digits, least significant first (FSQ levels, or 2 x 512 factors);
+            empty when ids have no parts. The product of the levels is `vocab`.
+    """
+
+    grid: tuple[int, int]
+    vocab: int | None = None
+    channels: int | None = None
+    stride: int = 1
+    levels: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.vocab is None) == (self.channels is None):
+            raise HwmError(f"a latent spec is either discrete (vocab) or continuous (channels), got {self}")
+        if self.levels and math.prod(self.levels) != self.vocab:
+            raise HwmError(f"levels {self.levels} multiply to {math.prod(self.levels)}, not to the vocabulary {self.vocab}")
+
+    @property
+    def cells(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    def steps(self, frames: int) -> int:
+        """Latent steps that `frames` frames fill."""
+        return 1 + (frames - 1) // self.stride
+
+    def frames(self, steps: int) -> int:
+        """Frames that `steps` latent steps show."""
+        return 1 + (steps - 1) * self.stride
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """Actions of one embodiment: how many a step, their names, and the statistics that normalise them.
+
+    Attributes:
+        per_step: K, actions between one latent step and the next.
+        names: one name a dimension.
+        mean, std: per dimension, over the training data; a std of 0 stands for a constant dimension.
+    """
+
+    per_step: int
+    names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.names) == len(self.mean) == len(self.std):
+            raise HwmError(
+                f"{len(self.names)} action names, {len(self.mean)} means and {len(self.std)} standard deviations: "
+                "the statistics must have one entry a dimension"
+            )
+
+    @property
+    def dim(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a model is built for: its latents and, by embodiment, its actions. Saved in every checkpoint.
+
+    Attributes:
+        latent: what the tokenizer emits.
+        actions: embodiment -> ActionSpec.
+        tokenizer: identity of the tokenizer that made the latents (name, and fingerprint of its weights).
+        fps: latent steps a second (after the first), for showing video at its true speed.
+    """
+
+    latent: LatentSpec
+    actions: dict[str, ActionSpec]
+    tokenizer: str = ""
+    fps: float = 30.0
+
+
+@dataclass
+class Batch:
+    """Clips of one embodiment.
+
+    Attributes:
+        latents: (B, T, H, W) int64, or (B, T, C, H, W) float.
+        actions: (B, T', K, A) float, in the units of the robot; actions[:, t] lead from step t-1 to step t, and
+            T' >= T: the surplus steps are those that `WorldModel.predict` fills in.
+        embodiment: whose actions these are; one embodiment a batch.
+    """
+
+    latents: Tensor
+    actions: Tensor
+    embodiment: str
+
+    @property
+    def missing(self) -> int:
+        """How many steps have actions and no latents yet."""
+        return self.actions.shape[1] - self.latents.shape[1]
+
+    def window(self, start: int, latents_to: int, actions_to: int) -> Batch:
+        """Latents start..latents_to and actions start..actions_to."""
+        return Batch(self.latents[:, start:latents_to], self.actions[:, start:actions_to], self.embodiment)
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(
+            self.latents.to(device, non_blocking=True), self.actions.to(device, non_blocking=True), self.embodiment
+        )
+
+
+@dataclass
+class Prediction:
+    """The steps that a batch was missing.
+
+    Attributes:
+        latents: (B, missing, H, W) int64 or (B, missing, C, H, W) float.
+        logits: (B, missing, H, W, V) where the model has token probabilities and was asked for them; with a
+            factorised vocabulary the logits of the digits side by side, (..., sum(levels)).
+        levels: the digits' sizes when `logits` are factorised.
+        cache: what the model may reuse at the next step while the window's start stays; opaque to the caller.
+    """
+
+    latents: Tensor
+    logits: Tensor | None = None
+    levels: tuple[int, ...] = ()
+    cache: object | None = None
+
+    def cross_entropy(self, target_BTHW: Tensor) -> Tensor | None:
+        """Mean negative log-likelihood of `target` in nats a token, per step: (T,); None without logits."""
+        if self.logits is None:
+            return None
+        parts = self.logits.float().split(self.levels, -1) if self.levels else (self.logits.float(),)
+        digits = split_digits(target_BTHW, self.levels).unbind(-1) if self.levels else (target_BTHW,)
+        nll = sum(F.cross_entropy(p.movedim(-1, 1), d, reduction="none") for p, d in zip(parts, digits, strict=True))
+        return nll.mean((0, 2, 3))  # type: ignore[union-attr]
+
+
+def split_digits(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
+    """Token ids (...) -> digits (..., len(levels)), least significant first."""
+    digits = []
+    for level in levels:
+        digits.append(ids % level)
+        ids = ids // level
+    return torch.stack(digits, -1)
+
+
+def join_digits(digits: Tensor, levels: tuple[int, ...]) -> Tensor:
+    """Digits (..., len(levels)), least significant first -> token ids (...)."""
+    ids, base = torch.zeros_like(digits[..., 0]), 1
+    for i, level in enumerate(levels):
+        ids = ids + digits[..., i] * base
+        base *= level
+    return ids
