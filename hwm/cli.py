@@ -29,7 +29,7 @@ def _verbs() -> dict[str, tuple[str, Callable[[list[str]], Any]]]:
 def help_text() -> str:
     lines = ["usage: hwm VERB [OPTIONS]   (hwm VERB --help tells the options)", ""]
     lines += [f"  {name:<10} {what}" for name, (what, _) in _verbs().items()]
-    lines += ["", "start with: hwm demo", "then:       hwm train masked_hwm_toy --run runs/toy"]
+    lines += ["", "start with: hwm demo", "then:       hwm train masked_hwm_toy --out runs/toy"]
     return "\n".join(lines)
 
 

@@ -90,25 +90,25 @@ def merge(args: list[str]) -> None:
 
 
 def train(args: list[str]) -> None:
-    """`hwm train RECIPE --run DIR [--train.* ...] [--model.* ...] [--data.* ...]`."""
+    """`hwm train RECIPE --out DIR [--train.* ...] [--model.* ...] [--data.* ...]`."""
     import dataclasses
 
     from hwm.recipes import RECIPES, Recipe, find_recipe
 
     if not args or args[0].startswith("-"):
-        raise HwmError(f"say which recipe to train: hwm train RECIPE --run DIR. Recipes: {', '.join(sorted(RECIPES))}")
+        raise HwmError(f"say which recipe to train: hwm train RECIPE --out DIR. Recipes: {', '.join(sorted(RECIPES))}")
     name, recipe = args[0], find_recipe(args[0])()
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Recipe):
-        run: Path = Path("runs") / name.replace(":", "_")
+        out: Path = Path("runs") / name.replace(":", "_")
         """Folder of the run: checkpoints, log, samples. If it holds a run, training resumes there."""
         init: str | None = None
         """Begin from these weights (a shipped model, a folder or a run) instead of at random."""
 
     fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
     o = tyro.cli(Options, args=args[1:], prog=f"hwm train {name}", default=Options(**fields), description=recipe.__doc__)
-    train_recipe(o, o.run, o.init)
+    train_recipe(Recipe(**{name: getattr(o, name) for name in fields}), o.out, o.init)
 
 
 def train_recipe(recipe: Any, run: Path, init: str | None = None) -> Any:
@@ -187,7 +187,6 @@ class EvaluateOptions:
         prompt: steps of context; by default all that the model looks back on.
         horizon: steps to predict.
         scenario: autoregressive (the model sees its own predictions) or temporally_teacher_forced.
-        sampler_steps, temperature: override how tokens are sampled.
         batch_size: clips at once.
         seed: of action swaps and sampling.
         json: print one JSON object instead of tables.
@@ -226,7 +225,7 @@ def evaluate(args: list[str]) -> None:
         print(f"report: {o.report}")
 
 
-def run_evaluation(o: EvaluateOptions, command: str) -> Any:
+def run_evaluation(o: EvaluateOptions, command: str, examples: int = 4) -> Any:
     """Load what the options name, and evaluate."""
     import torch
 
@@ -247,4 +246,31 @@ def run_evaluation(o: EvaluateOptions, command: str) -> Any:
     return run(
         model, tokenizer, clips, clips_count=o.clips, prompt=prompt, horizon=o.horizon, scenarios=o.scenario,
         batch_size=o.batch_size, seed=o.seed, command=command, progress=not o.json,
+        examples=examples,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(EvaluateOptions):
+    """Write videos of rollouts beside the truth, and a contact sheet.
+
+    Attributes:
+        out: folder for the videos.
+    """
+
+    out: Path = Path("generated")
+    clips: int = 8
+    horizon: int = 16
+
+
+def generate(args: list[str]) -> None:
+    """`hwm generate [--model M] [--store S] [--out DIR]`."""
+    o = tyro.cli(GenerateOptions, args=args, prog="hwm generate")
+    from hwm.evaluate.show import contact_sheet, save_examples, save_png
+
+    results = run_evaluation(o, "hwm generate " + " ".join(args), examples=o.clips)
+    o.out.mkdir(parents=True, exist_ok=True)
+    for path in save_examples(o.out, results):
+        print(path)
+    print(save_png(o.out / "contact_sheet.png", contact_sheet(results)))
+    print(results.save(o.out / "figures.json"))

@@ -32,6 +32,11 @@ from hwm.types import Batch, HwmError, Prediction
 SWAPPED = {"jump_free": "swapped_actions", "random": "random_actions", "other_clip": "other_clip_actions"}
 DELTA = {"jump_free": "delta_psnr", "random": "delta_psnr_random", "other_clip": "delta_psnr_other_clip"}
 """How the figures of a swap are called."""
+METRICS = {"psnr": metrics.psnr, "ssim": metrics.ssim}
+"""Metrics of pictures; each is taken of the prediction and of every baseline."""
+
+Figures = dict[str, np.ndarray | None]
+"""Name -> a value for each clip and step, (B, T); None for a figure that does not apply."""
 
 
 def evaluate(
@@ -78,7 +83,7 @@ def evaluate(
     run = _Run(model, tokenizer, clips, prompt, horizon, sampler, seed, examples)
     wrong = run.wrong_actions(indices, batch_size, swaps)
 
-    parts: dict[str, list[dict[str, np.ndarray | None]]] = {name: [] for name in scenarios}
+    parts: dict[str, list[Figures]] = {name: [] for name in scenarios}
     seconds: dict[str, list[float]] = {name: [] for name in scenarios}
     training = model.training
     model.eval()
@@ -129,22 +134,21 @@ def evaluate(
 class _Look:
     """A batch of clips with the pictures that predictions are compared with, computed once for all scenarios."""
 
-    def __init__(self, indices: np.ndarray, batch: Batch, camera: Tensor, reconstruction: Tensor, prompt: int) -> None:
-        stride = (camera.shape[1] - 1) // max(1, batch.latents.shape[1] - 1)
+    def __init__(
+        self, indices: np.ndarray, batch: Batch, camera: Tensor, reconstruction: Tensor, prompt: int, stride: int
+    ) -> None:
         last = (prompt - 1) * stride
-        self.indices, self.batch, self.prompt, self.stride = indices, batch, prompt, max(1, stride)
-        self.camera, self.reconstruction = camera, reconstruction
-        self.truth = future(camera, prompt, self.stride)
-        self.rebuilt = future(reconstruction, prompt, self.stride)
+        self.indices, self.batch, self.camera = indices, batch, camera
+        self.truth, self.rebuilt = future(camera, prompt, stride), future(reconstruction, prompt, stride)
         copy, copy_rebuilt = camera[:, None, last : last + 1], reconstruction[:, None, last : last + 1]
         target = batch.latents[:, prompt:]
         kept = batch.latents[:, prompt - 1 : prompt].expand_as(target)
-        self.figures: dict[str, np.ndarray | None] = {"accuracy_copy": _numpy(metrics.accuracy(kept, target))}
-        for name, metric in (("psnr", metrics.psnr), ("ssim", metrics.ssim)):
+        matched = metrics.accuracy(kept, target)
+        self.figures: Figures = {"accuracy_copy": None if matched is None else _numpy(matched)}
+        for name, metric in METRICS.items():
             self.figures[f"{name}_copy"] = _numpy(per_step(metric, copy.expand_as(self.truth), self.truth))
-            self.figures[f"{name}_copy_reconstruction"] = _numpy(
-                per_step(metric, copy_rebuilt.expand_as(self.truth), self.truth)
-            )
+            rebuilt = per_step(metric, copy_rebuilt.expand_as(self.truth), self.truth)
+            self.figures[f"{name}_copy_reconstruction"] = _numpy(rebuilt)
             self.figures[f"{name}_reconstruction"] = _numpy(per_step(metric, self.rebuilt, self.truth))
 
 
@@ -164,6 +168,7 @@ class _Run:
     ) -> None:
         self.model, self.tokenizer, self.clips, self.sampler = model, tokenizer, clips, sampler
         self.prompt, self.steps, self.seed = prompt, prompt + horizon, seed
+        self.stride = tokenizer.latent.stride
         self.device = device_of(model, torch.device("cpu"))
         self.swap_distance: dict[str, np.ndarray] = {}
         self.examples: list[tuple[tuple[bool, float], Example]] = []
@@ -191,7 +196,7 @@ class _Run:
         camera = reconstruction
         if self.clips.store.has_video:
             camera = camera_video(self.clips, indices, self.steps, self.tokenizer.size).to(self.device)
-        return _Look(indices, batch, camera, reconstruction, self.prompt)
+        return _Look(indices, batch, camera, reconstruction, self.prompt, self.stride)
 
     def predict(self, scenario: str, batch: Batch, first: int, logits: bool) -> tuple[Prediction, float]:
         """A prediction, always with the same random numbers for the same clips, and its seconds a step and clip."""
@@ -210,41 +215,42 @@ class _Run:
         latents = torch.cat([shown.batch.latents[:, : self.prompt], prediction.latents], 1)
         return decode(self.tokenizer, latents).to(self.device)
 
-    def score(
-        self, scenario: str, shown: _Look, wrong: dict[str, Tensor], first: int
-    ) -> tuple[dict[str, np.ndarray | None], float]:
+    def score(self, scenario: str, shown: _Look, wrong: dict[str, Tensor], first: int) -> tuple[Figures, float]:
         """All figures of one batch in one scenario, each (B, T), and seconds a step and clip."""
         batch, truth = shown.batch, shown.truth
         prediction, took = self.predict(scenario, batch, first, logits=True)
         target = batch.latents[:, self.prompt :]
         video = self.video(shown, prediction)
-        pictures = future(video, self.prompt, shown.stride)
+        pictures = future(video, self.prompt, self.stride)
         out = dict(shown.figures)
-        for name, metric in (("psnr", metrics.psnr), ("ssim", metrics.ssim)):
+        for name, metric in METRICS.items():
             out[name] = _numpy(per_step(metric, pictures, truth))
             out[f"{name}_reconstruction_reference"] = _numpy(per_step(metric, pictures, shown.rebuilt))
-        out["ce"] = _numpy(metrics.cross_entropy(prediction, target))
-        out["accuracy"] = _numpy(metrics.accuracy(prediction.latents, target))
-        swapped = None
+        for name, values in (
+            ("ce", metrics.cross_entropy(prediction, target)),
+            ("accuracy", metrics.accuracy(prediction.latents, target)),
+        ):
+            out[name] = None if values is None else _numpy(values)
+        psnr, swapped = _numpy(per_step(metrics.psnr, pictures, truth)), None
         for swap, actions in wrong.items():
             # the same random numbers, so that only the actions differ; no logits, so that its time is that of playing
             other, took = self.predict(scenario, replace(batch, actions=actions.to(self.device)), first, logits=False)
             other_video = self.video(shown, other)
             swapped = other_video if swap == "jump_free" else swapped
-            out[f"psnr_{SWAPPED[swap]}"] = _numpy(
-                per_step(metrics.psnr, future(other_video, self.prompt, shown.stride), truth)
-            )
-            out[DELTA[swap]] = out["psnr"] - out[f"psnr_{SWAPPED[swap]}"]
+            other_psnr = _numpy(per_step(metrics.psnr, future(other_video, self.prompt, self.stride), truth))
+            out[f"psnr_{SWAPPED[swap]}"], out[DELTA[swap]] = other_psnr, psnr - other_psnr
         for baseline in ("copy", "copy_reconstruction"):
-            out[f"gain_{baseline}"] = out["psnr"] - out[f"psnr_{baseline}"]
-            out[f"win_rate_{baseline}"] = (out["psnr"] > out[f"psnr_{baseline}"]).astype(np.float64)
+            theirs = shown.figures[f"psnr_{baseline}"]
+            out[f"gain_{baseline}"] = psnr - theirs
+            out[f"win_rate_{baseline}"] = (psnr > theirs).astype(np.float64)
         self._keep(shown, video, swapped, out)
         return out, took
 
-    def _keep(self, shown: _Look, video: Tensor, swapped: Tensor | None, figures: dict[str, np.ndarray | None]) -> None:
+    def _keep(self, shown: _Look, video: Tensor, swapped: Tensor | None, figures: Figures) -> None:
         """Remember a few clips: a random choice of the moving ones, then of the others; scores play no part."""
         psnr, copy = figures["psnr"], figures["psnr_copy"]
-        assert psnr is not None and copy is not None
+        assert psnr is not None
+        assert copy is not None
         for i, index in enumerate(shown.indices):
             moving = bool(copy[i, -1] < MOVING_DB)
             key = (not moving, float(np.random.default_rng((self.seed, int(index))).random()))
@@ -256,7 +262,7 @@ class _Run:
                 episode=episode.id,
                 start=int(self.clips.starts[index]) - episode.start,
                 moving=moving,
-                context=video.shape[1] - shown.truth.shape[1] * shown.stride,
+                context=video.shape[1] - shown.truth.shape[1] * self.stride,
                 truth=to_uint8(shown.camera[i]),
                 prediction=to_uint8(video[i]),
                 swapped=None if swapped is None else to_uint8(swapped[i]),
@@ -301,16 +307,18 @@ def _check(
         )
     header = clips.store.header
     if tokenizer.latent != header.latent:
-        raise HwmError(f"{clips.store.path} holds {header.latent}, the tokenizer {tokenizer.id!r} makes {tokenizer.latent}")
+        raise HwmError(
+            f"{clips.store.path} holds {header.latent}, the tokenizer {tokenizer.id!r} makes {tokenizer.latent}"
+        )
     for owner, name in ((f"the store {clips.store.path}", header.tokenizer), ("the model", model.spec.tokenizer)):
         if name and tokenizer.id and name != tokenizer.id:
             raise HwmError(f"{owner} was made with the tokenizer {name!r}, not with {tokenizer.id!r}")
     model.check(clips.batch([0]))
 
 
-def _join(parts: list[dict[str, np.ndarray | None]]) -> dict[str, np.ndarray | None]:
+def _join(parts: list[Figures]) -> Figures:
     """Figures of batches -> figures of all clips; a figure that one batch lacks is lacking."""
-    out: dict[str, np.ndarray | None] = {}
+    out: Figures = {}
     for name in parts[0]:
         values = [part[name] for part in parts]
         present = [v for v in values if v is not None]
@@ -318,8 +326,8 @@ def _join(parts: list[dict[str, np.ndarray | None]]) -> dict[str, np.ndarray | N
     return out
 
 
-def _numpy(values: Tensor | None) -> Any:
-    return None if values is None else values.double().cpu().numpy()
+def _numpy(values: Tensor) -> np.ndarray:
+    return values.double().cpu().numpy()
 
 
 def _describe(sampler: Any) -> Any:

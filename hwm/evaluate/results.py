@@ -19,8 +19,8 @@ MOVING_DB = 20.0
 """A clip moves when the copy of its last context frame scores below this at the last step of the horizon."""
 
 MOVING_RULE = (
-    f"A clip counts as moving when its last context frame, repeated, scores below {MOVING_DB:g} dB PSNR against the truth "
-    "at the last step of the horizon. The rule looks at the recording only, never at a prediction."
+    f"A clip counts as moving when its last context frame, repeated, scores below {MOVING_DB:g} dB PSNR against the "
+    "truth at the last step of the horizon. The rule looks at the recording only, never at a prediction."
 )
 
 LABELS = {
@@ -230,7 +230,9 @@ class Results:
                 of = f"{count} of {self.clips} clips that move" if moving else f"all {count} clips"
                 title = f"{self.model}  {scenario.replace('_', ' ')}  {of}"
                 parts += [self._table(scenario, moving, title)] if count else [Text(f"{title}: none")]
-            parts.append(Text(f"{self.seconds_per_step[scenario] * 1e3:.1f} ms a step and clip at batch {self.batch_size}"))
+            parts.append(
+                Text(f"{self.seconds_per_step[scenario] * 1e3:.1f} ms a step and clip at batch {self.batch_size}")
+            )
         parts.append(Text(MOVING_RULE, style="dim"))
         parts.append(Text("* best of the rows that compete; ceilings and swapped actions do not compete", style="dim"))
         if self.reference != "camera":
@@ -269,7 +271,7 @@ def best(rows: Mapping[str, Sequence[float]], step: int) -> set[str]:
 
 def shown_steps(horizon: int, most: int = 8) -> list[int]:
     """At most `most` steps of a horizon, the first and the last among them, counted from 0."""
-    return sorted({int(round(x)) for x in np.linspace(0, horizon - 1, min(most, horizon))})
+    return sorted({int(x) for x in np.linspace(0, horizon - 1, min(most, horizon)).round()})
 
 
 def digits(name: str) -> int:

@@ -6,7 +6,7 @@ Shape suffixes: B batch, T latent step, P past step, H missing (target) step, S 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +36,9 @@ class MaskedModel(WorldModel):
             non_mlm: probability of the training mode that is closer to autoregressive; see `maskgit.mask_future`.
             fully_masked: share of the future steps that are masked whole in training, as at the first look.
             label_smoothing: of the cross-entropy.
+            own_past: in training, up to this share of a clip's past steps is shown as the model itself would have
+                predicted them (scheduled sampling, Bengio et al. 2015), which is what a rollout will feed it; needs the
+                parallel layout, in which one extra look without gradient predicts them all. 0 in the paper.
             factorized: embed and predict the digits that ids are made of (`LatentSpec.levels`) instead of whole ids.
             sampler: how missing steps are filled in unless a call says otherwise.
         """
@@ -49,15 +52,17 @@ class MaskedModel(WorldModel):
         non_mlm: float = 0.5
         fully_masked: float = 0.0
         label_smoothing: float = 0.0
+        own_past: float = 0.0
         factorized: bool = False
-        sampler: MaskGITSampler = MaskGITSampler()
+        sampler: MaskGITSampler = field(default_factory=MaskGITSampler)
 
     parallel = False
+    group = 1  # latent steps that make up one step of the model
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
         if spec.latent.vocab is None:
-            raise HwmError(f"{type(self).__name__} needs discrete latents, and this data has {spec.latent.channels} channels")
+            raise HwmError(f"{self.name} needs discrete latents, and this data has {spec.latent.channels} channels")
         if config.factorized and not spec.latent.levels:
             raise HwmError("factorized=True needs token ids made of digits, and this tokenizer's spec names no levels")
         self.vocab: int = spec.latent.vocab
@@ -73,7 +78,7 @@ class MaskedModel(WorldModel):
 
     @abstractmethod
     def observe(self, ids_BPS: Tensor, actions_BTKA: Tensor, embodiment: str, missing: int, cache: Any = None) -> Any:
-        """All that the looks at the last `missing` steps need of the past, and of the actions up to the last of them."""
+        """All that the looks at the last `missing` steps need of the past, and of the actions up to theirs."""
 
     @abstractmethod
     def look(self, window: Any, ids_BHS: Tensor, masked_BHS: Tensor) -> Tensor:
@@ -83,17 +88,27 @@ class MaskedModel(WorldModel):
         """What of an observed window the next prediction may reuse."""
         return None
 
+    def tokens(self, latents_BTHW: Tensor) -> Tensor:
+        """Latents as the model's steps of ids: (B, T, S), or (B, T/G, S, G) where a cell holds G ids."""
+        return latents_BTHW.flatten(2)
+
+    def latents(self, ids_BTS: Tensor) -> Tensor:
+        """The inverse of `tokens`; also of logits (..., V)."""
+        return ids_BTS.unflatten(2, self.spec.latent.grid)
+
     def split(self, ids_BTS: Tensor) -> tuple[Tensor, Tensor]:
         """A training clip as the past it shows and the steps it asks for."""
-        past = ids_BTS.shape[1] - self.config.horizon
+        past = ids_BTS.shape[1] - self.config.horizon // self.group
         if past < 1:
             raise HwmError(
-                f"a clip of {ids_BTS.shape[1]} steps has no past before its horizon of {self.config.horizon}: "
-                f"train on clips of past + horizon = {self.config.past + self.config.horizon} steps"
+                f"a clip of {ids_BTS.shape[1] * self.group} steps has no past before its horizon of "
+                f"{self.config.horizon}: train on clips of past + horizon = {self.config.past + self.config.horizon} steps"
             )
         return ids_BTS[:, :past], ids_BTS[:, past:]
 
-    def corrupt_and_mask(self, ids_BTS: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def corrupt_and_mask(
+        self, ids_BTS: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The past shown (B, P, S), the future shown (B, H, S), and where it is masked (B, H, S)."""
         c, batch = self.config, ids_BTS.shape[0]
         past_BPS, future_BHS = self.split(ids_BTS)
@@ -105,18 +120,32 @@ class MaskedModel(WorldModel):
         rate_B11 = maskgit.corruption_rate(batch, c.max_corrupt, ids_BTS.device, generator)
         past_BPS = maskgit.corrupt(past_BPS, rate_B11, self.vocab, generator)
         shown_BHS = maskgit.corrupt(shown.view_as(future_BHS), rate_B11, self.vocab, generator)
-        return past_BPS, shown_BHS, masked.view_as(future_BHS)
+        return past_BPS, shown_BHS, masked.view(future_BHS.shape[:3])
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy of masked tokens in nats; the batch is a whole clip, and nothing of it is missing."""
         self.check(batch)
-        ids_BTS = batch.latents.flatten(2)
-        actions = batch.actions[:, : ids_BTS.shape[1]]
+        ids_BTS = self.tokens(batch.latents)
+        actions = batch.actions[:, : batch.latents.shape[1]]
         past_BPS, shown_BHS, masked_BHS = self.corrupt_and_mask(ids_BTS)
+        if self.config.own_past and self.parallel:
+            past_BPS = self.with_own_guesses(past_BPS, actions, batch.embodiment)
         window = self.observe(past_BPS, actions, batch.embodiment, shown_BHS.shape[1])
         hidden_BHSD = self.look(window, shown_BHS, masked_BHS)
         loss, accuracy = self.head.loss(hidden_BHSD, self.split(ids_BTS)[1], masked_BHS, self.config.label_smoothing)
         return loss, {"accuracy": accuracy, "masked": masked_BHS.float().mean()}
+
+    @torch.no_grad()
+    def with_own_guesses(self, past_BPS: Tensor, actions_BTKA: Tensor, embodiment: str) -> Tensor:
+        """The past with some of its steps replaced by the model's own one-look predictions of them."""
+        batch, steps, _ = past_BPS.shape
+        window = self.observe(past_BPS, actions_BTKA, embodiment, steps)
+        hidden_BPSD = self.look(window, past_BPS, torch.ones_like(past_BPS, dtype=torch.bool))
+        drawn = [maskgit.pick(part, self.config.sampler)[0] for part in self.head.draws(self.head(hidden_BPSD))]
+        # the look at step t is asked for at place t - 1; the first step has no past to be predicted from
+        own_BPS = torch.cat([past_BPS[:, :1], self.head.join(tuple(drawn))[:, :-1]], 1)
+        share_B11 = self.config.own_past * torch.rand(batch, 1, 1, device=past_BPS.device)
+        return torch.where(torch.rand(batch, steps, 1, device=past_BPS.device) < share_B11, own_BPS, past_BPS)
 
     @torch.no_grad()
     def predict(
@@ -135,30 +164,27 @@ class MaskedModel(WorldModel):
         self.check(batch)
         c, sampler = self.config, sampler or self.config.sampler
         steps, missing = batch.latents.shape[1], batch.missing
-        if not (1 <= missing <= c.horizon and 1 <= steps <= c.past):
+        if not (1 <= missing <= c.horizon and 1 <= steps <= c.past) or missing % self.group or steps % self.group:
             raise HwmError(
-                f"this model predicts 1 to {c.horizon} steps from 1 to {c.past}, not {missing} from {steps}; "
-                "use rollout for more"
+                f"this model predicts 1 to {c.horizon} steps from 1 to {c.past}, in multiples of {self.group}, "
+                f"not {missing} from {steps}; use rollout for more"
             )
         if sampler.pick == "mean" and not self.head.levels:
             raise HwmError('pick="mean" is for factorised vocabularies with ordered digits; use pick="sample"')
-        ids_BPS = batch.latents.flatten(2)
+        ids_BPS = self.tokens(batch.latents)
+        missing //= self.group
         window = self.observe(ids_BPS, batch.actions, batch.embodiment, missing, cache)
-        ids_BHS = ids_BPS.new_zeros(ids_BPS.shape[0], missing, ids_BPS.shape[2])
-        masked_BHS = torch.ones_like(ids_BHS, dtype=torch.bool)
-        first = None
-        for count in maskgit.masked_counts(sampler.steps, ids_BPS.shape[2]):
+        ids_BHS = torch.zeros_like(ids_BPS[:, :1]).repeat_interleave(missing, 1)
+        masked_BHS = torch.ones(ids_BHS.shape[:3], dtype=torch.bool, device=ids_BHS.device)
+        first: Tensor | None = None
+        for count in maskgit.masked_counts(sampler.steps, masked_BHS.shape[2]):
             logits_BHSV = self.head(self.look(window, ids_BHS, masked_BHS))
             first = logits_BHSV if first is None else first
             drawn = [maskgit.pick(part, sampler, generator) for part in self.head.draws(logits_BHSV)]
-            ids_BHS = torch.where(masked_BHS, self.head.join(tuple(ids for ids, _ in drawn)), ids_BHS)
+            ids_new = self.head.join(tuple(ids for ids, _ in drawn))
+            ids_BHS = torch.where(maskgit.like(masked_BHS, ids_new), ids_new, ids_BHS)
             if count:
                 logp_BHS = torch.stack([logp for _, logp in drawn]).sum(0)
                 masked_BHS = maskgit.remask(maskgit.keep_score(logp_BHS, sampler, generator), masked_BHS, count)
-        grid = self.spec.latent.grid
-        return Prediction(
-            ids_BHS.unflatten(-1, grid),
-            first.unflatten(2, grid) if logits and first is not None else None,
-            self.head.levels,
-            self.cache_of(window),
-        )
+        shown = self.latents(self.head.by_id(first)) if logits else None
+        return Prediction(self.latents(ids_BHS), shown, self.head.levels, self.cache_of(window))

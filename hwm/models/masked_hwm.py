@@ -36,19 +36,20 @@ class Cache:
     Attributes:
         memory: keys and values, a block each.
         steps: how many steps they cover.
-        last_1BSD: embedding of each cell's token in the last of these steps (in the parallel layout, in all of them).
+        last: (1, B, S, D), embedding of each cell's token in the last of these steps (in the parallel layout's training,
+            in all of them).
     """
 
     memory: tuple[Memory, ...]
     steps: int
-    last_1BSD: Tensor
+    last: Tensor
 
 
 class Window(NamedTuple):
     """The past as remembered, and the actions (H, B, D) and times of the steps asked for."""
 
     cache: Cache
-    actions_HBD: Tensor
+    actions: Tensor
     times: range
 
 
@@ -113,9 +114,7 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
             raise HwmError(f"parallel=True trains windows with one missing step, so horizon must be 1, not {c.horizon}")
         self.parallel = c.parallel
         self.position = nn.Parameter(torch.zeros(1, c.learned_steps, spec.latent.cells, c.dim))
-        self.actions = ActionEncoder(
-            spec, c.dim, positions=c.learned_steps, ratio=c.mlp_ratio, changes=c.action_deltas
-        )
+        self.actions = ActionEncoder(spec, c.dim, positions=c.learned_steps, ratio=c.mlp_ratio, changes=c.action_deltas)
         self.previous = nn.Linear(c.dim, c.dim) if c.copy_previous else None
         first, others = VARIANTS[c.variant]
         rows = [ROWS[first if i < c.unshared_layers else others] for i in range(c.depth)]
@@ -157,8 +156,14 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
 
     def placed(self, x_TBSD: Tensor, times: range) -> Tensor:
         """Token embeddings with the learned positions of their cells, and of their steps where steps have them."""
-        position_TSD = self.position[0] if self.config.learned_steps == 1 else self.position[0, times.start : times.stop]
-        return x_TBSD + position_TSD[:, None]
+        if self.config.learned_steps == 1:
+            return x_TBSD + self.position
+        if times.stop > self.config.learned_steps:
+            raise HwmError(
+                f"a window of {times.stop} steps, but learned_steps={self.config.learned_steps}: "
+                "only so many steps have a position"
+            )
+        return x_TBSD + self.position[0, times.start : times.stop, None]
 
     def observe(
         self, ids_BPS: Tensor, actions_BTKA: Tensor, embodiment: str, missing: int, cache: Cache | None = None
@@ -181,7 +186,7 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
         cache, times = window.cache, window.times
         x_HBSD = self.placed(self.embed(ids_BHS.transpose(0, 1), masked_BHS.transpose(0, 1)), times)
         if self.previous is not None:
-            x_HBSD = x_HBSD + self.previous(cache.last_1BSD)
+            x_HBSD = x_HBSD + self.previous(cache.last)
         view = self.view("future", times, cache.steps, x_HBSD.device)
-        x_HBSD, _ = self.blocks(x_HBSD, window.actions_HBD, view, cache.memory)
+        x_HBSD, _ = self.blocks(x_HBSD, window.actions, view, cache.memory)
         return self.norm(x_HBSD).transpose(0, 1)

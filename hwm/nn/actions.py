@@ -1,6 +1,7 @@
 """Actions: normalised with the statistics of their data, embedded one by one, pooled to latent steps.
 
-Shape suffixes: B batch, T latent step, K actions a step, A action dimension, F = actions of a window that are real, D width.
+Shape suffixes: B batch, T latent step, K actions a step, A action dimension, F actions of a window that are real,
+D width.
 """
 
 from __future__ import annotations
@@ -30,22 +31,31 @@ class ActionEncoder(nn.Module):
             with 0 there are none.
         changes: also read each action's change since the one before; a Linear beside the first.
         deep: the released encoder above; else Linear, GELU, Linear (the shared-parameter model).
+        group: latent steps that make up one step of the result.
     """
 
     def __init__(
-        self, spec: DataSpec, dim: int, *, positions: int, ratio: float = 4.0, changes: bool = False, deep: bool = True
+        self,
+        spec: DataSpec,
+        dim: int,
+        *,
+        positions: int,
+        ratio: float = 4.0,
+        changes: bool = False,
+        deep: bool = True,
+        group: int = 1,
     ) -> None:
         super().__init__()
+        self.group = group
         self.specs, self.stride = spec.actions, spec.latent.stride
         self.read = nn.ModuleDict({_key(e): nn.Linear(a.dim, dim) for e, a in spec.actions.items()})
-        self.read_change = (
-            nn.ModuleDict({_key(e): nn.Linear(a.dim, dim, bias=False) for e, a in spec.actions.items()}) if changes else None
-        )
+        change = {_key(e): nn.Linear(a.dim, dim, bias=False) for e, a in spec.actions.items() if changes}
+        self.read_change = nn.ModuleDict(change) if changes else None
         self.act = nn.GELU()
         self.mix = nn.Sequential(Mlp(dim, ratio), nn.LayerNorm(dim)) if deep else nn.Linear(dim, dim)
         specs = spec.actions.values()
-        rows = max(a.per_step if positions == 1 else self.real(a) + (positions - 1) * a.per_step for a in specs)
-        self.position = nn.Parameter(torch.zeros(rows, dim)) if positions else None
+        slots = max(a.per_step if positions == 1 else self.real(a) + (positions - 1) * a.per_step for a in specs)
+        self.position = nn.Parameter(torch.zeros(slots, dim)) if positions else None
         self.positions = positions
 
     def real(self, spec: ActionSpec) -> int:
@@ -64,16 +74,18 @@ class ActionEncoder(nn.Module):
         absent = K - self.real(spec)
         rows_BFA = actions_BTKA.reshape(B, T * K, A)[:, absent:]
         x_BFA, std = self.normalise(rows_BFA, spec)
-        x_BFD = self.read[key](x_BFA)
+        dtype = self.read[key].weight.dtype
+        x_BFD = self.read[key](x_BFA.to(dtype))
         if self.read_change is not None:
             change_BFA = F.pad(rows_BFA[:, 1:] - rows_BFA[:, :-1], (0, 0, 1, 0)).float() / std * CHANGE_GAIN
-            x_BFD = x_BFD + self.read_change[key](change_BFA.clamp(-CLAMP, CLAMP))
+            x_BFD = x_BFD + self.read_change[key](change_BFA.clamp(-CLAMP, CLAMP).to(dtype))
         x_BFD = self.mix(self.act(x_BFD))
         if self.position is not None:
             shared = self.positions == 1
             x_BFD = x_BFD + (self.position[:K].repeat(T, 1)[absent:] if shared else self.position[: T * K - absent])
-        first_B1D = x_BFD[:, : K - absent].mean(1, keepdim=True)
-        rest_BTD = x_BFD[:, K - absent :].unflatten(1, (T - 1, K)).mean(2)
+        rows = K * self.group
+        first_B1D = x_BFD[:, : rows - absent].mean(1, keepdim=True)
+        rest_BTD = x_BFD[:, rows - absent :].unflatten(1, (T // self.group - 1, rows)).mean(2)
         return torch.cat([first_B1D, rest_BTD], 1).transpose(0, 1)
 
 

@@ -96,6 +96,7 @@ class PerStream(nn.ModuleDict):
 
 def runs(roles: Roles, *parts: PerStream | None) -> list[tuple[str, int]]:
     """Neighbouring steps that use the same weights in all `parts`, as one run: shared weights are one large call."""
+
     def groups(item: tuple[str, int]) -> tuple[str, ...]:
         return tuple(p.row[item[0]] for p in parts if p is not None)
 
@@ -130,7 +131,8 @@ class SpaceAttention(nn.Module):
             q, k, v = attn.project(h_TBSD, view.cells)
             kept.append((k, v))
             if memory is not None and view.near:
-                k, v = (torch.cat([*(_pick(old, n) for n in view.near), own], 2) for old, own in zip(memory.cells, (k, v)))
+                near = ([_pick(old, index) for index in view.near] for old in memory.cells)
+                k, v = (torch.cat([*old, own], 2) for old, own in zip(near, (k, v), strict=True))
             o = attend(*(t.flatten(0, 1).transpose(1, 2) for t in (q, k, v)))
             return attn.proj(o.transpose(1, 2).reshape(h_TBSD.shape))
 
@@ -148,14 +150,16 @@ def _pick(x_M: Tensor, index: tuple[int, ...]) -> Tensor:
 class JointTime(nn.Module):
     """Attention over time in which video and actions are one sequence: one set of weights for all streams.
 
-    A cell's video tokens attend to the video tokens of that cell and to the actions. Action tokens attend to actions and
-    to the mean over cells of the video's keys and values. The release lets the S copies of an action token each read
-    one cell and averages what they read; with the mean inside, actions read from video at the cost of one more key a
-    step instead of S.
+    A cell's video tokens attend to the video tokens of that cell and to the actions. Action tokens attend to actions
+    and to the mean over cells of the video's keys and values. The release lets the S copies of an action token each
+    read one cell and averages what they read; with the mean inside, actions read from video at the cost of one more
+    key a step instead of S.
 
     Args:
-        stream_embedding: a learned vector a stream (past and future video, past and future action), added before the projection.
-        pool: attend with the mean over cells and give all cells the same result (the shared-parameter model's first version).
+        stream_embedding: a learned vector for each of past and future video and past and future actions, added before
+            the projection.
+        pool: attend with the mean over cells, and give all cells the same result (the first version of the model with
+            shared parameters).
     """
 
     def __init__(
@@ -178,16 +182,16 @@ class JointTime(nn.Module):
         q, k, v = self.attn.project(video, view.times)
         qa, ka, va = self.attn.project(action, tuple(t[:, 0] for t in view.times))  # type: ignore[arg-type]
         own = Memory((), (k, v), (ka, va))
-        seen = own if memory is None else Memory((), memory.video, memory.action).then(own)
+        # Keys and values of [remembered video, own video, remembered actions, own actions]: one mask serves both halves.
+        passes = [own] if memory is None else [memory, own]
+        mask = None if view.mask is None else torch.cat([view.mask, view.mask], 1)
+        sources = [([m.video[i] for m in passes], [m.action[i] for m in passes]) for i in (0, 1)]
         if outputs[0]:
-            cells = q.shape[2]
-            mask = None if view.mask is None else torch.cat([view.mask, view.mask], 1)
-            keys = (torch.cat([s, a[:, :, None].expand(-1, -1, cells, -1, -1)]) for s, a in zip(seen.video, seen.action))
-            o = attend(*map(_over_time, (q, *keys)), mask)
-            x_TBSD = x_TBSD + self.attn.proj(_back(o, video))
+            size = (-1, -1, q.shape[2], -1, -1)
+            keys = [torch.cat([*vs, *(a[:, :, None].expand(size) for a in actions)]) for vs, actions in sources]
+            x_TBSD = x_TBSD + self.attn.proj(_back(attend(*map(_over_time, (q, *keys)), mask), video))
         if outputs[1]:
-            mask = None if view.mask is None else torch.cat([view.mask, view.mask], 1)
-            keys = (torch.cat([s.mean(2), a]) for s, a in zip(seen.video, seen.action))
+            keys = [torch.cat([*(s.mean(2) for s in vs), *actions]) for vs, actions in sources]
             a_TBD = a_TBD + self.attn.proj(_back(attend(*map(_over_time, (qa, *keys)), mask), action))
         return x_TBSD, a_TBD, own
 
@@ -213,7 +217,7 @@ class SplitTime(nn.Module):
         times = tuple(t[:, 0] for t in view.times)
         qa, ka, va = self.action_attn.project(self.action_norm(a_TBD), times)  # type: ignore[arg-type]
         old = memory.action if memory is not None else (ka[:0], va[:0], ka[:0], va[:0])
-        self_keys = (_after(o, n) for o, n in zip(old[:2], (ka, va)))
+        self_keys = map(_after, old[:2], (ka, va))
         read = a_TBD + self.action_attn.proj(_back(attend(*map(_over_time, (qa, *self_keys)), view.mask), a_TBD))
         kc, vc = self.cross_attn.keys(read, times)  # type: ignore[arg-type]
         q, k, v = self.attn.project(self.norm(x_TBSD), view.times)
@@ -222,9 +226,9 @@ class SplitTime(nn.Module):
             keys = own.video if memory is None else tuple(map(_after, memory.video, own.video))
             x_TBSD = x_TBSD + self.attn.proj(_back(attend(*map(_over_time, (q, *keys)), view.mask), x_TBSD))
             # Cells are only more queries to the same few keys: (B, h, T*S, d) against (B, h, M+T, d).
-            T, B, S, _ = x_TBSD.shape
+            T, _, S, _ = x_TBSD.shape
             q = self.cross_attn.queries(self.cross_norm(x_TBSD), view.times).permute(1, 3, 0, 2, 4).flatten(2, 3)
-            keys = tuple(_over_time(_after(o, n)) for o, n in zip(old[2:], (kc, vc)))
+            keys = tuple(map(_over_time, map(_after, old[2:], (kc, vc))))
             mask = None if view.mask is None else view.mask.repeat_interleave(S, 0)
             o = attend(q, *keys, mask).unflatten(2, (T, S)).permute(2, 0, 3, 1, 4).reshape(x_TBSD.shape)
             x_TBSD = x_TBSD + self.cross_attn.proj(o)

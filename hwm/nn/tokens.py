@@ -1,8 +1,9 @@
 """Token ids to vectors and back: over the whole vocabulary, or over the digits that ids are made of.
 
-A vocabulary of 64,000 ids costs a table and a head of 64,000 rows each. Where ids split into digits (`LatentSpec.levels`),
-an embedding may be the sum of one small table a digit, and a head one small softmax a digit: a hundred times fewer weights
-and much faster learning for small models, at the price that the digits of one cell are drawn independently.
+A vocabulary of 64,000 ids costs a table and a head of 64,000 rows each. Where ids split into digits
+(`LatentSpec.levels`), an embedding may be the sum of one small table a digit, and a head one small softmax a digit:
+a thousand times fewer weights and much faster learning for small models, at the price that the digits of one cell are
+drawn independently.
 
 Shape suffixes: ... any leading axes, D width, V vocabulary, L number of digits, N tokens.
 """
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwm.nn.layers import constant
+from hwm.objectives.maskgit import digit_cross_entropy, masked_cross_entropy
 from hwm.types import join_digits, split_digits
 
 ACCURACY_TOKENS = 256
@@ -65,19 +67,12 @@ class TokenHead(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def loss(self, h_D: Tensor, ids: Tensor, masked: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy over masked tokens and (of a few of them) the accuracy, both scalar.
-
-        Logits are made only for masked tokens, and of those only a chunk at a time: at 64,000 ids the logits of one
-        window of three latent steps would fill 750 MiB.
-        """
-        h_ND, ids_N = h_D[masked], ids[masked]
-        loss = F.linear_cross_entropy(
-            h_ND, self.weight, ids_N, linear_bias=self.bias, label_smoothing=smoothing, options=_chunks(h_ND, self.vocab)
-        )
+        """Mean cross-entropy over masked tokens, and the accuracy on some of them: both scalar, the second detached."""
+        loss = masked_cross_entropy(h_D, ids, masked, self, self.vocab, smoothing)
         with torch.no_grad():
-            guess = self(h_ND[:ACCURACY_TOKENS]).argmax(-1)
-            accuracy = (guess == ids_N[:ACCURACY_TOKENS]).float().mean()
-        return loss, accuracy
+            h_ND, ids_N = h_D[masked], ids[masked]
+            every = 1 + h_ND.shape[0] // ACCURACY_TOKENS
+            return loss, (self(h_ND[::every]).argmax(-1) == ids_N[::every]).float().mean()
 
     def draws(self, logits_V: Tensor) -> tuple[Tensor, ...]:
         """The independent distributions that make up one token."""
@@ -86,6 +81,10 @@ class TokenHead(nn.Linear):
     def join(self, draws: tuple[Tensor, ...]) -> Tensor:
         """One choice for each of `draws` -> ids."""
         return draws[0]
+
+    def by_id(self, logits_V: Tensor) -> Tensor:
+        """Logits shaped as the ids they are about, with the logits of one id last."""
+        return logits_V
 
 
 class DigitHead(TokenHead):
@@ -96,22 +95,13 @@ class DigitHead(TokenHead):
         self.levels = levels
 
     def loss(self, h_D: Tensor, ids: Tensor, masked: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        """As `TokenHead.loss`, the cross-entropy summed over digits: nats a token, comparable between the two heads.
-
-        The logits are few, so they are made for every token and those that are not masked are weighted with zero:
-        shapes stay fixed, which keeps memory even and `torch.compile` content.
-        """
-        parts = self.draws(self(h_D).float().flatten(0, -2))
-        digits = split_digits(ids.flatten(), self.levels).unbind(-1)
-        masked_N = masked.flatten()
-        share_N = masked_N / masked_N.sum().clamp(min=1)
-        nll_N = sum(
-            F.cross_entropy(p, d, reduction="none", label_smoothing=smoothing) for p, d in zip(parts, digits, strict=True)
-        )
+        """As `TokenHead.loss`; a token counts as right when all of its digits are."""
+        parts_N = self.draws(self(h_D).flatten(0, -2))
+        digits_NL, masked_N = split_digits(ids.flatten(), self.levels), masked.flatten()
+        loss = digit_cross_entropy(parts_N, digits_NL, masked_N, smoothing)
         with torch.no_grad():
-            right_NL = torch.stack([p.argmax(-1) == d for p, d in zip(parts, digits, strict=True)], -1)
-            accuracy = (right_NL.all(-1) * share_N).sum()
-        return (nll_N * share_N).sum(), accuracy
+            right_NL = torch.stack([part.argmax(-1) for part in parts_N], -1) == digits_NL
+            return loss, (right_NL.all(-1) & masked_N).sum() / masked_N.sum().clamp(min=1)
 
     def init(self) -> None:
         """Small, so that each digit starts near uniform: Xavier's bound grows as the softmax shrinks."""
@@ -123,9 +113,3 @@ class DigitHead(TokenHead):
 
     def join(self, draws: tuple[Tensor, ...]) -> Tensor:
         return join_digits(torch.stack(draws, -1), self.levels)
-
-
-def _chunks(h_ND: Tensor, vocab: int) -> nn.LinearCrossEntropyOptions | None:
-    """Chunking pays once there are more tokens than channels and more ids than both; it precomputes gradients."""
-    worthwhile = h_ND.shape[0] >= h_ND.shape[1] and vocab > h_ND.shape[1] and torch.is_grad_enabled()
-    return nn.LinearCrossEntropyOptions() if worthwhile else None

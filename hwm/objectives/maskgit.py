@@ -1,18 +1,26 @@
 """Masked token modelling (MaskGIT, arXiv 2202.04200, as used by GENIE and Masked-HWM): pure functions.
 
-Shape suffixes: B batch, H future steps, S cells, ... any leading axes, V vocabulary, N tokens.
+Ids are (B, H, S), or (B, H, S, G) where a cell holds a tuple of ids that are masked and corrupted together.
+
+Shape suffixes: B batch, H future steps, S cells, G ids a cell, ... any leading axes, V vocabulary, N tokens.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 Generator = torch.Generator | None
+
+# Logits that the loss holds at a time, 128 MiB in float32: 524 tokens of a vocabulary of 64,000.
+LOGITS_AT_ONCE = 2**25
 
 
 @dataclass(frozen=True)
@@ -34,12 +42,17 @@ class MaskGITSampler:
 
 
 def corrupt(ids: Tensor, rate: Tensor, vocab: int, generator: Generator = None) -> Tensor:
-    """Replace each id, with probability `rate` (broadcast), by one drawn uniformly from the vocabulary.
+    """Replace the ids of each cell, with probability `rate` (broadcast), by ones drawn uniformly from the vocabulary.
 
     At play the past is the model's own doing; training on wrong tokens keeps it from trusting the past too much.
     """
-    hit = torch.rand(ids.shape, device=ids.device, generator=generator) < rate
-    return torch.where(hit, torch.randint(vocab, ids.shape, device=ids.device, generator=generator), ids)
+    hit_BHS = torch.rand(ids.shape[:3], device=ids.device, generator=generator) < rate
+    return torch.where(like(hit_BHS, ids), torch.randint(vocab, ids.shape, device=ids.device, generator=generator), ids)
+
+
+def like(cells_BHS: Tensor, ids: Tensor) -> Tensor:
+    """What is said of cells, shaped to broadcast over their ids."""
+    return cells_BHS.view(*cells_BHS.shape, *(1,) * (ids.ndim - cells_BHS.ndim))
 
 
 def corruption_rate(batch: int, most: float, device: torch.device, generator: Generator = None) -> Tensor:
@@ -54,7 +67,7 @@ def cosine_mask(ratio_BH: Tensor, cells: int, generator: Generator = None) -> Te
 
 
 def mask_future(
-    ids_BHS: Tensor,
+    ids: Tensor,
     vocab: int,
     *,
     non_mlm: float = 0.5,
@@ -64,8 +77,8 @@ def mask_future(
     """What a model is shown of future steps, and which cells it must guess (arXiv 2506.01182, section on Masked-HWM).
 
     1. With probability `non_mlm` a sample is "closer to autoregressive": the first masked step f is drawn uniformly,
-       the steps before it are shown whole, and every token from f on is replaced at random with probability 1 - c, where c
-       starts at U(0.25, 1) and shrinks by U(0.9, 1) from step to step. Else f = 0.
+       the steps before it are shown whole, and every token from f on is replaced at random with probability 1 - c,
+       where c starts at U(0.25, 1) and shrinks by U(0.9, 1) from step to step. Else f = 0.
     2. Each step from f on has its own ratio cos(pi/2 U(0, 1)), mean 2/pi; each of its cells is masked with that
        probability, and one at least.
 
@@ -75,9 +88,9 @@ def mask_future(
         fully_masked: share of steps masked whole: the first look at a missing step is just that. 0 in the paper.
 
     Returns:
-        visible ids (B, H, S) and masked bool (B, H, S); ids at masked cells are not to be looked at.
+        visible ids, and masked bool (B, H, S); ids at masked cells are not to be looked at.
     """
-    (batch, steps, cells), device = ids_BHS.shape, ids_BHS.device
+    (batch, steps, cells), device = ids.shape[:3], ids.device
 
     def uniform(*shape: int, low: float = 0.0) -> Tensor:
         return low + (1 - low) * torch.rand(*shape, device=device, generator=generator)
@@ -88,7 +101,7 @@ def mask_future(
     shrink_BH = torch.where(torch.arange(steps, device=device) > first_B1, uniform(batch, steps, low=0.9), 1.0)
     keep_BH = uniform(batch, 1, low=0.25) * shrink_BH.cumprod(1)
     rate_BH = torch.where(autoregressive_B1 & late_BH, 1 - keep_BH, 0.0)
-    visible = corrupt(ids_BHS, rate_BH[..., None], vocab, generator)
+    visible = corrupt(ids, rate_BH[..., None], vocab, generator)
     ratio_BH = torch.cos(math.pi / 2 * uniform(batch, steps))
     ratio_BH = torch.where(uniform(batch, steps) < fully_masked, 1.0, ratio_BH)
     return visible, cosine_mask(ratio_BH, cells, generator) & late_BH[..., None]
@@ -114,9 +127,9 @@ def remask(score_S: Tensor, masked_S: Tensor, count: int) -> Tensor:
     return torch.zeros_like(masked_S).scatter_(-1, chosen, True)
 
 
-def gumbel(like: Tensor, generator: Generator = None) -> Tensor:
+def gumbel(logits: Tensor, generator: Generator = None) -> Tensor:
     """Standard Gumbel noise: argmax(logits / T + noise) is a draw from softmax(logits / T)."""
-    u = torch.rand(like.shape, device=like.device, generator=generator).clamp_(1e-20, 1 - 1e-7)
+    u = torch.rand(logits.shape, device=logits.device, generator=generator).clamp_(1e-20, 1 - 1e-7)
     return -torch.log(-torch.log(u))
 
 
@@ -138,3 +151,48 @@ def keep_score(logp: Tensor, sampler: MaskGITSampler, generator: Generator = Non
     if sampler.order == "random":
         return torch.rand(logp.shape, device=logp.device, generator=generator)
     return logp
+
+
+def masked_cross_entropy(
+    h_D: Tensor, ids: Tensor, masked: Tensor, head: Callable[[Tensor], Tensor], vocab: int, smoothing: float = 0.0
+) -> Tensor:
+    """Mean cross-entropy over the masked tokens, in nats.
+
+    Logits are made of masked tokens alone, one chunk at a time, and made again in the backward pass: those of one window
+    of three Cosmos latents would fill 750 MiB. `F.linear_cross_entropy` chunks too, but not with label smoothing, not
+    in the type of the autocast around it, and behind the back of a head that is sharded.
+
+    Args:
+        h_D, ids, masked: (..., D) hidden states, (...) what to guess, (...) bool where.
+        head: hidden states -> logits.
+    """
+    h_ND, ids_N = h_D[masked], ids[masked]
+
+    def part(h_MD: Tensor, ids_M: Tensor) -> Tensor:
+        return F.cross_entropy(head(h_MD).float(), ids_M, reduction="sum", label_smoothing=smoothing)
+
+    rows = max(1, LOGITS_AT_ONCE // vocab)
+    if h_ND.shape[0] <= rows:
+        total = part(h_ND, ids_N)
+    else:
+        pieces = zip(h_ND.split(rows), ids_N.split(rows), strict=True)
+        total = torch.stack([checkpoint(part, h, y, use_reentrant=False) for h, y in pieces]).sum()
+    return total / max(1, h_ND.shape[0])
+
+
+def digit_cross_entropy(
+    parts_N: tuple[Tensor, ...], digits_NL: Tensor, masked_N: Tensor, smoothing: float = 0.0
+) -> Tensor:
+    """As `masked_cross_entropy` for ids made of digits: the sum over digits, so that the two are in the same unit.
+
+    The logits are few, so they are made for every token, and those that are not masked weigh nothing: shapes stay fixed,
+    which keeps memory even and `torch.compile` content.
+
+    Args:
+        parts_N: for each digit, logits (N, level).
+    """
+    nll_N = sum(
+        F.cross_entropy(part.float(), digit, reduction="none", label_smoothing=smoothing)
+        for part, digit in zip(parts_N, digits_NL.unbind(-1), strict=True)
+    )
+    return (nll_N * masked_N).sum() / masked_N.sum().clamp(min=1)

@@ -73,8 +73,8 @@ def masked_hwm_mini() -> Recipe:
     """
     return Recipe(
         model=MaskedHWM.Config(
-            dim=192, depth=6, heads=6, past=8, horizon=1, hop=4, variant="base", factorized=True, learned_steps=1,
-            parallel=True, reach=1, copy_previous=True, action_deltas=True, final_norm=True, fully_masked=0.5,
+            dim=192, depth=6, heads=6, past=6, horizon=1, hop=3, variant="base", factorized=True, learned_steps=1,
+            parallel=True, reach=1, copy_previous=True, action_deltas=True, final_norm=True, fully_masked=0.7, own_past=0.7,
             sampler=MaskGITSampler(steps=1, temperature=0.0, pick="mean"),
         ),
         data=DataConfig(stores=("mini",), val_stores=("mini_heldout",), steps=7, motion=0.5, expects=mini()),

@@ -131,7 +131,7 @@ class Behaviour:
 
     def _frames(self, low: float, high: float) -> int:
         """A random duration between two times in seconds, in commands."""
-        return int(round(self.rng.uniform(low, high) * FPS))
+        return round(self.rng.uniform(low, high) * FPS)
 
     # ------------------------------------------------------------------ random commands
     def _turn_rate(self) -> float:
@@ -406,12 +406,12 @@ class Behaviour:
         for height, duration in ((0.16, 22), (0.045, 20)):
             for k in range(duration):
                 if k % 6 == 0:
-                    self._reach(hand, sim.object_position(item.name) + [0, 0, height])
+                    self._reach(hand, sim.object_position(item.name) + np.array([0, 0, height]))
                 yield
         target.hands[hand] = 1.0
         yield from self._wait(10)
         start = float(sim.object_position(item.name)[2])
-        self._reach(hand, sim.grip_position(hand) + [0, 0, 0.2])
+        self._reach(hand, sim.grip_position(hand) + np.array([0, 0, 0.2]))
         yield from self._wait(16)
         if sim.held[hand] is not None and sim.object_position(item.name)[2] > start + LIFTED:
             self.lifts += 1

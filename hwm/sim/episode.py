@@ -19,7 +19,7 @@ def simulate_episode(
     """
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every}")
-    count = int(round(seconds * FPS))
+    count = round(seconds * FPS)
     if count < 1:
         raise ValueError(f"{seconds} seconds hold no frame")
     frames = np.empty(((count - 1) // every + 1, size, size, 3), np.uint8)

@@ -102,7 +102,8 @@ def prune(root: ElementTree.Element) -> None:
             if drop:
                 parent.remove(child)
     pelvis = root.find("worldbody/body")
-    assert pelvis is not None and pelvis.get("name") == "pelvis"
+    assert pelvis is not None
+    assert pelvis.get("name") == "pelvis"
     pelvis.attrib.pop("pos", None)
 
 

@@ -118,7 +118,7 @@ class _RoomBuilder:
 
     def _fixed(self, kind: int, position: list[float], size: list[float], solid: bool = True, **look: object) -> None:
         """A geom of the world that nothing moves."""
-        mask = dict(contype=WORLD_BIT, conaffinity=ROBOT_BIT) if solid else dict(contype=0, conaffinity=0)
+        mask = {"contype": WORLD_BIT, "conaffinity": ROBOT_BIT} if solid else {"contype": 0, "conaffinity": 0}
         self.world.add_geom(type=kind, pos=position, size=size, **mask, **look)
 
     def _wall_frame(self, wall: int) -> tuple[np.ndarray, np.ndarray, float, float, list[float]]:

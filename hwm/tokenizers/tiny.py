@@ -29,14 +29,14 @@ class FSQ(nn.Module):
         # an even number of levels has no middle one: half a level of offset keeps them symmetric about zero
         offset = (level % 2 == 0).float() * 0.5
         half = (level - 1) * (1 + 1e-3) / 2
-        self.register_buffer("half", half, persistent=False)
+        self.register_buffer("bound", half, persistent=False)
         self.register_buffer("offset", offset, persistent=False)
         self.register_buffer("shift", torch.atanh(offset / half), persistent=False)
         self.register_buffer("middle", torch.div(level, 2, rounding_mode="floor"), persistent=False)
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
         """Continuous codes -> quantised codes in about [-1, 1], (B, C, H, W); float32 whatever goes in."""
-        bounded = torch.tanh(z_BCHW.float() + self.shift) * self.half - self.offset
+        bounded = torch.tanh(z_BCHW.float() + self.shift) * self.bound - self.offset
         rounded = bounded + (bounded.round() - bounded).detach()
         return rounded / self.middle
 

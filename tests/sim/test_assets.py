@@ -18,7 +18,8 @@ def test_assets_are_small_and_licensed() -> None:
     assert sizes["g1_upper_body.npz"] < 250_000
     assert sizes["g1_upper_body.xml"] < 40_000
     licence = (ASSETS / "LICENSE-unitree-g1").read_text()
-    assert "Unitree" in licence and "Redistribution and use in source and binary forms" in licence
+    assert "Unitree" in licence
+    assert "Redistribution and use in source and binary forms" in licence
 
 
 def test_every_mesh_of_the_model_is_stored() -> None:
@@ -35,9 +36,11 @@ def test_every_mesh_of_the_model_is_stored() -> None:
 
 def test_action_layout() -> None:
     assert len(ACTION_NAMES) == len(set(ACTION_NAMES)) == 25
-    assert ACTION_NAMES[0] == "HIP_YAW" and ACTION_NAMES[20] == "NECK_PITCH"
+    assert ACTION_NAMES[0] == "HIP_YAW"
+    assert ACTION_NAMES[20] == "NECK_PITCH"
     assert ACTION_NAMES[21:] == ("LEFT_HAND_CLOSURE", "RIGHT_HAND_CLOSURE", "LINEAR_VELOCITY", "ANGULAR_VELOCITY")
-    assert len(JOINT_NAMES) == 21 and set(HOME_POSE) <= set(ACTION_NAMES)
+    assert len(JOINT_NAMES) == 21
+    assert set(HOME_POSE) <= set(ACTION_NAMES)
     tree = ElementTree.parse(ASSETS / "g1_upper_body.xml")
     vendored = {PREFIX + str(joint.get("name")) for joint in tree.iter("joint") if joint.get("name")}
     assert {name for name in JOINT_NAMES if name.startswith(PREFIX)} <= vendored

@@ -32,10 +32,13 @@ def recorded() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_shapes(recorded) -> None:
     frames, actions, states = recorded
-    assert frames.shape == (45, 64, 64, 3) and frames.dtype == np.uint8
+    assert frames.shape == (45, 64, 64, 3)
+    assert frames.dtype == np.uint8
     assert actions.shape == states.shape == (45, 25)
     assert actions.dtype == states.dtype == np.float32
-    assert frames.std() > 5 and np.isfinite(actions).all() and np.isfinite(states).all()
+    assert frames.std() > 5
+    assert np.isfinite(actions).all()
+    assert np.isfinite(states).all()
 
 
 def test_same_seed_same_pixels(recorded) -> None:
@@ -59,7 +62,8 @@ def test_replaying_the_actions_gives_the_frames(recorded) -> None:
 def test_fewer_frames_of_the_same_episode(recorded) -> None:
     frames, actions, states = simulate_episode(7, 1.5, size=64, every=3)
     assert np.array_equal(frames, recorded[0][::3])
-    assert np.array_equal(actions, recorded[1]) and np.array_equal(states, recorded[2])
+    assert np.array_equal(actions, recorded[1])
+    assert np.array_equal(states, recorded[2])
 
 
 def test_seeds_differ(recorded) -> None:

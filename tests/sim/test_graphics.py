@@ -41,9 +41,11 @@ def test_the_users_choice_is_kept(on_linux) -> None:
 
 def test_probes_survive_a_missing_library(monkeypatch) -> None:
     monkeypatch.setattr(graphics.ctypes.util, "find_library", lambda _: None)
-    assert not graphics.egl_works() and not graphics.osmesa_works()
+    assert not graphics.egl_works()
+    assert not graphics.osmesa_works()
     monkeypatch.setattr(graphics.ctypes.util, "find_library", lambda _: "libdoes-not-exist.so")
-    assert not graphics.egl_works() and not graphics.osmesa_works()
+    assert not graphics.egl_works()
+    assert not graphics.osmesa_works()
 
 
 def test_no_mujoco_names_the_extra(monkeypatch) -> None:

@@ -20,7 +20,9 @@ MAKERS = [
 def test_textures(make) -> None:
     pictures = [make(np.random.default_rng(seed)) for seed in range(12)]
     for picture in pictures:
-        assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
+        assert picture.dtype == np.uint8
+        assert picture.ndim == 3
+        assert picture.shape[2] == 3
         assert max(picture.shape) <= 256
     assert np.array_equal(pictures[3], make(np.random.default_rng(3)))
     assert len({picture.tobytes() for picture in pictures}) == 12

@@ -25,8 +25,10 @@ def blind() -> HumanoidSim:
 
 def test_reset_and_rest(blind: HumanoidSim) -> None:
     state = blind.reset()
-    assert state.shape == (25,) and state.dtype == np.float32
-    assert blind.action_limits.shape == (25, 2) and len(blind.action_names) == 25
+    assert state.shape == (25,)
+    assert state.dtype == np.float32
+    assert blind.action_limits.shape == (25, 2)
+    assert len(blind.action_names) == 25
     for _ in range(30):
         state = blind.step(blind.home)
     assert np.abs(state - blind.home).max() < 0.03
@@ -90,7 +92,8 @@ def test_walls_stop_the_base(blind: HumanoidSim) -> None:
     for _ in range(8 * FPS):
         blind.step(action)
     position, _ = blind.pose()
-    assert abs(position[0]) < blind.room.half_x and abs(position[1]) < blind.room.half_y
+    assert abs(position[0]) < blind.room.half_x
+    assert abs(position[1]) < blind.room.half_y
 
 
 def test_the_robot_is_complete(blind: HumanoidSim) -> None:
@@ -120,16 +123,21 @@ def commands() -> tuple[np.ndarray, np.ndarray, list[np.ndarray], HumanoidSim]:
 def test_commands_never_jump(commands) -> None:
     actions, _, _, sim = commands
     change = np.abs(np.diff(actions, axis=0)).max(0)
-    assert change[:21].max() <= JOINT_STEP + 1e-5 and change[21:23].max() <= HAND_STEP + 1e-5
-    assert change[LINEAR] <= LINEAR_STEP + 1e-5 and change[ANGULAR] <= ANGULAR_STEP + 1e-5
+    assert change[:21].max() <= JOINT_STEP + 1e-5
+    assert change[21:23].max() <= HAND_STEP + 1e-5
+    assert change[LINEAR] <= LINEAR_STEP + 1e-5
+    assert change[ANGULAR] <= ANGULAR_STEP + 1e-5
     low, high = sim.action_limits.T
-    assert (actions >= low - 1e-5).all() and (actions <= high + 1e-5).all()
+    assert (actions >= low - 1e-5).all()
+    assert (actions <= high + 1e-5).all()
 
 
 def test_commands_are_lively(commands) -> None:
     actions, states, _, _ = commands
-    assert np.percentile(actions[:, ANGULAR], 10) < -0.4 and np.percentile(actions[:, ANGULAR], 90) > 0.4
-    assert actions[:, LINEAR].max() > 0.5 and actions[:, LINEAR].min() < -0.2
+    assert np.percentile(actions[:, ANGULAR], 10) < -0.4
+    assert np.percentile(actions[:, ANGULAR], 90) > 0.4
+    assert actions[:, LINEAR].max() > 0.5
+    assert actions[:, LINEAR].min() < -0.2
     assert actions[:, :23].std(0)[[0, 2, 3, 6, 9, 13, 16, 20, 21, 22]].min() > 0.08
     still = (np.abs(np.diff(actions, axis=0)).max(1) < 1e-3) & (np.abs(actions[1:, 23:]).max(1) < 0.05)
     assert still.mean() < 0.15
@@ -150,7 +158,8 @@ def test_scripts_lift_objects() -> None:
         for _ in range(20 * FPS):
             sim.step(next(behaviour))
         lifts, fetches = lifts + behaviour.lifts, fetches + behaviour.fetches
-    assert fetches >= 2 and lifts >= fetches / 2
+    assert fetches >= 2
+    assert lifts >= fetches / 2
 
 
 def test_wrap() -> None:

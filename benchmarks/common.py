@@ -1,0 +1,48 @@
+"""What the benchmarks share: one JSON shape, and the machine they ran on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import torch
+
+
+def device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=description)
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    return p
+
+
+def report(as_json: bool, *, ours: float, baseline: float, unit: str, **more: Any) -> None:
+    """Print ours, the baseline and their ratio (baseline / ours: above 1 means ours needs less)."""
+    result = {
+        "ours": ours, "baseline": baseline, "ratio": baseline / ours, "unit": unit, "device": device_name(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__}, **more,
+    }  # fmt: skip
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    for key, value in result.items():
+        print(f"{key:>28}  {value:,.4g}" if isinstance(value, float) else f"{key:>28}  {value}")
+
+
+def in_fresh_process(script: str, *arguments: str) -> dict[str, Any]:
+    """Run a part of a benchmark in a process of its own, so that its peak memory is its own; it prints JSON."""
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{script} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    out: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return out

@@ -1,0 +1,228 @@
+"""Figures in plain words, failures first-class: what a stranger should take away, and whether it is good news."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hwm.evaluate.obey import MOTIONS, Obedience
+from hwm.evaluate.results import Results
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One statement. `tone` is `good`, `bad` or `even`: neither, or too close to call."""
+
+    tone: str
+    text: str
+
+
+def findings(results: Results, obedience: Obedience | None = None) -> list[Finding]:
+    """What the figures say, the most telling first."""
+    out = [_against_copies(results, moving=False)]
+    moving = int(results.moving.sum())
+    if moving:
+        out.append(_against_copies(results, moving=True))
+    else:
+        out.append(Finding("even", "No clip moves enough to tell prediction from standing still."))
+    out += _actions(results)
+    if obedience is not None:
+        out += _obedience(obedience)
+    out += _ceiling(results)
+    out += _tokens(results)
+    return out
+
+
+def verdict(results: Results) -> Finding:
+    """One sentence for the top of the page."""
+    moving = bool(results.moving.any())
+    picture, of = _tone(results, "gain_copy", moving) or "even", "clips that move" if moving else "held-out clips"
+    better = {
+        "good": f"Better than repeating the last frame on {of}",
+        "even": f"About as good as repeating the last frame on {of}",
+        "bad": f"Worse than repeating the last frame on {of}",
+    }[picture]
+    listens = _tone(results, "delta_psnr", moving)
+    if listens is None:
+        return Finding(picture, f"{better}; whether it listens to its actions was not measured.")
+    joined = {
+        "good": "and it listens to its actions" if picture == "good" else "but it listens to its actions",
+        "even": "and this test does not show that it listens to its actions",
+        "bad": "and wrong actions do not hurt its predictions: it does not listen to them",
+    }[listens]
+    tone = "good" if (picture, listens) == ("good", "good") else "bad" if "bad" in (picture, listens) else "even"
+    return Finding(tone, f"{better}, {joined}.")
+
+
+def cautions(results: Results) -> list[str]:
+    """What a reader must know in order not to make too much of the figures."""
+    out = []
+    if results.clips < 30:
+        out.append(f"Only {results.clips} clips were evaluated; differences of a few tenths of a dB may be chance.")
+    moving = int(results.moving.sum())
+    if 0 < moving < 20:
+        out.append(f"Only {moving} of the clips move, so the figures for moving clips are rough.")
+    if results.reference != "camera":
+        out.append(
+            "The store has no camera video. Predictions are compared with the tokenizer's reconstruction of the "
+            "recording, which flatters every PSNR here, the baselines' included."
+        )
+    distance = results.swap_distance.get("jump_free")
+    if distance is not None and distance.mean() < 0.25:
+        out.append(
+            f"The jump-free swap changed the actions by only {distance.mean():.2f} standard deviations on average; "
+            "delta-PSNR is small by construction when the actions hardly differ."
+        )
+    out.append(
+        "Standard errors take the clips as independent; windows of one episode resemble each other, so the truth is "
+        "somewhat less certain than they say."
+    )
+    out.append(
+        "PSNR rewards blur: a picture that is unsure everywhere can score above a sharp one that is slightly displaced, "
+        "so look at the videos too."
+    )
+    return out
+
+
+def sure(mean: float, error: float) -> bool:
+    """Whether a mean differs from 0 by more than two standard errors (never, when there is no error to go by)."""
+    return math.isfinite(error) and abs(mean) > 2 * error
+
+
+def _tone(results: Results, name: str, moving: bool) -> str | None:
+    found = results.overall(name, moving)
+    if found is None:
+        return None
+    if not sure(*found):
+        return "even"
+    return "good" if found[0] > 0 else "bad"
+
+
+def _against_copies(results: Results, moving: bool) -> Finding:
+    def value(name: str) -> float:
+        found = results.overall(name, moving)
+        assert found is not None
+        return found[0]
+
+    count = int(results.moving.sum())
+    who = f"On the {count} clips that move" if moving else f"Over all {results.clips} clips"
+    gain, error = results.overall("gain_copy", moving) or (0.0, math.nan)
+    tone = _tone(results, "gain_copy", moving) or "even"
+    text = (
+        f"{who} the prediction scores {value('psnr'):.2f} dB on average over {_steps(results.horizon)}, "
+        f"{_than(gain, tone)} the last camera frame repeated ({value('psnr_copy'):.2f} dB, difference "
+        f"{gain:+.2f}{_error(error)}) and {_than(value('gain_copy_reconstruction'), None)} that frame after the "
+        f"tokenizer ({value('psnr_copy_reconstruction'):.2f} dB)."
+    )
+    gains = results.mean("gain_copy", moving) or []
+    behind = [t + 1 for t, g in enumerate(gains) if g < 0]
+    if behind and len(behind) < len(gains):
+        text += f" It is behind the repeated frame at {_list_steps(behind)}."
+    elif behind:
+        text += " It is behind the repeated frame at every step."
+    wins = results.overall("win_rate_copy", moving)
+    if wins is not None:
+        text += f" It wins {wins[0]:.0%} of the comparisons."
+    return Finding(tone, text)
+
+
+def _actions(results: Results) -> list[Finding]:
+    """What wrong actions cost; the sentence on moving clips leads, where the actions matter."""
+    moving = bool(results.moving.any())
+    found = results.overall("delta_psnr", moving)
+    if found is None:
+        return []
+    cost, error = found
+    of = "on moving clips " if moving else ""
+    said = f"{of}wrong actions that continue smoothly cost {cost:.2f}{_error(error)} dB of PSNR"
+    if not sure(cost, error):
+        out = [Finding("even", f"Of actions: {said}. That is within chance: it does not show that the model listens.")]
+    elif cost > 0:
+        out = [Finding("good", f"Of actions: {said}. The model listens to what it is told.")]
+    else:
+        out = [Finding("bad", f"Of actions: {said}. Predictions are better with wrong actions; something is amiss.")]
+    loud = {
+        "random": results.overall("delta_psnr_random", moving),
+        "other": results.overall("delta_psnr_other_clip", moving),
+    }
+    parts = [
+        f"{what} cost {pair[0]:.2f} dB"
+        for what, pair in (("random actions", loud["random"]), ("another clip's actions", loud["other"]))
+        if pair is not None
+    ]
+    if parts:
+        text = f"{' and '.join(parts)}. Those commands jump where the future begins, which confuses any model"
+        out.append(Finding("even", text[0].upper() + text[1:] + "; the smooth swap is the one that counts."))
+    return out
+
+
+def _obedience(obedience: Obedience) -> list[Finding]:
+    names = {"shift": "Sideways", "expansion": "Towards and away"}
+    out = []
+    for motion in MOTIONS:
+        response = obedience.response(motion)
+        if response is None:
+            continue
+        share, error = response
+        verb = "turns" if motion == "shift" else "moves ahead"
+        if not sure(share, error):
+            tone, end = "even", f"that is within chance: it does not show that it {verb} when told to"
+        elif share < 0:
+            tone, end = "bad", "it moves the wrong way"
+        elif share < 0.3:
+            tone, end = "even", f"it {verb} when told to, but much too little"
+        else:
+            tone, end = "good", f"it {verb} when told to"
+        spread = _error(error * 100, 0) if math.isfinite(error) else ""
+        text = f"{names[motion]}, predicted pictures move {share * 100:.0f}{spread} % as far as the camera's would"
+        out.append(Finding(tone, f"{text}: {end}."))
+    return out
+
+
+def _ceiling(results: Results) -> list[Finding]:
+    ceiling, copy = results.overall("psnr_reconstruction"), results.overall("psnr_copy_reconstruction")
+    mine = results.overall("psnr")
+    if results.reference != "camera" or ceiling is None or copy is None or mine is None:
+        return []
+    text = f"The tokenizer's own pictures score {ceiling[0]:.2f} dB: nothing that is predicted through it can do better"
+    if ceiling[0] > copy[0] + 0.1:
+        covered = (mine[0] - copy[0]) / (ceiling[0] - copy[0])
+        way = "Of the way from standing still to that ceiling the model has covered"
+        text += f". {way} {covered:.0%}" if covered > 0 else f". {way} nothing"
+    return [Finding("even", text + ".")]
+
+
+def _tokens(results: Results) -> list[Finding]:
+    entropy, hits, copy = results.overall("ce"), results.overall("accuracy"), results.overall("accuracy_copy")
+    parts = []
+    if entropy is not None:
+        parts.append(f"cross-entropy {entropy[0]:.2f} nats a token")
+    if hits is not None and copy is not None:
+        parts.append(f"{hits[0]:.1%} of tokens exactly right, where repeating the last step gets {copy[0]:.1%}")
+    if not parts:
+        return []
+    text = "; ".join(parts)
+    return [Finding("even", f"{text[0].upper()}{text[1:]}.")]
+
+
+def _than(gain: float, tone: str | None) -> str:
+    if tone == "even" or abs(gain) < 0.005:
+        return "on a par with"
+    return "better than" if gain > 0 else "worse than"
+
+
+def _error(error: float, places: int = 2) -> str:
+    return f" ± {error:.{places}f}" if math.isfinite(error) else ""
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
+
+
+def _list_steps(steps: list[int]) -> str:
+    """`step 1`, `steps 1 and 2`, `steps 3 to 8`."""
+    if len(steps) == 1:
+        return f"step {steps[0]}"
+    if len(steps) > 2 and steps == list(range(steps[0], steps[-1] + 1)):
+        return f"steps {steps[0]} to {steps[-1]}"
+    return f"steps {', '.join(map(str, steps[:-1]))} and {steps[-1]}"
