@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -13,17 +13,20 @@ from hwm.data.record import SimRecording
 from hwm.types import HwmError
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecordOptions(SimRecording):
+    """Record the simulated humanoid; see `SimRecording`."""
+
+    out: Path
+    """Folder of the new store."""
+
+
 def record(args: list[str]) -> None:
     """`hwm record sim --out DIR [...]`."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Options(SimRecording):
-        out: Path
-        """Folder of the new store."""
-
     if not args or args[0] not in ("sim", "-h", "--help"):
         raise HwmError("say what to record; there is: hwm record sim --out DIR")
-    options = tyro.cli(Options, args=args[1:] if args[0] == "sim" else args, prog="hwm record sim", description=record_help)
+    options = tyro.cli(RecordOptions, args=args[1:] if args[0] == "sim" else args, prog="hwm record sim", description=record_help)
     from hwm.data.record import record_sim
 
     store = record_sim(options.out, options)
@@ -44,6 +47,7 @@ class EncodeOptions:
         every: keep every n-th frame, with the actions of all of them.
         shard, shards: encode one part of the episodes; join the parts with `hwm merge`.
         keep_video: copy the videos along, to compare predictions with the camera.
+        half_actions: keep actions as float16 (three significant digits) in half the space.
         statistics: take the action statistics of this store (for a held-out store: the training store).
     """
 
@@ -54,6 +58,7 @@ class EncodeOptions:
     shard: int = 0
     shards: int = 1
     keep_video: bool = False
+    half_actions: bool = False
     statistics: str | None = None
 
 
@@ -67,7 +72,7 @@ def encode(args: list[str]) -> None:
 
     store = run(
         o.source, load_tokenizer(o.tokenizer), o.out, every=o.every, shard=o.shard, shards=o.shards,
-        keep_video=o.keep_video, statistics=Store(resolve_store(o.statistics)) if o.statistics else None,
+        keep_video=o.keep_video, half_actions=o.half_actions, statistics=Store(resolve_store(o.statistics)) if o.statistics else None,
     )
     print(f"{store.path}: {len(store.episodes)} episodes, {store.steps:,} steps of {store.header.latent_shape}")
 
@@ -97,7 +102,8 @@ def train(args: list[str]) -> None:
 
     if not args or args[0].startswith("-"):
         raise HwmError(f"say which recipe to train: hwm train RECIPE --out DIR. Recipes: {', '.join(sorted(RECIPES))}")
-    name, recipe = args[0], find_recipe(args[0])()
+    name, function = args[0], find_recipe(args[0])
+    recipe = function()
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Recipe):
@@ -107,7 +113,7 @@ def train(args: list[str]) -> None:
         """Begin from these weights (a shipped model, a folder or a run) instead of at random."""
 
     fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
-    o = tyro.cli(Options, args=args[1:], prog=f"hwm train {name}", default=Options(**fields), description=recipe.__doc__)
+    o = tyro.cli(Options, args=args[1:], prog=f"hwm train {name}", default=Options(**fields), description=function.__doc__)
     train_recipe(Recipe(**{name: getattr(o, name) for name in fields}), o.out, o.init)
 
 
@@ -225,7 +231,7 @@ def evaluate(args: list[str]) -> None:
         print(f"report: {o.report}")
 
 
-def run_evaluation(o: EvaluateOptions, command: str, examples: int = 4) -> Any:
+def run_evaluation(o: EvaluateOptions, command: str, examples: int = 4, progress: bool = True) -> Any:
     """Load what the options name, and evaluate."""
     import torch
 
@@ -245,7 +251,7 @@ def run_evaluation(o: EvaluateOptions, command: str, examples: int = 4) -> Any:
     clips = Clips(store, prompt + o.horizon)
     return run(
         model, tokenizer, clips, clips_count=o.clips, prompt=prompt, horizon=o.horizon, scenarios=o.scenario,
-        batch_size=o.batch_size, seed=o.seed, command=command, progress=not o.json,
+        batch_size=o.batch_size, seed=o.seed, command=command, progress=progress and not o.json,
         examples=examples,
     )
 
@@ -274,3 +280,40 @@ def generate(args: list[str]) -> None:
         print(path)
     print(save_png(o.out / "contact_sheet.png", contact_sheet(results)))
     print(results.save(o.out / "figures.json"))
+
+
+def demo(args: list[str]) -> None:
+    """`hwm demo [--out DIR]`."""
+    from hwm.demo import DemoOptions
+    from hwm.demo import demo as run
+
+    run(tyro.cli(DemoOptions, args=args, prog="hwm demo"))
+
+
+def view(args: list[str]) -> None:
+    """`hwm view STORE [--out FILE]`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """Show what is in a store."""
+
+        store: tyro.conf.Positional[str]
+        out: Path | None = None
+        """Also write a page (.html) or a contact sheet (.png)."""
+
+    o = tyro.cli(Options, args=args, prog="hwm view")
+    from rich.console import Console
+
+    from hwm.assets import resolve_store
+    from hwm.data.show import contact_sheet, describe, view_html
+    from hwm.data.store import Store
+
+    store = Store(resolve_store(o.store))
+    Console().print(describe(store))
+    if o.out is None:
+        return
+    from hwm.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(store.header.tokenizer) if store.header.latent and not store.has_video else None
+    (contact_sheet if o.out.suffix == ".png" else view_html)(store, o.out, tokenizer)
+    print(o.out)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar, Union
 
 from torch import Tensor, nn
@@ -74,7 +77,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> HwmError:
 
 
 def registered(name: str) -> type[Trainable]:
-    """The trainable class of a public name."""
+    """The trainable class of a public name; the package's own families are imported first."""
+    importlib.import_module("hwm.models")
+    importlib.import_module("hwm.tokenizers")
     if name not in REGISTRY:
         raise unknown("model", name, REGISTRY)
     return REGISTRY[name]
@@ -87,7 +92,9 @@ def replace(value: Any, changes: Mapping[str, Any]) -> Any:
         if key not in names:
             raise unknown(f"field of {type(value).__qualname__}", key, names)
     new = {
-        k: replace(getattr(value, k), v) if isinstance(v, Mapping) and dataclasses.is_dataclass(getattr(value, k)) else v
+        k: replace(getattr(value, k), v)
+        if isinstance(v, Mapping) and dataclasses.is_dataclass(getattr(value, k))
+        else v
         for k, v in changes.items()
     }
     return dataclasses.replace(value, **new)
@@ -96,6 +103,8 @@ def replace(value: Any, changes: Mapping[str, Any]) -> Any:
 def to_json(value: Any) -> Any:
     """Dataclasses, tuples and mappings as plain JSON values. Configs carry the public name of their owner."""
     if isinstance(value, Config):
+        if not hasattr(value, "owner"):
+            raise TypeError(f"{type(value).__qualname__} belongs to no registered class: give that class a public name")
         fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": value.owner.name, **fields}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -106,11 +115,13 @@ def to_json(value: Any) -> Any:
         return [to_json(v) for v in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     raise TypeError(f"{type(value).__name__} has no place in a config: {value!r}")
 
 
 def from_json(cls: type[T], data: Any) -> T:
-    """The inverse of `to_json` for a value of type `cls`; unknown and missing fields are errors with the field's name."""
+    """The inverse of `to_json` for a value of type `cls`; unknown and missing fields are errors with their names."""
     return _decode(cls, data, cls.__name__)
 
 
@@ -124,16 +135,19 @@ def config_from_json(data: Mapping[str, Any]) -> Config:
 def _decode(hint: Any, data: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        if data is None and type(None) in args:
-            return None
-        return _decode(next(a for a in args if a is not type(None)), data, where)
+        return _decode_union(args, data, where)
     if origin is typing.Literal:
         if data not in args:
             raise unknown(f"value of {where}", str(data), map(str, args))
         return data
     if dataclasses.is_dataclass(hint):
-        if isinstance(hint, type) and issubclass(hint, Config) and isinstance(data, Mapping) and "class" in data:
-            return config_from_json(data)
+        if not isinstance(data, Mapping):
+            raise HwmError(f"{where} takes an object with fields, got {data!r}")
+        if isinstance(hint, type) and issubclass(hint, Config) and "class" in data:
+            config = config_from_json(data)
+            if not isinstance(config, hint):
+                raise HwmError(f"{where} takes a {hint.__qualname__}, got that of {data['class']!r}")
+            return config
         hints = typing.get_type_hints(hint)
         fields = {f.name: f for f in dataclasses.fields(hint)}
         for key in data:
@@ -144,18 +158,49 @@ def _decode(hint: Any, data: Any, where: str) -> Any:
             if name not in data and (f.default, f.default_factory) == required:
                 raise HwmError(f"{where} lacks its field {name!r}")
         return hint(**{k: _decode(hints[k], v, f"{where}.{k}") for k, v in data.items()})  # type: ignore[operator]
-    if origin is tuple:
+    if origin in (tuple, list):
+        if not isinstance(data, (list, tuple)):
+            raise HwmError(f"{where} takes a list, got {data!r}")
+        if origin is list:
+            return [_decode(args[0], v, where) for v in data]
         inner = [args[0]] * len(data) if len(args) == 2 and args[1] is Ellipsis else list(args)
         if len(inner) != len(data):
             raise HwmError(f"{where} takes {len(inner)} values, got {len(data)}")
         return tuple(_decode(a, v, where) for a, v in zip(inner, data, strict=True))
     if origin is dict:
+        if not isinstance(data, Mapping):
+            raise HwmError(f"{where} takes an object, got {data!r}")
         return {k: _decode(args[1], v, f"{where}[{k!r}]") for k, v in data.items()}
     if hint is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
+    if hint is Path and isinstance(data, str):
+        return Path(data)
     if hint in (int, float, str, bool) and type(data) is not hint:
         raise HwmError(f"{where} takes {hint.__name__}, got {data!r}")
     return data
 
 
-__all__ = ["REGISTRY", "Config", "Trainable", "config_from_json", "from_json", "registered", "replace", "to_json", "unknown"]
+def _decode_union(args: tuple[Any, ...], data: Any, where: str) -> Any:
+    """The first alternative that takes the data; where none does, the complaint of the first that might have."""
+    if data is None and type(None) in args:
+        return None
+    first: HwmError | None = None
+    for alternative in (a for a in args if a is not type(None)):
+        try:
+            return _decode(alternative, data, where)
+        except HwmError as error:
+            first = first or error
+    raise first or HwmError(f"{where} takes nothing but null, got {data!r}")
+
+
+__all__ = [
+    "REGISTRY",
+    "Config",
+    "Trainable",
+    "config_from_json",
+    "from_json",
+    "registered",
+    "replace",
+    "to_json",
+    "unknown",
+]

@@ -10,8 +10,6 @@ import torch
 from hwm.assets import ROOT
 from hwm.config import unknown
 from hwm.models.base import WorldModel
-from hwm.models import masked_hwm  # noqa: F401  registers the families that checkpoints may name
-from hwm.tokenizers import tiny  # noqa: F401  likewise
 from hwm.tokenizers.base import Pixels, Tokenizer
 from hwm.train.checkpoint import load_model
 from hwm.types import HwmError

@@ -41,7 +41,9 @@ class LatentSpec:
         if (self.vocab is None) == (self.channels is None):
             raise HwmError(f"a latent spec is either discrete (vocab) or continuous (channels), got {self}")
         if self.levels and math.prod(self.levels) != self.vocab:
-            raise HwmError(f"levels {self.levels} multiply to {math.prod(self.levels)}, not to the vocabulary {self.vocab}")
+            raise HwmError(
+                f"levels {self.levels} multiply to {math.prod(self.levels)}, not to the vocabulary {self.vocab}"
+            )
 
     @property
     def cells(self) -> int:

@@ -17,7 +17,7 @@ class Clips:
         length: steps of a window.
         every: distance between the starts of neighbouring windows.
         stride: distance between the steps of a window. Actions of the steps passed over are kept: a window of
-            stride s has K*s actions a step.
+            stride s has K*s actions a step, those that lead to it from the step kept before.
 
     Raises:
         HwmError: no episode is long enough.
@@ -61,33 +61,30 @@ class Clips:
         for start in self.starts[np.asarray(indices)]:
             stop = start + (self.length - 1) * self.stride + 1
             latents.append(self.store.latents[start : stop : self.stride])
-            actions.append(self._actions(start, stop))
+            actions.append(self._actions(int(start), int(stop)))
         values = torch.from_numpy(np.stack(latents).astype(np.float32 if self.continuous else np.int64))
         if self.scale is not None:
             values *= self.scale
         return Batch(values, torch.from_numpy(np.stack(actions)), self.embodiment)
 
     def _actions(self, start: int, stop: int) -> np.ndarray:
-        rows = np.asarray(self.store.actions[start:stop], np.float32)
         if self.stride == 1:
-            return rows
-        k, a = rows.shape[1:]
-        # the actions that lead to the window's first step lie before it, perhaps before the episode: repeat the first
-        head = np.repeat(rows[:1], self.stride, 0)
-        body = rows[1:].reshape(-1, self.stride, k, a)
-        return np.concatenate([head[None], body]).reshape(self.length, self.stride * k, a)
+            return np.asarray(self.store.actions[start:stop], np.float32)
+        # those that lead to the window's first step lie before it; before the episode there are none: repeat its first
+        first = self.store.episodes[self.store.segments[start]].start
+        rows = np.arange(start - self.stride + 1, stop).clip(min=first)
+        actions = np.asarray(self.store.actions[rows], np.float32)
+        return actions.reshape(self.length, self.stride * actions.shape[1], actions.shape[2])
 
     def motion(self) -> np.ndarray:
-        """How much each window moves: the share of latent values that change from step to step, in [0, 1].
-
-        For ids the share of cells whose id changes; for values the mean absolute change.
-        """
+        """How much each window moves from step to step: for ids the share of cells whose id changes, in [0, 1]; for
+        values the mean absolute change."""
         assert self.store.latents is not None
         change = np.zeros(self.store.steps, np.float32)
         for e in self.store.episodes:
             x = np.asarray(self.store.latents[e.start : e.stop])
             if self.continuous:
-                d = np.abs(np.diff(x.astype(np.float32), axis=0))
+                d = np.abs(np.diff(x.astype(np.float32), axis=0)) * (self.scale or 1)
             else:
                 d = (x[1:] != x[:-1]).astype(np.float32)
             change[e.start + 1 : e.stop] = d.reshape(len(d), -1).mean(1)

@@ -12,7 +12,7 @@ import torch
 from hwm.data.store import Episode, Header, Store, StoreError, Writer, latent_dtype
 from hwm.data.video import read_video, to_video
 from hwm.progress import track
-from hwm.tokenizers.base import Tokenizer
+from hwm.tokenizers.base import Pixels, Tokenizer
 from hwm.types import HwmError
 
 
@@ -27,6 +27,7 @@ def encode(
     keep_video: bool = False,
     batch: int = 64,
     statistics: Store | None = None,
+    half_actions: bool = False,
 ) -> Store:
     """Encode the episodes of a recording.
 
@@ -36,26 +37,39 @@ def encode(
         shard, shards: encode episodes shard, shard + shards, ...; join the results with `merge`.
         keep_video: copy the videos along, so that the result can be compared with the camera.
         batch: frames encoded at once.
+        half_actions: keep actions as float16 (three significant digits) in half the space.
         statistics: take the action statistics of this store (the training set's, for a held-out store).
 
     Raises:
-        HwmError: a video is missing, damaged, or has another number of frames than there are actions.
+        HwmError: a video is missing, damaged, or has another number of frames than there are actions; a shard without
+            episodes; statistics of other actions; or `out` was begun from another source.
     """
     store = Store(source)
     if tokenizer.latent.stride != 1:
         raise HwmError("tokenizers that join frames in time are not supported by this source yet")
     if not 0 <= shard < shards:
         raise HwmError(f"shard {shard} of {shards}: shards are numbered from 0")
-    h = store.header
-    pixels = tokenizer.latent.channels == 3
+    chosen, h = store.episodes[shard::shards], store.header
+    if not chosen:
+        raise HwmError(f"shard {shard} of {shards} is empty: {store.path} has {len(store.episodes)} episodes")
+    if statistics and statistics.header.action_names != h.action_names:
+        raise HwmError(f"{statistics.path} has other actions than {store.path}: its statistics do not describe them")
+    if every < 1 or batch < 1:
+        raise HwmError(f"every {every} and batch {batch} must be at least 1")
+    pixels = isinstance(tokenizer, Pixels)
     header = Header(
-        embodiment=h.embodiment, action_names=h.action_names, actions_per_step=h.actions_per_step * every,
-        fps=h.fps / every, latent=tokenizer.latent, dtype="uint8" if pixels else latent_dtype(tokenizer.latent),
-        tokenizer=tokenizer.id, source=h.source,
+        embodiment=h.embodiment,
+        action_names=h.action_names,
+        actions_per_step=h.actions_per_step * every,
+        fps=h.fps / every,
+        latent=tokenizer.latent,
+        dtype="uint8" if pixels else latent_dtype(tokenizer.latent),
+        tokenizer=tokenizer.id,
+        source=h.source,
     )
     writer = Writer(out, header)
-    done = writer.done()
-    todo = [e for e in store.episodes[shard::shards] if e.id not in done]
+    done = writer.done_of(e.id for e in chosen)
+    todo = [e for e in chosen if e.id not in done]
     unit = sum(e.steps for e in todo) / every / max(1, len(todo))
     for episode in track(todo, len(todo), f"encoding with {tokenizer.id}", scale=unit, unit="frames"):
         latents = np.concatenate(list(_latents(store, episode, tokenizer, every, batch)))
@@ -94,7 +108,7 @@ def _latents(store: Store, episode: Episode, tokenizer: Tokenizer, every: int, b
     for frame in read_video(store.video(episode), every=step):
         pending.append(frame)
         if len(pending) == batch:
-            yield tokenizer.encode(to_video(pending, tokenizer.size)[None])[0].numpy()
+            yield tokenizer.encode(to_video(pending, tokenizer.size)[None])[0].cpu().numpy()
             pending = []
     if pending:
-        yield tokenizer.encode(to_video(pending, tokenizer.size)[None])[0].numpy()
+        yield tokenizer.encode(to_video(pending, tokenizer.size)[None])[0].cpu().numpy()

@@ -7,17 +7,19 @@ global batch is drawn first, and each rank takes its part.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset
-from torchdata.stateful_dataloader import StatefulDataLoader
+import tyro
+from torch.utils.data import DataLoader, IterableDataset
 
 from hwm.data.clips import Clips
 from hwm.data.store import Store
-from hwm.types import Batch, DataSpec, HwmError
+from hwm.types import ActionSpec, Batch, DataSpec, HwmError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class DataConfig:
         exponent: a store of n windows is drawn with a weight of n to this power (1/3 keeps small sets in sight).
         motion: how strongly windows that move are preferred: weight (0.05 + movement) to this power; 0 draws all alike.
         workers: processes that read ahead; 0 reads in the training process.
-        expects: the spec that the recipe is written for: compared with the stores, and enough to count parameters.
+        expects: the spec that the recipe is written for, which is enough to count parameters before any data is there.
     """
 
     stores: tuple[str, ...] = ()
@@ -42,7 +44,7 @@ class DataConfig:
     exponent: float = 1 / 3
     motion: float = 0.0
     workers: int = 0
-    expects: DataSpec | None = field(default=None)
+    expects: Annotated[DataSpec | None, tyro.conf.Suppress] = None
 
     def open(self, validation: bool = False) -> Mixture:
         """Open the training (or held-out) stores."""
@@ -50,22 +52,28 @@ class DataConfig:
 
         paths = self.val_stores if validation else self.stores
         if not paths:
-            raise HwmError(f"no {'held-out ' if validation else ''}stores given: --data.{'val-' if validation else ''}stores")
+            raise HwmError(
+                f"no {'held-out ' if validation else ''}stores given: --data.{'val-' if validation else ''}stores"
+            )
         clips = [Clips(Store(resolve_store(p)), self.steps, stride=self.stride) for p in paths]
-        return Mixture(clips, self.exponent, 0.0 if validation else self.motion)
+        return Mixture(clips, self.exponent, 0.0 if validation else self.motion, self.workers)
 
 
 class Mixture:
     """Several `Clips` with weights; one embodiment a batch.
 
+    Args:
+        clips: windows of each store.
+        exponent, motion, workers: see `DataConfig`.
+
     Raises:
         HwmError: the stores differ in latents or tokenizer, or one embodiment has two kinds of action.
     """
 
-    def __init__(self, clips: list[Clips], exponent: float = 1 / 3, motion: float = 0.0) -> None:
+    def __init__(self, clips: list[Clips], exponent: float = 1 / 3, motion: float = 0.0, workers: int = 0) -> None:
         if not clips:
             raise HwmError("a mixture of no stores")
-        self.clips = clips
+        self.clips, self.workers = clips, workers
         weights = np.array([len(c) for c in clips], np.float64) ** exponent
         self.weights = weights / weights.sum()
         self.cumulative = [np.cumsum((0.05 + c.motion()) ** motion) if motion else None for c in clips]
@@ -75,11 +83,12 @@ class Mixture:
         """What there is, in words."""
         steps = sum(c.store.steps for c in self.clips)
         minutes = sum(c.store.steps / c.store.header.fps for c in self.clips) / 60
-        return f"{steps:,} steps ({minutes:.1f} minutes) in {len(self.clips)} stores, {sum(map(len, self.clips)):,} windows"
+        windows = sum(map(len, self.clips))
+        return f"{steps:,} steps ({minutes:.1f} minutes) in {len(self.clips)} stores, {windows:,} windows"
 
     def _spec(self) -> DataSpec:
         specs = [c.spec() for c in self.clips]
-        first, actions = specs[0], {}
+        first, actions = specs[0], dict[str, ActionSpec]()
         for c, s in zip(self.clips, specs, strict=True):
             if (s.latent, s.tokenizer) != (first.latent, first.tokenizer):
                 raise HwmError(
@@ -90,7 +99,9 @@ class Mixture:
                 kind = (action.per_step, action.names)
                 known = actions.setdefault(name, action)
                 if (known.per_step, known.names) != kind:
-                    raise HwmError(f"{c.store.path}: embodiment {name!r} has other actions than in the stores before it")
+                    raise HwmError(
+                        f"{c.store.path}: embodiment {name!r} has other actions than in the stores before it"
+                    )
         return DataSpec(first.latent, actions, first.tokenizer, first.fps)
 
     def draw(self, seed: int, step: int, size: int) -> tuple[int, np.ndarray]:
@@ -100,7 +111,9 @@ class Mixture:
         clips, cumulative = self.clips[which], self.cumulative[which]
         if cumulative is None:
             return which, rng.integers(len(clips), size=size)
-        return which, np.searchsorted(cumulative, rng.random(size) * cumulative[-1], side="right").clip(max=len(clips) - 1)
+        return which, np.searchsorted(cumulative, rng.random(size) * cumulative[-1], side="right").clip(
+            max=len(clips) - 1
+        )
 
     def batch(self, seed: int, step: int, size: int, rank: int = 0, world: int = 1) -> Batch:
         """This rank's part of the batch of a step; `size` is the global batch size."""
@@ -111,7 +124,10 @@ class Mixture:
         return self.clips[which].batch(windows[rank * part : (rank + 1) * part])
 
     def fixed(self, size: int, batches: int) -> Iterator[Batch]:
-        """Batches that are the same at every call, spread evenly over the data: for validation."""
+        """Batches that are the same at every call, spread evenly over the data: for validation.
+
+        `batches` of each store, all of `size` clips; where a store has fewer windows than that, some come again.
+        """
         for c in self.clips:
             windows = np.linspace(0, len(c) - 1, size * batches).round().astype(int)
             for part in np.array_split(windows, batches):
@@ -138,4 +154,14 @@ def loader(
 ) -> Iterator[Batch]:
     """An endless iterator over the batches of steps start, start + 1, ..., read ahead by `workers` processes."""
     stream = Stream(mixture, seed, start, size, rank, world)
-    return iter(StatefulDataLoader(stream, batch_size=None, num_workers=workers))
+    made: DataLoader[Batch] = DataLoader(
+        stream, batch_size=None, num_workers=workers, worker_init_fn=_leave_signals_to_parent
+    )
+    return iter(made)
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    # Ctrl-C and Slurm's warning reach the whole process group; the trainer finishes its update, and needs its batches.
+    # SIGTERM stays: it is how a parent that ends ends its workers.
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
+from hwm.config import from_json
 from hwm.data.store import Header, Store, Writer
 from hwm.data.video import write_video
 from hwm.progress import track
@@ -17,6 +23,7 @@ from hwm.types import HwmError
 #: seeds of rooms from here on are held out: `record` never mixes the two ranges in one store
 HELD_OUT_FROM = 1_000_000
 FPS = 30
+Job: TypeAlias = "tuple[str, int, SimRecording]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +37,7 @@ class SimRecording:
         held_out: take the rooms from the range kept for evaluation.
         size: side of the picture in pixels.
         every: keep every n-th frame of the 30 a second, with the actions of all of them.
+        crf, preset: quality and effort of the video encoder (x264).
         processes: rooms rendered at once; 0 is one a core.
     """
 
@@ -39,9 +47,27 @@ class SimRecording:
     held_out: bool = False
     size: int = 256
     every: int = 1
+    crf: int = 20
+    preset: str = "veryfast"
     processes: int = 0
 
+    def __post_init__(self) -> None:
+        if self.minutes <= 0 or self.seconds <= 0 or self.size < 2 or self.every < 1:
+            raise HwmError(
+                f"minutes {self.minutes}, seconds {self.seconds}, size {self.size} and every {self.every} "
+                "must be positive"
+            )
+        if self.size % 2:
+            raise HwmError(f"size {self.size} must be even, as video is")
+        if self.first_seed < 0 or self.processes < 0:
+            raise HwmError(f"first seed {self.first_seed} and processes {self.processes} must not be negative")
+
     def seeds(self) -> list[int]:
+        """Seeds of the rooms, all below `HELD_OUT_FROM` or none.
+
+        Raises:
+            HwmError: so many training rooms that they would reach the held-out ones.
+        """
         rooms = max(1, round(self.minutes * 60 / self.seconds))
         first = self.first_seed + (HELD_OUT_FROM if self.held_out else 0)
         if not self.held_out and first + rooms > HELD_OUT_FROM:
@@ -53,36 +79,66 @@ def record_sim(out: str | Path, config: SimRecording) -> Store:
     """Record rooms into a store; the same call goes on after a kill.
 
     Raises:
-        HwmError: MuJoCo or a way to render is missing (the message names the packages), or a room failed.
+        HwmError: MuJoCo or a way to render is missing (the message names the packages), a room failed, or `out` was
+            begun with other settings.
     """
     from hwm.sim.robot import ACTION_NAMES
 
     header = Header(
-        embodiment="sim_g1", action_names=tuple(ACTION_NAMES), actions_per_step=config.every,
-        fps=FPS / config.every, source="MuJoCo, Unitree G1 upper body on a wheeled base, random rooms",
+        embodiment="sim_g1",
+        action_names=tuple(ACTION_NAMES),
+        actions_per_step=config.every,
+        fps=FPS / config.every,
+        source="MuJoCo, Unitree G1 upper body on a wheeled base, random rooms",
     )
     writer = Writer(out, header)
+    writer.same_as_before(
+        "recording",
+        {"seconds": config.seconds, "size": config.size, "every": config.every, "held_out": config.held_out},
+    )
     done = writer.done()
     jobs = [(str(out), seed, config) for seed in config.seeds() if room_name(seed) not in done]
-    processes = config.processes or os.cpu_count() or 1
-    # one renderer a process: contexts of two simulators in one process disturb each other
-    with multiprocessing.get_context("spawn").Pool(min(processes, max(1, len(jobs))), maxtasksperchild=8) as pool:
-        results = pool.imap_unordered(_record_room, jobs)
-        unit = config.seconds * FPS / config.every
-        for _ in track(results, len(jobs), "recording rooms", scale=unit, unit="frames"):
-            pass
+    unit = config.seconds * FPS / config.every
+    for _ in track(_record_all(jobs, config.processes), len(jobs), "recording rooms", scale=unit, unit="frames"):
+        pass
     return writer.finish()
+
+
+def _record_all(jobs: list[Job], processes: int) -> Iterator[int]:
+    """Seeds of the rooms as they are finished, several at once."""
+    count = min(processes or os.cpu_count() or 1, len(jobs))
+    # one renderer a process, as contexts of two simulators in one disturb each other; fresh processes now and then, as
+    # drivers of graphics leak
+    for i in range(0, len(jobs), 8 * max(1, count)):
+        part = jobs[i : i + 8 * count]
+        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+            rooms = [pool.submit(_record_room, job) for job in part]
+            try:
+                for room in as_completed(rooms):
+                    yield room.result()
+            except BrokenProcessPool as error:
+                raise HwmError(
+                    "a process that records rooms was killed, perhaps for want of memory. The same command goes on "
+                    "from there; use fewer processes"
+                ) from error
+            finally:
+                # not shutdown(cancel_futures=True): with pending work it can wait for ever (seen on Python 3.11)
+                for room in rooms:
+                    room.cancel()
 
 
 def room_name(seed: int) -> str:
     return f"room_{seed:07d}"
 
 
-def _record_room(job: tuple[str, int, SimRecording]) -> int:
+def _record_room(job: Job) -> int:
     out, seed, config = job
     from hwm.sim.episode import simulate_episode
 
-    frames, actions, _ = simulate_episode(seed, config.seconds, size=config.size, every=config.every)
+    try:
+        frames, actions, _ = simulate_episode(seed, config.seconds, size=config.size, every=config.every)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise HwmError(f"room {seed}: {error}") from error
     header_k = config.every
     # actions[t] leads to simulated frame t; the first kept frame has only the command in force at the start
     head = np.repeat(actions[:1], header_k, 0)[None]
@@ -90,16 +146,10 @@ def _record_room(job: tuple[str, int, SimRecording]) -> int:
     body = actions[1 : 1 + (steps - 1) * header_k].reshape(steps - 1, header_k, -1)
     writer = Writer(out, _header_of(out))
     video = writer.partial / f".{room_name(seed)}.{os.getpid()}.mp4"
-    write_video(video, frames, FPS / config.every)
+    write_video(video, frames, FPS / config.every, config.crf, config.preset)
     writer.add(room_name(seed), np.concatenate([head, body]), video=video, info={"seed": seed, "frames_per_step": 1})
     return seed
 
 
 def _header_of(out: str) -> Header:
-    import json
-
-    from hwm.config import from_json
-
     return from_json(Header, json.loads((Path(out) / ".partial" / "header.json").read_text()))
-
-

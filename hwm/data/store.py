@@ -6,6 +6,7 @@
     STORE/latents.bin      (N, H, W) ids or (N, C, H, W) values; absent in a recording that is not encoded yet
     STORE/video/ID.mp4     the camera's frames of episode ID; absent in a store of latents only
     STORE/.partial/ID/     an episode that is written; `finish` gathers them
+    STORE/.partial/*.json  the header, and other settings that a resumed command must repeat
 
 A store is complete when its `meta.json` is there: it is written last, and renamed into place.
 """
@@ -16,7 +17,6 @@ import dataclasses
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 
 from hwm.config import from_json, to_json
+from hwm.data.files import checksum
+from hwm.data.files import write_atomically as write_atomically
 from hwm.types import ActionSpec, DataSpec, HwmError, LatentSpec
 
 FORMAT = "hwm-store/1"
@@ -44,7 +46,7 @@ class Header:
         actions_per_step: K.
         fps: steps a second.
         latent: what the tokenizer emitted; None in a recording.
-        dtype: numpy name of the latents' element type.
+        dtype: numpy name of the latents' element type; by default the smallest that fits.
         action_dtype: numpy name of the actions' element type on disk; they are read as float32.
         tokenizer: identity of the tokenizer.
         source: where the data came from, in words.
@@ -59,6 +61,24 @@ class Header:
     action_dtype: str = "float32"
     tokenizer: str = ""
     source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.latent is not None and not self.dtype:
+            object.__setattr__(self, "dtype", latent_dtype(self.latent))
+        try:
+            dtypes = [np.dtype(name) for name in (self.action_dtype, self.dtype) if name]
+        except TypeError as error:
+            raise StoreError(
+                f"element types are given by numpy's names, such as uint16 and float16: {error}"
+            ) from error
+        if dtypes[0].kind != "f":
+            raise StoreError(f"actions are stored as float32 or float16, not {self.action_dtype}")
+        if self.latent is None:
+            return
+        if self.latent.vocab is not None and (
+            dtypes[1].kind not in "ui" or np.iinfo(dtypes[1]).max < self.latent.vocab - 1
+        ):
+            raise StoreError(f"{self.dtype} does not hold the ids of a vocabulary of {self.latent.vocab}")
 
     @property
     def action_shape(self) -> tuple[int, int]:
@@ -107,16 +127,25 @@ class Store:
             why = "is not finished: run the command that writes it again, it resumes" if partial else "is not a store"
             raise StoreError(f"{self.path} {why} (no meta.json)")
         try:
-            meta = json.loads(meta_path.read_text())
-            if meta.get("format") != FORMAT:
+            meta = json.loads(meta_path.read_bytes())
+            if not isinstance(meta, dict) or "format" not in meta:
+                raise TypeError("it is not the description of a store")
+            if meta["format"] != FORMAT:
                 raise StoreError(f"{self.path} has format {meta.get('format')!r}, this program reads {FORMAT!r}")
             self.header = from_json(Header, meta["header"])
             self.episodes = tuple(from_json(Episode, e) for e in meta["episodes"])
             self.steps = int(meta["steps"])
             self._checksums: dict[str, int] = meta["checksums"]
             self._statistics = meta.get("statistics")
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except StoreError:
+            raise
+        except (ValueError, KeyError, TypeError, HwmError) as error:  # ValueError: not JSON, or not even text
             raise StoreError(f"{meta_path} is damaged: {error!r}") from error
+        starts = [e.start for e in self.episodes] + [self.steps]
+        if [0, *(e.stop for e in self.episodes)] != starts or any(e.steps < 1 for e in self.episodes):
+            raise StoreError(
+                f"{meta_path} is damaged: its episodes do not fill the {self.steps} steps one after another"
+            )
         self.actions = self._map("actions.bin", self.header.action_dtype, self.header.action_shape)
         self.segments = self._map("segments.bin", "int32", ())
         self.latents = (
@@ -138,7 +167,9 @@ class Store:
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(mean, std) of the actions, each a value a dimension."""
         if not self._statistics:
-            raise StoreError(f"{self.path} has no action statistics; compute them with: hwm merge {self.path} --out NEW")
+            raise StoreError(
+                f"{self.path} has no action statistics; compute them with: hwm merge {self.path} --out NEW"
+            )
         return tuple(self._statistics["mean"]), tuple(self._statistics["std"])
 
     def data_spec(self) -> DataSpec:
@@ -164,7 +195,11 @@ class Store:
     def verify(self) -> None:
         """Compare every array with its checksum; raise `StoreError` for the first that differs."""
         for name, want in self._checksums.items():
-            if checksum(self.path / name) != want:
+            try:
+                same = checksum(self.path / name) == want
+            except OSError as error:
+                raise StoreError(f"{self.path / name} cannot be read: {error}") from error
+            if not same:
                 raise StoreError(f"{self.path / name} does not match its checksum: it was changed or damaged")
 
 
@@ -179,18 +214,44 @@ class Writer:
         self.path, self.header = Path(path), header
         self.partial = self.path / ".partial"
         if (self.path / "meta.json").exists():
+            shutil.rmtree(self.partial, ignore_errors=True)  # left by a kill in the last moment of `finish`
             raise StoreError(f"{self.path} is already complete; choose another folder or remove it")
         self.partial.mkdir(parents=True, exist_ok=True)
-        known, mine = self.partial / "header.json", json.dumps(to_json(header), indent=1)
-        if known.exists() and from_json(Header, json.loads(known.read_text())) != header:
+        self.same_as_before("header", to_json(header))
+
+    def same_as_before(self, name: str, settings: dict[str, Any]) -> None:
+        """Remember settings until `finish`, so that work is only resumed with the same.
+
+        Raises:
+            StoreError: it was begun with others; the message names them.
+        """
+        path, mine = self.partial / f"{name}.json", json.dumps(settings, indent=1)
+        known = json.loads(path.read_text()) if path.exists() else json.loads(mine)
+        if differ := [f"{k}: {known.get(k)!r}, now {v!r}" for k, v in json.loads(mine).items() if known.get(k) != v]:
             raise StoreError(
-                f"{self.path} was begun with other settings ({known}); resume with the same, or choose another folder"
+                f"{self.path} was begun with other settings ({'; '.join(differ)}); resume with the same, or choose "
+                "another folder"
             )
-        write_atomically(known, mine.encode())
+        if not path.exists():
+            write_atomically(path, mine.encode())
 
     def done(self) -> set[str]:
         """Episodes that are completely written."""
         return {p.name for p in self.partial.iterdir() if p.is_dir() and not p.name.startswith(".")}
+
+    def done_of(self, wanted: Iterable[str]) -> set[str]:
+        """Episodes that are completely written, where all of them are among those wanted.
+
+        Raises:
+            StoreError: the folder also holds others, which `finish` would gather too.
+        """
+        done = self.done()
+        if others := sorted(done - set(wanted)):
+            raise StoreError(
+                f"{self.path} was begun with other data: it holds episode {others[0]!r}"
+                f"{f' and {len(others) - 1} more' if others[1:] else ''}; choose another folder or remove it"
+            )
+        return done
 
     def add(
         self,
@@ -203,41 +264,73 @@ class Writer:
         """Write one episode; a file given as `video` is moved into the store.
 
         Raises:
-            StoreError: wrong widths, values that are not finite, or ids outside the vocabulary.
+            StoreError: wrong widths, values that are not finite as they are stored, ids outside the vocabulary, a name
+                that cannot be a folder's, an episode that is there already, or a disk that is full.
         """
-        h, n = self.header, len(actions_NKA)
-        if actions_NKA.ndim != 3 or actions_NKA.shape[1:] != h.action_shape:
-            raise StoreError(f"episode {episode!r}: actions of shape {actions_NKA.shape}, expected (N, {h.action_shape})")
-        bad = np.argwhere(~np.isfinite(actions_NKA))
+        if not episode or episode.startswith(".") or set(episode) & set("/\\\0"):
+            raise StoreError(f"{episode!r} cannot name an episode: names begin with no dot and hold no slashes")
+        final, work = self.partial / episode, self.partial / f".{episode}.{os.getpid()}"
+        if final.exists():
+            raise StoreError(f"episode {episode!r} is in {self.path} already")
+        actions, n = self._checked_actions(episode, actions_NKA), len(actions_NKA)
+        stored = None if self.header.latent is None else self._checked_latents(episode, latents, n)
+        try:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            (work / "actions.bin").write_bytes(actions.tobytes())
+            if stored is not None:
+                (work / "latents.bin").write_bytes(stored.tobytes())
+            if video is not None:
+                shutil.move(video, work / "video.mp4")
+            (work / "info.json").write_text(json.dumps({"steps": n, "info": info or {}}))
+            os.replace(work, final)
+        except OSError as error:
+            shutil.rmtree(work, ignore_errors=True)
+            if final.exists():  # another process was quicker
+                raise StoreError(f"episode {episode!r} is in {self.path} already") from error
+            raise StoreError(f"episode {episode!r} cannot be written to {self.path}: {error}") from error
+
+    def _checked_actions(self, episode: str, actions_NKA: np.ndarray) -> np.ndarray:
+        """The actions as they are stored."""
+        h = self.header
+        if actions_NKA.ndim != 3 or actions_NKA.shape[1:] != h.action_shape or not len(actions_NKA):
+            raise StoreError(
+                f"episode {episode!r}: actions of shape {actions_NKA.shape}, expected (N, {h.action_shape[0]}, "
+                f"{h.action_shape[1]}) with at least one step"
+            )
+        with np.errstate(over="ignore"):  # what is too large for half floats becomes infinite, and is found below
+            stored = np.ascontiguousarray(actions_NKA, h.action_dtype)
+        bad = np.argwhere(~np.isfinite(stored))
         if len(bad):
             t, k, a = bad[0]
             raise StoreError(
-                f"episode {episode!r}: action {h.action_names[a]!r} is {actions_NKA[t, k, a]} at step {t} (slot {k}); "
-                "mend or drop that episode"
+                f"episode {episode!r}: action {h.action_names[a]!r} is {actions_NKA[t, k, a]} at step {t} (slot {k}), "
+                f"which is not a finite {h.action_dtype}; mend or drop that episode"
             )
-        if h.latent is not None:
-            if latents is None or latents.shape != (n, *h.latent_shape):
-                got = None if latents is None else latents.shape
-                raise StoreError(f"episode {episode!r}: latents of shape {got}, expected {(n, *h.latent_shape)}")
-            if h.latent.vocab is not None and not (0 <= latents.min() and latents.max() < h.latent.vocab):
+        return stored
+
+    def _checked_latents(self, episode: str, latents: np.ndarray | None, n: int) -> np.ndarray:
+        """The latents as they are stored."""
+        h = self.header
+        assert h.latent is not None
+        if latents is None or latents.shape != (n, *h.latent_shape):
+            got = None if latents is None else latents.shape
+            raise StoreError(f"episode {episode!r}: latents of shape {got}, expected {(n, *h.latent_shape)}")
+        if h.latent.vocab is not None:
+            if latents.dtype.kind not in "ui" or latents.min() < 0 or latents.max() >= h.latent.vocab:
                 raise StoreError(
-                    f"episode {episode!r}: ids from {latents.min()} to {latents.max()}, "
+                    f"episode {episode!r}: ids from {latents.min()} to {latents.max()} ({latents.dtype}), "
                     f"outside the vocabulary of {h.latent.vocab}"
                 )
-        work = self.partial / f".{episode}.{os.getpid()}"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        (work / "actions.bin").write_bytes(np.ascontiguousarray(actions_NKA, h.action_dtype).tobytes())
-        if latents is not None:
-            (work / "latents.bin").write_bytes(np.ascontiguousarray(latents, h.dtype).tobytes())
-        if video is not None:
-            os.replace(video, work / "video.mp4")
-        (work / "info.json").write_text(json.dumps({"steps": n, "info": info or {}}))
-        final = self.partial / episode
-        if final.exists():
-            shutil.rmtree(work)
-            raise StoreError(f"episode {episode!r} is in {self.path} already")
-        os.replace(work, final)
+        elif np.dtype(h.dtype).kind != "f" and latents.dtype != h.dtype:
+            raise StoreError(f"episode {episode!r}: latents of {latents.dtype}, expected {h.dtype}")
+        with np.errstate(over="ignore"):
+            stored = np.ascontiguousarray(latents, h.dtype)
+        if stored.dtype.kind == "f" and not np.isfinite(stored).all():
+            raise StoreError(
+                f"episode {episode!r}: latents that are not finite as {h.dtype}; mend or drop that episode"
+            )
+        return stored
 
     def finish(self, statistics: tuple[Iterable[float], Iterable[float]] | None = None) -> Store:
         """Gather the episodes, in the order of their names, into one complete store.
@@ -245,14 +338,23 @@ class Writer:
         Args:
             statistics: (mean, std) of the actions to record, e.g. the training set's for a held-out store; None
                 computes them.
+
+        Raises:
+            StoreError: there are no episodes, one of them is damaged, or some have video and others none.
         """
         names = sorted(self.done())
         if not names:
             raise StoreError(f"no episode was written to {self.path}")
         episodes, start = [], 0
         # a kill during an earlier `finish` may have moved some of the videos already
-        has_video = (self.path / "video").is_dir() or (self.partial / names[0] / "video.mp4").exists()
+        filmed = {n for n in names if (self.partial / n / "video.mp4").exists() or self._video(n).exists()}
+        if filmed and len(filmed) < len(names):
+            bare = sorted(set(names) - filmed)
+            raise StoreError(
+                f"{self.path}: {len(filmed)} episodes have video and {len(bare)} have none, as {bare[0]!r}"
+            )
         arrays = ["actions.bin"] + (["latents.bin"] if self.header.latent else [])
+        self._check_sizes(names, arrays)
         with _Sinks(self.partial, [*arrays, "segments.bin"]) as sinks:
             for i, name in enumerate(names):
                 info = json.loads((self.partial / name / "info.json").read_text())
@@ -262,27 +364,48 @@ class Writer:
                 sinks["segments.bin"].write(np.full(info["steps"], i, np.int32).tobytes())
                 episodes.append(Episode(name, start, start + info["steps"], info["info"]))
                 start += info["steps"]
-        actions = np.memmap(self.partial / "actions.bin.new", self.header.action_dtype, "r", shape=(start, *self.header.action_shape))
-        mean, std = statistics if statistics is not None else moments(actions)
+        shape = (start, *self.header.action_shape)
+        actions = np.memmap(self.partial / "actions.bin.new", self.header.action_dtype, "r", shape=shape)
+        mean, std = ([float(x) for x in part] for part in (statistics if statistics is not None else moments(actions)))
         del actions
+        if not len(mean) == len(std) == len(self.header.action_names):
+            raise StoreError(f"statistics of {len(mean)} and {len(std)} dimensions; actions have {shape[-1]}")
         for name in [*arrays, "segments.bin"]:
             os.replace(self.partial / f"{name}.new", self.path / name)
-        if has_video:
-            (self.path / "video").mkdir(exist_ok=True)
-            for name in names:
-                if (self.partial / name / "video.mp4").exists():
-                    os.replace(self.partial / name / "video.mp4", self.path / "video" / f"{name}.mp4")
+        for name in sorted(filmed):
+            self._video(name).parent.mkdir(exist_ok=True)
+            if (self.partial / name / "video.mp4").exists():
+                os.replace(self.partial / name / "video.mp4", self._video(name))
         meta = {
             "format": FORMAT,
             "header": to_json(self.header),
             "steps": start,
-            "statistics": {"mean": [float(x) for x in mean], "std": [float(x) for x in std]},
+            "statistics": {"mean": mean, "std": std},
             "checksums": {name: checksum(self.path / name) for name in [*arrays, "segments.bin"]},
             "episodes": [to_json(e) for e in episodes],
         }
         write_atomically(self.path / "meta.json", json.dumps(meta, indent=1).encode())
         shutil.rmtree(self.partial)
         return Store(self.path)
+
+    def _video(self, episode: str) -> Path:
+        return self.path / "video" / f"{episode}.mp4"
+
+    def _check_sizes(self, names: list[str], arrays: list[str]) -> None:
+        """Find episodes that a power cut left short, before anything is gathered from them."""
+        h = self.header
+        widths = {"actions.bin": np.dtype(h.action_dtype).itemsize * int(np.prod(h.action_shape))}
+        if h.latent:
+            widths["latents.bin"] = np.dtype(h.dtype).itemsize * int(np.prod(h.latent_shape))
+        for name in names:
+            folder = self.partial / name
+            try:
+                steps = int(json.loads((folder / "info.json").read_bytes())["steps"])
+                whole = all((folder / array).stat().st_size == steps * widths[array] for array in arrays)
+            except (OSError, ValueError, KeyError, TypeError):
+                whole = False
+            if not whole:
+                raise StoreError(f"episode {name!r} is damaged: remove the folder {folder} and write it again")
 
 
 class _Sinks:
@@ -312,39 +435,31 @@ def moments(actions_NKA: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean + origin, np.sqrt(np.maximum(square / len(flat) - mean**2, 0))
 
 
-def checksum(path: Path) -> int:
-    """CRC-32 of a file, read in pieces."""
-    value = 0
-    with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            value = zlib.crc32(piece, value)
-    return value
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with new.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
-
-
 def merge(paths: Iterable[str | Path], out: str | Path) -> Store:
     """Join finished stores of one header into one, with statistics over all of them.
 
     Episode ids must not repeat; videos are copied.
+
+    Raises:
+        StoreError: nothing to merge, stores of different headers, an episode that is in two of them, or video in some
+            of them only.
     """
     stores = [Store(p) for p in paths]
     if not stores:
         raise StoreError("nothing to merge")
+    first = stores[0]
     for s in stores[1:]:
-        if s.header != stores[0].header:
-            raise StoreError(f"{s.path} and {stores[0].path} differ in kind: {s.header} against {stores[0].header}")
-    writer = Writer(out, stores[0].header)
-    for store, episode in each_episode(stores):
-        if episode.id in writer.done():
+        if s.header != first.header:
+            mine, other = to_json(s.header), to_json(first.header)
+            differ = "; ".join(f"{k}: {mine[k]!r} against {other[k]!r}" for k in mine if mine[k] != other[k])
+            raise StoreError(f"{s.path} and {first.path} differ in kind: {differ}")
+        if s.has_video != first.has_video:
+            raise StoreError(f"of {s.path} and {first.path} one has video and the other has none")
+    every = list(each_episode(stores))  # finds repeated ids before anything is written
+    writer = Writer(out, first.header)
+    done = writer.done_of(e.id for _, e in every)
+    for store, episode in every:
+        if episode.id in done:
             continue
         rows = slice(episode.start, episode.stop)
         video = None

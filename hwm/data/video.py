@@ -14,11 +14,15 @@ from torch import Tensor
 from hwm.types import HwmError
 
 
-def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float, crf: int = 20, keyframes: int = 30) -> int:
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float, crf: int = 20, preset: str = "veryfast") -> int:
     """Write uint8 (H, W, 3) frames as H.264 in 4:2:0; returns how many. H and W must be even.
 
+    Args:
+        crf: quality of x264, lower is better and larger.
+        preset: of x264: "slow" takes longer for smaller files.
+
     Raises:
-        HwmError: a frame of odd or changing size, or a file that cannot be written.
+        HwmError: no frames, a frame of odd or changing size, or a file that cannot be written.
     """
     from fractions import Fraction
 
@@ -27,18 +31,22 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float, crf:
         with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
             stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": str(crf), "g": str(keyframes), "preset": "veryfast"}
+            stream.options = {"crf": str(crf), "g": "60", "preset": preset}
             stream.codec_context.thread_count = 1
             for frame in frames:
                 if shape is None:
                     shape = frame.shape
-                    if frame.ndim != 3 or shape[0] % 2 or shape[1] % 2:
-                        raise HwmError(f"video frames need even height and width and 3 colours, got {shape}")
+                    if frame.ndim != 3 or shape[0] % 2 or shape[1] % 2 or shape[2] != 3 or frame.dtype != np.uint8:
+                        raise HwmError(
+                            f"video frames are uint8 (H, W, 3) of even height and width, got {frame.dtype} {shape}"
+                        )
                     stream.height, stream.width = shape[:2]
                 if frame.shape != shape:
                     raise HwmError(f"frame {count} of {path} has shape {frame.shape}, the first had {shape}")
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")))
                 count += 1
+            if shape is None:
+                raise HwmError(f"no frames to write to {path}")
             container.mux(stream.encode())
     except (av.FFmpegError, OSError) as error:
         raise HwmError(f"cannot write the video {path}: {error}") from error
@@ -49,7 +57,7 @@ def read_video(path: str | Path, every: int = 1, start: int = 0, stop: int | Non
     """Yield uint8 (H, W, 3) frames start, start + every, ... before `stop`, in order.
 
     Raises:
-        HwmError: the file is missing or not a video.
+        HwmError: the file is missing, not a video, damaged, or has fewer frames than its index says.
     """
     if not Path(path).is_file():
         raise HwmError(f"there is no video {path}")
@@ -57,11 +65,16 @@ def read_video(path: str | Path, every: int = 1, start: int = 0, stop: int | Non
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise HwmError(f"{path} has no video stream")
+            count = 0
             for i, frame in enumerate(container.decode(video=0)):
                 if stop is not None and i >= stop:
                     return
+                count += 1
                 if i >= start and (i - start) % every == 0:
                     yield frame.to_ndarray(format="rgb24")
+            # a file cut between two frames ends without an error; the index, where there is one, tells
+            if count < container.streams.video[0].frames:
+                raise HwmError(f"{path} is truncated: it shows {count} of {container.streams.video[0].frames} frames")
     except av.FFmpegError as error:
         raise HwmError(f"cannot read the video {path}: {error}") from error
 

@@ -107,9 +107,11 @@ def evaluate(
     spec = clips.spec()
     return Results(
         model=str(getattr(model, "name", type(model).__name__)),
+        config=_describe(model.config),
         parameters=sum(p.numel() for p in model.parameters()),
         embodiment=clips.embodiment,
         store=clips.store.path.name,
+        source=clips.store.header.source,
         tokenizer=tokenizer.id,
         prompt=prompt,
         horizon=horizon,

@@ -2,7 +2,7 @@
 
 Pictures are floats in [0, 1], (..., C, H, W); every metric gives one value a picture. Means are taken afterwards, over
 decibels and not over squared errors: a mean of dB weighs every frame alike, where the dB of a mean error would be
-ruled by the few worst.
+ruled by the few worst. (The two differ: compare figures only with figures that were averaged alike.)
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from torch import Tensor
 
 from hwm.types import Prediction
 
-PSNR_CAP = 100.0
-"""dB given to two identical pictures, whose PSNR is infinite."""
+PSNR_CAP = 60.0
+"""dB at which PSNR ends: about what rounding to 8 bits costs. Identical pictures, of a robot that stands still, have
+an infinite PSNR, and a mean over clips would tell of nothing else."""
 
 
 def psnr(pictures: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each picture: 10 log10(1 / MSE) in dB, (..., C, H, W) -> (...).
 
-    The peak is 1; both sides are clamped to [0, 1]; identical pictures get `PSNR_CAP`.
+    The peak is 1; both sides are clamped to [0, 1]; the value is at most `PSNR_CAP`.
     """
     error = (pictures.float().clamp(0, 1) - truth.float().clamp(0, 1)).square().mean((-3, -2, -1))
     return -10 * torch.log10(error.clamp_min(10 ** (-PSNR_CAP / 10)))
@@ -37,13 +38,14 @@ def ssim(pictures: Tensor, truth: Tensor) -> Tensor:
     compared one by one and averaged. A picture smaller than 11 gets the largest odd window that fits.
     """
     lead, (height, width) = pictures.shape[:-2], pictures.shape[-2:]
-    x = pictures.float().clamp(0, 1).reshape(-1, 1, height, width)
-    y = truth.float().clamp(0, 1).expand_as(pictures).reshape(-1, 1, height, width)
+    x = pictures.float().clamp(0, 1).reshape(1, -1, height, width)
+    y = truth.float().clamp(0, 1).expand_as(pictures).reshape(1, -1, height, width)
     size = min(11, height - (height + 1) % 2, width - (width + 1) % 2)
-    window = _gaussian(size, 1.5).to(x)
+    window, planes = _gaussian(size, 1.5).to(x), x.shape[1]
 
-    def blur(z: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(z, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+    def blur(z: Tensor) -> Tensor:  # planes as groups: many times faster on a CPU than planes as a batch
+        z = F.conv2d(z, window.view(1, 1, -1, 1).expand(planes, 1, -1, 1), groups=planes)
+        return F.conv2d(z, window.view(1, 1, 1, -1).expand(planes, 1, 1, -1), groups=planes)
 
     mean_x, mean_y = blur(x), blur(y)
     var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
@@ -51,7 +53,7 @@ def ssim(pictures: Tensor, truth: Tensor) -> Tensor:
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     structure = (2 * covariance + c2) / (var_x + var_y + c2)
-    return (luminance * structure).mean((-3, -2, -1)).reshape(lead).mean(-1)
+    return (luminance * structure).mean((-2, -1)).reshape(lead).mean(-1)
 
 
 @lru_cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -74,18 +75,23 @@ class Obedience:
     def response(self, motion: str = "shift") -> tuple[float, float] | None:
         """How far the picture moves for what the camera would: 1 as far, 0 not at all, below 0 the wrong way.
 
-        The slope through the commands, each command's motion and expectation taken relative to the mean of all, and its
-        standard error over starts. None when the commands should all move the picture alike.
+        Pairs of commands that should differ in this motion more than in the others are compared: the slope, through
+        the origin, of the difference that was predicted on the difference that the camera would show, and its standard
+        error over starts. None when no such pair should differ by a quarter of a pixel a step.
         """
         if self.expected is None:
             return None
         m = MOTIONS.index(motion)
-        expected = np.array([self.expected[c][m] for c in self.motion])
-        moved = np.stack([self.motion[c][..., m].mean(1) for c in self.motion])
-        expected, moved = expected - expected.mean(), moved - moved.mean(0)
-        if np.abs(expected).max() < 0.1:  # a tenth of a pixel a step: there is nothing to see
+        expected, moved = [], []
+        for one, other in combinations(self.motion, 2):
+            difference = self.expected[one] - self.expected[other]
+            if np.abs(difference).argmax() == m:
+                expected.append(difference[m])
+                moved.append((self.motion[one] - self.motion[other])[..., m].mean(1))
+        if not expected or max(np.abs(expected)) < 0.25:
             return None
-        return _mean((expected[:, None] * moved).sum(0) / (expected**2).sum())
+        e = np.array(expected)
+        return _mean(e @ np.stack(moved) / (e @ e))
 
     def json(self) -> dict[str, Any]:
         """Plain values for a report or a file."""

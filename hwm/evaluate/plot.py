@@ -24,7 +24,7 @@ class Series:
 
     Attributes:
         name: for the legend.
-        x, y: its points; a y of None or nan leaves a gap.
+        x, y: its points; points whose y is None or nan are left out.
         colour: name of a CSS variable of the page, without dashes.
         dash: SVG dash pattern; empty for a solid line.
         marker: `circle`, `square`, `diamond` or empty.
@@ -61,7 +61,7 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, *, zero: bo
         return '<p class="quiet">nothing to draw</p>'
     xs = [x for s in shown for x, _, _ in s.points()]
     ys = [v for s in shown for _, y, e in s.points() for v in (y - e, y + e)] + ([0.0] if zero else [])
-    x_ticks, y_ticks = ticks(min(xs), max(xs), 8, whole=True), ticks(min(ys), max(ys), 6)
+    x_ticks, y_ticks = ticks(min(xs), max(xs), 12, whole=True), ticks(min(ys), max(ys), 6)
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-9)
     y_low, y_high = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
 

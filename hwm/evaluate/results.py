@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -25,32 +26,33 @@ MOVING_RULE = (
 
 LABELS = {
     "psnr": "prediction",
-    "psnr_copy": "copy of the last camera frame",
-    "psnr_copy_reconstruction": "copy of its reconstruction",
-    "psnr_reconstruction": "tokenizer (ceiling)",
-    "psnr_swapped_actions": "prediction, swapped actions",
-    "psnr_reconstruction_reference": "prediction against reconstruction",
+    "psnr_copy": "last camera frame repeated",
+    "psnr_copy_reconstruction": "its reconstruction repeated",
+    "psnr_reconstruction": "tokenizer alone (ceiling)",
+    "psnr_swapped_actions": "prediction, wrong actions",
+    "psnr_reconstruction_reference": "against the reconstruction",
+    "delta_psnr": "jump-free swap",
+    "delta_psnr_other_clip": "another clip's actions",
+    "delta_psnr_random": "random actions",
     "ssim": "prediction",
-    "ssim_copy": "copy of the last camera frame",
-    "ssim_copy_reconstruction": "copy of its reconstruction",
-    "ssim_reconstruction": "tokenizer (ceiling)",
-    "ssim_reconstruction_reference": "prediction against reconstruction",
-    "delta_psnr": "delta-PSNR, jump-free swap",
-    "delta_psnr_other_clip": "delta-PSNR, other clip's actions",
-    "delta_psnr_random": "delta-PSNR, random actions",
-    "win_rate_copy": "clips won against the copy",
-    "win_rate_copy_reconstruction": "clips won against its reconstruction",
-    "ce": "cross-entropy",
-    "accuracy": "token accuracy",
-    "accuracy_copy": "token accuracy of the copy",
+    "ssim_copy": "last camera frame repeated",
+    "ssim_copy_reconstruction": "its reconstruction repeated",
+    "ssim_reconstruction": "tokenizer alone (ceiling)",
+    "ssim_reconstruction_reference": "against the reconstruction",
+    "win_rate_copy": "against the repeated frame",
+    "win_rate_copy_reconstruction": "against its reconstruction",
+    "ce": "cross-entropy in nats",
+    "accuracy": "accuracy",
+    "accuracy_copy": "accuracy of repeating",
 }
+"""What the rows of tables and the lines of charts are called."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "PSNR in dB": (
         "psnr", "psnr_copy", "psnr_copy_reconstruction", "psnr_reconstruction", "psnr_swapped_actions",
         "psnr_reconstruction_reference",
     ),
-    "delta-PSNR in dB: how much wrong actions cost": ("delta_psnr", "delta_psnr_other_clip", "delta_psnr_random"),
+    "delta-PSNR in dB": ("delta_psnr", "delta_psnr_other_clip", "delta_psnr_random"),
     "SSIM": (
         "ssim", "ssim_copy", "ssim_copy_reconstruction", "ssim_reconstruction", "ssim_reconstruction_reference",
     ),
@@ -96,7 +98,7 @@ class Results:
     """Figures of N clips over a horizon of T steps. Figures are kept clip by clip, (N, T); `json` gives means.
 
     Attributes:
-        model, parameters, embodiment, store, tokenizer: what was evaluated, on what.
+        model, config, parameters, embodiment, store, source, tokenizer: what was evaluated, on what (`source` in words).
         prompt, horizon: steps of context, and steps predicted.
         seed, batch_size, sampler, device, torch, date: how.
         reference: what predictions are compared with, `camera` or, for a store without video, `reconstruction`.
@@ -110,9 +112,11 @@ class Results:
     """
 
     model: str
+    config: Any
     parameters: int
     embodiment: str
     store: str
+    source: str
     tokenizer: str
     prompt: int
     horizon: int
@@ -172,12 +176,13 @@ class Results:
         about = {
             name: getattr(self, name)
             for name in (
-                "model", "parameters", "embodiment", "store", "tokenizer", "prompt", "horizon", "seed", "batch_size",
-                "device", "torch", "date", "reference", "steps_per_second", "frames_per_step", "command",
+                "model", "parameters", "embodiment", "store", "source", "tokenizer", "prompt", "horizon", "seed",
+                "batch_size", "device", "torch", "date", "reference", "steps_per_second", "frames_per_step", "command",
             )
         }  # fmt: skip
         return {
             **about,
+            "config": self.config,
             "sampler": self.sampler,
             "scenario": self.scenario,
             "scenarios": list(self.figures),
@@ -225,11 +230,10 @@ class Results:
         """Tables for a terminal: the model among its baselines, for all clips and for those that move."""
         parts: list[Any] = []
         for scenario in self.figures:
-            for moving in (False, True):
-                count = int(self.moving.sum()) if moving else self.clips
-                of = f"{count} of {self.clips} clips that move" if moving else f"all {count} clips"
-                title = f"{self.model}  {scenario.replace('_', ' ')}  {of}"
-                parts += [self._table(scenario, moving, title)] if count else [Text(f"{title}: none")]
+            title, count = f"{self.model}, {scenario.replace('_', ' ')}", int(self.moving.sum())
+            parts.append(self._table(scenario, False, f"{title}: all {self.clips} clips, {count} of which move"))
+            if 0 < count < self.clips:
+                parts.append(self._table(scenario, True, f"{title}: the {count} clips that move"))
             parts.append(
                 Text(f"{self.seconds_per_step[scenario] * 1e3:.1f} ms a step and clip at batch {self.batch_size}")
             )
@@ -240,18 +244,24 @@ class Results:
         return Group(*parts)
 
     def _table(self, scenario: str, moving: bool, title: str) -> Table:
-        columns = shown_steps(self.horizon)
-        table = Table(title=title, title_justify="left")
-        table.add_column("step")
+        columns = shown_steps(self.horizon, 6)
+        table = Table(
+            title=title,
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            padding=(0, 0, 0, 1),
+        )
+        table.add_column("step", no_wrap=True)
         for step in columns:
-            table.add_column(str(step + 1), justify="right")
+            table.add_column(f"{step + 1} ", justify="right", no_wrap=True)
         for group, names in GROUPS.items():
             rows = {name: self.mean(name, moving, scenario) for name in names}
             present = {name: row for name, row in rows.items() if row is not None}
             if not present:
                 continue
-            table.add_section()
-            table.add_row(Text(group, style="bold"))
+            table.add_row(Text(group, style="dim"))
             for name, row in present.items():
                 cells = [_cell(name, row[t], name in best(present, t)) for t in columns]
                 table.add_row(Text(f"  {LABELS[name]}"), *cells)

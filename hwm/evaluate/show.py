@@ -86,7 +86,7 @@ def compose(
     blank[:] = PAPER
     places = [((i // columns) * (head + high), (i % columns) * (wide + GAP)) for i in range(len(panels))]
     for (top, left), name in zip(places, panels, strict=True):
-        draw_text(blank, name, left + letters, top + 2 * letters, INK, letters)
+        draw_text(blank, name, left + 3 * letters, top + 2 * letters, INK, letters)
     for f in range(count):
         frame, colour = blank.copy(), CONTEXT_COLOUR if f < context else FUTURE_COLOUR
         for (top, left), video in zip(places, panels.values(), strict=True):
@@ -133,8 +133,8 @@ def captions(example: Example, fps: float, frames_per_step: int = 1) -> list[str
     lines = [f"context {i + 1} of {example.context}" for i in range(example.context)]
     for i in range(len(example.truth) - example.context):
         step = i // frames_per_step
-        scores = f"model {example.psnr[step]:.1f} dB, copy {example.psnr_copy[step]:.1f} dB"
-        lines.append(f"predicted {(i + 1) / fps:+.1f} s  {scores}")
+        scores = f"model {example.psnr[step]:.1f}  copy {example.psnr_copy[step]:.1f} dB"
+        lines.append(f"{(i + 1) / fps:+.1f} s  {scores}")
     return lines
 
 

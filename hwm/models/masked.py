@@ -36,7 +36,7 @@ class MaskedModel(WorldModel):
             non_mlm: probability of the training mode that is closer to autoregressive; see `maskgit.mask_future`.
             fully_masked: share of the future steps that are masked whole in training, as at the first look.
             label_smoothing: of the cross-entropy.
-            own_past: in training, up to this share of a clip's past steps is shown as the model itself would have
+            own_past: in training, up to this share of the past steps of every other clip is shown as the model itself would have
                 predicted them (scheduled sampling, Bengio et al. 2015), which is what a rollout will feed it; needs the
                 parallel layout, in which one extra look without gradient predicts them all. 0 in the paper.
             factorized: embed and predict the digits that ids are made of (`LatentSpec.levels`) instead of whole ids.
@@ -98,11 +98,12 @@ class MaskedModel(WorldModel):
 
     def split(self, ids_BTS: Tensor) -> tuple[Tensor, Tensor]:
         """A training clip as the past it shows and the steps it asks for."""
-        past = ids_BTS.shape[1] - self.config.horizon // self.group
+        c = self.config
+        past = ids_BTS.shape[1] - c.horizon // self.group
         if past < 1:
             raise HwmError(
-                f"a clip of {ids_BTS.shape[1] * self.group} steps has no past before its horizon of "
-                f"{self.config.horizon}: train on clips of past + horizon = {self.config.past + self.config.horizon} steps"
+                f"a clip of {ids_BTS.shape[1] * self.group} steps has no past before its horizon of {c.horizon}: "
+                f"train on clips of past + horizon = {c.past + c.horizon} steps"
             )
         return ids_BTS[:, :past], ids_BTS[:, past:]
 
@@ -138,14 +139,16 @@ class MaskedModel(WorldModel):
     @torch.no_grad()
     def with_own_guesses(self, past_BPS: Tensor, actions_BTKA: Tensor, embodiment: str) -> Tensor:
         """The past with some of its steps replaced by the model's own one-look predictions of them."""
-        batch, steps, _ = past_BPS.shape
-        window = self.observe(past_BPS, actions_BTKA, embodiment, steps)
-        hidden_BPSD = self.look(window, past_BPS, torch.ones_like(past_BPS, dtype=torch.bool))
+        steps, clips = past_BPS.shape[1], (past_BPS.shape[0] + 1) // 2  # half of the clips: half of the cost
+        shown_BPS = past_BPS[:clips]
+        window = self.observe(shown_BPS, actions_BTKA[:clips], embodiment, steps)
+        hidden_BPSD = self.look(window, shown_BPS, torch.ones_like(shown_BPS, dtype=torch.bool))
         drawn = [maskgit.pick(part, self.config.sampler)[0] for part in self.head.draws(self.head(hidden_BPSD))]
         # the look at step t is asked for at place t - 1; the first step has no past to be predicted from
-        own_BPS = torch.cat([past_BPS[:, :1], self.head.join(tuple(drawn))[:, :-1]], 1)
-        share_B11 = self.config.own_past * torch.rand(batch, 1, 1, device=past_BPS.device)
-        return torch.where(torch.rand(batch, steps, 1, device=past_BPS.device) < share_B11, own_BPS, past_BPS)
+        own_BPS = torch.cat([shown_BPS[:, :1], self.head.join(tuple(drawn))[:, :-1]], 1)
+        share_B11 = self.config.own_past * torch.rand(clips, 1, 1, device=past_BPS.device)
+        use_BP1 = torch.rand(clips, steps, 1, device=past_BPS.device) < share_B11
+        return torch.cat([torch.where(use_BP1, own_BPS, shown_BPS), past_BPS[clips:]])
 
     @torch.no_grad()
     def predict(

@@ -36,8 +36,8 @@ class Cache:
     Attributes:
         memory: keys and values, a block each.
         steps: how many steps they cover.
-        last: (1, B, S, D), embedding of each cell's token in the last of these steps (in the parallel layout's training,
-            in all of them).
+        last: (1, B, S, D), embedding of each cell's token in the last of these steps (when the parallel layout
+            trains, in all of them).
     """
 
     memory: tuple[Memory, ...]
@@ -74,7 +74,7 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
                 streams (both after `unshared_layers` blocks of "base"); "split" replaces joint attention over time by
                 video to video, action to action, and video to action.
             qk_norm: LayerNorm on queries and keys of self-attention.
-            final_norm: LayerNorm before the head; the paper's model has none, small models train better with it.
+            final_norm: LayerNorm before the head; the paper's model has none.
             learned_steps: steps of the window with a learned absolute position of their own, past + horizon in the
                 paper. 1: one position a cell, the same for every step (and one an action slot), so that time is told by
                 rotary positions alone and windows of any length will do.
@@ -83,6 +83,8 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
             reach: how many earlier past steps' cells the spatial attention of a missing step reads too.
             copy_previous: add a Linear of the embedding of the same cell one step earlier to each missing step's input.
             action_deltas: actions are read together with their change since the action before.
+            ordered_actions: give actions their learned positions before their MLP, so that the mean over a step's
+                actions knows which came first; the paper's comes after it, and forgets.
             published_rope: spatial rotary frequencies of the released code; see `rope_2d`.
         """
 
@@ -95,6 +97,7 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
         reach: int = 0
         copy_previous: bool = False
         action_deltas: bool = False
+        ordered_actions: bool = False
         published_rope: bool = False
 
     @classmethod
@@ -112,9 +115,18 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
             )
         if c.parallel and c.horizon != 1:
             raise HwmError(f"parallel=True trains windows with one missing step, so horizon must be 1, not {c.horizon}")
+        if c.own_past and not c.parallel:
+            raise HwmError("own_past needs parallel=True, in which one look predicts every past step")
         self.parallel = c.parallel
         self.position = nn.Parameter(torch.zeros(1, c.learned_steps, spec.latent.cells, c.dim))
-        self.actions = ActionEncoder(spec, c.dim, positions=c.learned_steps, ratio=c.mlp_ratio, changes=c.action_deltas)
+        self.actions = ActionEncoder(
+            spec,
+            c.dim,
+            positions=c.learned_steps,
+            ratio=c.mlp_ratio,
+            ordered=c.ordered_actions,
+            changes=c.action_deltas,
+        )
         self.previous = nn.Linear(c.dim, c.dim) if c.copy_previous else None
         first, others = VARIANTS[c.variant]
         rows = [ROWS[first if i < c.unshared_layers else others] for i in range(c.depth)]
@@ -158,17 +170,14 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
         """Token embeddings with the learned positions of their cells, and of their steps where steps have them."""
         if self.config.learned_steps == 1:
             return x_TBSD + self.position
-        if times.stop > self.config.learned_steps:
-            raise HwmError(
-                f"a window of {times.stop} steps, but learned_steps={self.config.learned_steps}: "
-                "only so many steps have a position"
-            )
         return x_TBSD + self.position[0, times.start : times.stop, None]
 
     def observe(
         self, ids_BPS: Tensor, actions_BTKA: Tensor, embodiment: str, missing: int, cache: Cache | None = None
     ) -> Window:
         past, steps = ids_BPS.shape[1], actions_BTKA.shape[1]
+        if 1 < self.config.learned_steps < steps:
+            raise HwmError(f"only learned_steps={self.config.learned_steps} steps have a position, not {steps}")
         asked = range(steps - missing, steps)
         actions_TBD = self.actions(actions_BTKA, embodiment)
         done = cache.steps if cache else 0

@@ -10,7 +10,7 @@ dimension, D width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -145,41 +145,40 @@ class MaskedHWMShared(MaskedModel, name="masked_hwm_shared"):
         return self.norm(x_TBSD[past:]).transpose(0, 1)
 
 
-class ClipEmbedding(nn.ModuleList):
+class ClipEmbedding(nn.Module):
     """The sum of one embedding a factor: ids (..., G) -> (..., D)."""
 
     def __init__(self, model: MaskedHWMShared) -> None:
-        super().__init__(model.single_embedding() for _ in range(model.config.clip_factors))
+        super().__init__()
+        self.factors = nn.ModuleList(model.single_embedding() for _ in range(model.config.clip_factors))
 
     def forward(self, ids: Tensor, masked: Tensor | None = None) -> Tensor:
-        return torch.stack([embed(ids[..., i], masked) for i, embed in enumerate(self)]).sum(0)
+        return torch.stack([embed(ids[..., i], masked) for i, embed in enumerate(self.factors)]).sum(0)
 
 
-class ClipHead(nn.ModuleList):
+class ClipHead(nn.Module):
     """One head a factor, their logits side by side; losses and accuracies are means over factors."""
 
     def __init__(self, model: MaskedHWMShared) -> None:
-        super().__init__(model.single_head() for _ in range(model.config.clip_factors))
-        self.levels = self[0].levels
+        super().__init__()
+        heads = [model.single_head() for _ in range(model.config.clip_factors)]
+        self.levels = heads[0].levels
+        self.factors: Any = nn.ModuleList(heads)
 
     def forward(self, h_D: Tensor) -> Tensor:
-        return torch.cat([head(h_D) for head in self], -1)
-
-    def init(self) -> None:
-        for head in self:
-            head.init()
+        return torch.cat([head(h_D) for head in self.factors], -1)
 
     def loss(self, h_D: Tensor, ids: Tensor, masked: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        each = [head.loss(h_D, ids[..., i], masked, smoothing) for i, head in enumerate(self)]
+        each = [head.loss(h_D, ids[..., i], masked, smoothing) for i, head in enumerate(self.factors)]
         return torch.stack([loss for loss, _ in each]).mean(), torch.stack([right for _, right in each]).mean()
 
     def draws(self, logits_V: Tensor) -> tuple[Tensor, ...]:
-        each = zip(logits_V.chunk(len(self), -1), self, strict=True)
+        each = zip(self.by_id(logits_V).unbind(-2), self.factors, strict=True)
         return tuple(part for logits, head in each for part in head.draws(logits))
 
     def join(self, draws: tuple[Tensor, ...]) -> Tensor:
-        size = len(draws) // len(self)
-        return torch.stack([head.join(draws[i * size : (i + 1) * size]) for i, head in enumerate(self)], -1)
+        size = len(draws) // len(self.factors)
+        return torch.stack([head.join(draws[i * size : (i + 1) * size]) for i, head in enumerate(self.factors)], -1)
 
     def by_id(self, logits_V: Tensor) -> Tensor:
-        return logits_V.unflatten(-1, (len(self), -1))
+        return logits_V.unflatten(-1, (len(self.factors), -1))

@@ -29,6 +29,8 @@ class ActionEncoder(nn.Module):
     Args:
         positions: steps whose actions have learned positions of their own; with 1, all steps share those of K slots;
             with 0 there are none.
+        ordered: add the positions before the MLP. After it, as released, the mean over a step's actions forgets which
+            came first.
         changes: also read each action's change since the one before; a Linear beside the first.
         deep: the released encoder above; else Linear, GELU, Linear (the shared-parameter model).
         group: latent steps that make up one step of the result.
@@ -41,12 +43,13 @@ class ActionEncoder(nn.Module):
         *,
         positions: int,
         ratio: float = 4.0,
+        ordered: bool = False,
         changes: bool = False,
         deep: bool = True,
         group: int = 1,
     ) -> None:
         super().__init__()
-        self.group = group
+        self.group, self.ordered = group, ordered
         self.specs, self.stride = spec.actions, spec.latent.stride
         self.read = nn.ModuleDict({_key(e): nn.Linear(a.dim, dim) for e, a in spec.actions.items()})
         change = {_key(e): nn.Linear(a.dim, dim, bias=False) for e, a in spec.actions.items() if changes}
@@ -57,6 +60,11 @@ class ActionEncoder(nn.Module):
         slots = max(a.per_step if positions == 1 else self.real(a) + (positions - 1) * a.per_step for a in specs)
         self.position = nn.Parameter(torch.zeros(slots, dim)) if positions else None
         self.positions = positions
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights: what a module cast to bfloat16 takes."""
+        return next(self.parameters()).dtype
 
     def real(self, spec: ActionSpec) -> int:
         """How many of the K rows of a window's first step are real."""
@@ -74,15 +82,16 @@ class ActionEncoder(nn.Module):
         absent = K - self.real(spec)
         rows_BFA = actions_BTKA.reshape(B, T * K, A)[:, absent:]
         x_BFA, std = self.normalise(rows_BFA, spec)
-        dtype = self.read[key].weight.dtype
+        dtype = self.dtype
         x_BFD = self.read[key](x_BFA.to(dtype))
         if self.read_change is not None:
             change_BFA = F.pad(rows_BFA[:, 1:] - rows_BFA[:, :-1], (0, 0, 1, 0)).float() / std * CHANGE_GAIN
             x_BFD = x_BFD + self.read_change[key](change_BFA.clamp(-CLAMP, CLAMP).to(dtype))
-        x_BFD = self.mix(self.act(x_BFD))
+        place_FD: Tensor | float = 0.0
         if self.position is not None:
             shared = self.positions == 1
-            x_BFD = x_BFD + (self.position[:K].repeat(T, 1)[absent:] if shared else self.position[: T * K - absent])
+            place_FD = self.position[:K].repeat(T, 1)[absent:] if shared else self.position[: T * K - absent]
+        x_BFD = self.mix(self.act(x_BFD + place_FD)) if self.ordered else self.mix(self.act(x_BFD)) + place_FD
         rows = K * self.group
         first_B1D = x_BFD[:, : rows - absent].mean(1, keepdim=True)
         rest_BTD = x_BFD[:, rows - absent :].unflatten(1, (T // self.group - 1, rows)).mean(2)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from hwm.nn.rope import Table, rotate
 from hwm.types import HwmError
 
-
 # Up to this many keys, attention on a CPU is written out. The fused kernel exists to save the memory of the scores,
 # which are few here, and its backward pass is slow for short sequences: on one core in bfloat16, forward and backward
-# over 512 x 6 problems of 6 queries and 24 keys take 174 ms fused and 26 ms written out; 48 x 6 of 64 and 128, 51 and 15.
+# over 512 x 6 problems of 6 queries and 24 keys take 174 ms fused and 26 ms written out; 48 x 6 problems of 64 and 128,
+# 51 and 15 ms.
 PLAIN_KEYS = 256
 
 

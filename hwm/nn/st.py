@@ -14,10 +14,9 @@ Time comes first in every tensor here: then both attentions are views of the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -78,9 +77,11 @@ def _over_time(x_TBhd: Tensor) -> Tensor:
     return x_TBhd.flatten(1, -3).permute(1, 2, 0, 3)
 
 
-def _back(o_NhTd: Tensor, like: Tensor) -> Tensor:
-    """(N, h, T, d) -> (T, ..., D), the inverse of `_over_time`."""
-    return o_NhTd.permute(2, 0, 1, 3).reshape(like.shape)
+def attend_over_time(q_Thd: Tensor, keys_Mhd: Sequence[Tensor], mask_TM: Tensor | None) -> Tensor:
+    """Queries (T, ..., h, d) to keys and values (M, ..., h, d), each of the axes between by itself: (T, ..., D)."""
+    k, v = keys_Mhd
+    o_NhTd = attend(_over_time(q_Thd), _over_time(k), _over_time(v), mask_TM)
+    return o_NhTd.permute(2, 0, 1, 3).reshape(*q_Thd.shape[:-2], -1)
 
 
 class PerStream(nn.ModuleDict):
@@ -90,20 +91,21 @@ class PerStream(nn.ModuleDict):
         super().__init__({group: make() for group in dict.fromkeys(row.values())})
         self.row = dict(row)
 
-    def of(self, role: str) -> nn.Module:
+    def of(self, role: str) -> Any:
         return self[self.row[role]]
 
 
-def runs(roles: Roles, *parts: PerStream | None) -> list[tuple[str, int]]:
+def runs(roles: Roles, *parts: PerStream) -> list[tuple[str, int]]:
     """Neighbouring steps that use the same weights in all `parts`, as one run: shared weights are one large call."""
+    found: list[tuple[str, int]] = []
+    for role, steps in roles:
+        if found and all(part.row[found[-1][0]] == part.row[role] for part in parts):
+            role, steps = found[-1][0], found.pop()[1] + steps
+        found.append((role, steps))
+    return found
 
-    def groups(item: tuple[str, int]) -> tuple[str, ...]:
-        return tuple(p.row[item[0]] for p in parts if p is not None)
 
-    return [(members[0][0], sum(n for _, n in members)) for members in (list(m) for _, m in groupby(roles, groups))]
-
-
-def by_run(x: Tensor, roles: Roles, parts: tuple[PerStream | None, ...], fn: Callable[[Tensor, str], Tensor]) -> Tensor:
+def by_run(x: Tensor, roles: Roles, parts: tuple[PerStream, ...], fn: Callable[[Tensor, str], Tensor]) -> Tensor:
     """Apply `fn` to each run of steps (axis 0) with the role that names its weights."""
     found = runs(roles, *parts)
     if len(found) == 1:
@@ -182,17 +184,17 @@ class JointTime(nn.Module):
         q, k, v = self.attn.project(video, view.times)
         qa, ka, va = self.attn.project(action, tuple(t[:, 0] for t in view.times))  # type: ignore[arg-type]
         own = Memory((), (k, v), (ka, va))
-        # Keys and values of [remembered video, own video, remembered actions, own actions]: one mask serves both halves.
+        # Keys and values of [remembered video, own video, remembered actions, own actions]: the halves share a mask.
         passes = [own] if memory is None else [memory, own]
         mask = None if view.mask is None else torch.cat([view.mask, view.mask], 1)
         sources = [([m.video[i] for m in passes], [m.action[i] for m in passes]) for i in (0, 1)]
         if outputs[0]:
             size = (-1, -1, q.shape[2], -1, -1)
             keys = [torch.cat([*vs, *(a[:, :, None].expand(size) for a in actions)]) for vs, actions in sources]
-            x_TBSD = x_TBSD + self.attn.proj(_back(attend(*map(_over_time, (q, *keys)), mask), video))
+            x_TBSD = x_TBSD + self.attn.proj(attend_over_time(q, keys, mask))
         if outputs[1]:
             keys = [torch.cat([*(s.mean(2) for s in vs), *actions]) for vs, actions in sources]
-            a_TBD = a_TBD + self.attn.proj(_back(attend(*map(_over_time, (qa, *keys)), mask), action))
+            a_TBD = a_TBD + self.attn.proj(attend_over_time(qa, keys, mask))
         return x_TBSD, a_TBD, own
 
 
@@ -217,20 +219,20 @@ class SplitTime(nn.Module):
         times = tuple(t[:, 0] for t in view.times)
         qa, ka, va = self.action_attn.project(self.action_norm(a_TBD), times)  # type: ignore[arg-type]
         old = memory.action if memory is not None else (ka[:0], va[:0], ka[:0], va[:0])
-        self_keys = map(_after, old[:2], (ka, va))
-        read = a_TBD + self.action_attn.proj(_back(attend(*map(_over_time, (qa, *self_keys)), view.mask), a_TBD))
+        action_keys = tuple(map(_after, old[:2], (ka, va)))
+        read = a_TBD + self.action_attn.proj(attend_over_time(qa, action_keys, view.mask))
         kc, vc = self.cross_attn.keys(read, times)  # type: ignore[arg-type]
         q, k, v = self.attn.project(self.norm(x_TBSD), view.times)
         own = Memory((), (k, v), (ka, va, kc, vc))  # type: ignore[arg-type]
         if outputs[0]:
             keys = own.video if memory is None else tuple(map(_after, memory.video, own.video))
-            x_TBSD = x_TBSD + self.attn.proj(_back(attend(*map(_over_time, (q, *keys)), view.mask), x_TBSD))
+            x_TBSD = x_TBSD + self.attn.proj(attend_over_time(q, keys, view.mask))
             # Cells are only more queries to the same few keys: (B, h, T*S, d) against (B, h, M+T, d).
             T, _, S, _ = x_TBSD.shape
             q = self.cross_attn.queries(self.cross_norm(x_TBSD), view.times).permute(1, 3, 0, 2, 4).flatten(2, 3)
-            keys = tuple(map(_over_time, map(_after, old[2:], (kc, vc))))
+            k, v = map(_over_time, map(_after, old[2:], (kc, vc)))
             mask = None if view.mask is None else view.mask.repeat_interleave(S, 0)
-            o = attend(q, *keys, mask).unflatten(2, (T, S)).permute(2, 0, 3, 1, 4).reshape(x_TBSD.shape)
+            o = attend(q, k, v, mask).unflatten(2, (T, S)).permute(2, 0, 3, 1, 4).reshape(x_TBSD.shape)
             x_TBSD = x_TBSD + self.cross_attn.proj(o)
         return x_TBSD, a_TBD, own
 

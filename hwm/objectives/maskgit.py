@@ -158,9 +158,9 @@ def masked_cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy over the masked tokens, in nats.
 
-    Logits are made of masked tokens alone, one chunk at a time, and made again in the backward pass: those of one window
-    of three Cosmos latents would fill 750 MiB. `F.linear_cross_entropy` chunks too, but not with label smoothing, not
-    in the type of the autocast around it, and behind the back of a head that is sharded.
+    Logits are made of masked tokens alone, one chunk at a time, and made again in the backward pass: those of one
+    window of three Cosmos latents would fill 750 MiB. `F.linear_cross_entropy` chunks too, but not with label
+    smoothing, not in the type of the autocast around it, and behind the back of a head that is sharded.
 
     Args:
         h_D, ids, masked: (..., D) hidden states, (...) what to guess, (...) bool where.
@@ -185,8 +185,8 @@ def digit_cross_entropy(
 ) -> Tensor:
     """As `masked_cross_entropy` for ids made of digits: the sum over digits, so that the two are in the same unit.
 
-    The logits are few, so they are made for every token, and those that are not masked weigh nothing: shapes stay fixed,
-    which keeps memory even and `torch.compile` content.
+    The logits are few, so they are made for every token, and those that are not masked weigh nothing: shapes stay
+    fixed, which keeps memory even and `torch.compile` content.
 
     Args:
         parts_N: for each digit, logits (N, level).

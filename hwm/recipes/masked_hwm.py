@@ -73,14 +73,15 @@ def masked_hwm_mini() -> Recipe:
     """
     return Recipe(
         model=MaskedHWM.Config(
-            dim=192, depth=6, heads=6, past=6, horizon=1, hop=3, variant="base", factorized=True, learned_steps=1,
-            parallel=True, reach=1, copy_previous=True, action_deltas=True, final_norm=True, fully_masked=0.7, own_past=0.7,
+            dim=192, depth=5, heads=6, past=6, horizon=1, hop=3, variant="modality", unshared_layers=0, factorized=True,
+            learned_steps=1, parallel=True, reach=1, copy_previous=True, action_deltas=True, ordered_actions=True,
+            final_norm=True, fully_masked=0.7, own_past=1.0,
             sampler=MaskGITSampler(steps=1, temperature=0.0, pick="mean"),
         ),
-        data=DataConfig(stores=("mini",), val_stores=("mini_heldout",), steps=7, motion=0.5, expects=mini()),
+        data=DataConfig(stores=("mini",), val_stores=("mini_heldout",), steps=7, motion=1.0, expects=mini()),
         train=TrainConfig(
-            steps=16_000, batch_size=8, optimizer="muon", lr=2e-3, floor=0.02, warmup=200, weight_decay=0.03, ema=0.999,
-            dtype="bfloat16", compile=True, val_every=1000, val_batches=16, save_every=500,
+            steps=9_000, batch_size=8, optimizer="muon", lr=1.5e-3, floor=0.02, warmup=150, weight_decay=0.03, ema=0.998,
+            dtype="bfloat16", val_every=500, val_batches=8, save_every=250,
         ),
         tokenizer="tiny",
     )

@@ -37,7 +37,7 @@ class Tokenizer(ABC):
         A slice where steps do not depend on earlier ones; tokenizers that are causal over a clip decode the last
         frames and encode them again.
         """
-        return latents[:, -keep:]
+        return latents[:, max(0, latents.shape[1] - keep) :]
 
 
 class Pixels(Tokenizer):

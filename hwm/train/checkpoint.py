@@ -1,8 +1,8 @@
 """Checkpoints: safetensors beside JSON, written so that a half-written one is never taken for whole.
 
-    hwm.json            public class name, config, data spec (action statistics, tokenizer identity), version
-    model.safetensors   the weights to use (the moving average where there is one)
-    state/              only in a training run's step folders: raw weights, optimizer, and where the run stood
+hwm.json            public class name, config, data spec (action statistics, tokenizer identity), version
+model.safetensors   the weights to use (the moving average where there is one)
+state/              only in a training run's step folders: raw weights, optimizer, and where the run stood
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from hwm.config import Trainable, config_from_json, from_json, to_json
+from hwm.data.files import write_atomically
 from hwm.types import DataSpec, HwmError
 
 FORMAT = "hwm-checkpoint/1"
@@ -29,11 +30,15 @@ class CheckpointError(HwmError):
 
 
 def save_model(path: str | Path, module: Trainable, weights: dict[str, Tensor] | None = None, **notes: Any) -> None:
-    """Write `hwm.json` and `model.safetensors` into a folder; `notes` are kept beside the config for people."""
+    """Write `hwm.json` and `model.safetensors` into a folder; `notes` are kept beside the config for people.
+
+    `hwm.json` says that the folder is complete: an old one goes first, and the new one comes last.
+    """
     from hwm import __version__
 
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "hwm.json").unlink(missing_ok=True)
     tensors = module.state_dict() if weights is None else weights
     save_tensors(folder / "model.safetensors", tensors)
     meta = {
@@ -43,7 +48,7 @@ def save_model(path: str | Path, module: Trainable, weights: dict[str, Tensor] |
         "spec": to_json(module.spec),
         "notes": to_json(notes),
     }
-    (folder / "hwm.json").write_text(json.dumps(meta, indent=1))
+    write_atomically(folder / "hwm.json", json.dumps(meta, indent=1).encode())
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> Trainable:
@@ -54,7 +59,10 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Trainabl
     """
     folder = find(path)
     meta = read_meta(folder)
-    config, spec = config_from_json(meta["config"]), from_json(DataSpec, meta["spec"])
+    try:
+        config, spec = config_from_json(meta["config"]), from_json(DataSpec, meta["spec"])
+    except HwmError as error:
+        raise CheckpointError(f"{folder / 'hwm.json'}: {error}") from error
     with torch.device("meta"):
         module: Trainable = config.build(spec)
     weights = load_tensors(folder / "model.safetensors", device)
@@ -73,24 +81,41 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Trainabl
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
+    """What `hwm.json` of a checkpoint says.
+
+    Raises:
+        CheckpointError: it is missing, damaged or of another format.
+    """
     try:
-        meta: dict[str, Any] = json.loads((folder / "hwm.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        meta = json.loads((folder / "hwm.json").read_bytes())
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} has no readable hwm.json: {error}") from error
-    if meta.get("format") != FORMAT:
-        raise CheckpointError(f"{folder} has format {meta.get('format')!r}, this program reads {FORMAT!r}")
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        found = meta.get("format") if isinstance(meta, dict) else None
+        raise CheckpointError(f"{folder} has format {found!r}, this program reads {FORMAT!r}")
+    if not isinstance(meta.get("config"), dict) or not isinstance(meta.get("spec"), dict):
+        raise CheckpointError(f"{folder / 'hwm.json'} is damaged: it lacks its config or its spec")
     return meta
 
 
 def find(path: str | Path) -> Path:
-    """The folder of a checkpoint: the path itself, or the newest complete step of a run."""
+    """The folder of a checkpoint: the path itself, or the newest complete step of a run.
+
+    A finished run that goes on has both: then whichever is of the later update.
+    """
     folder = Path(path)
-    if (folder / "hwm.json").is_file():
-        return folder
     steps = step_folders(folder)
+    if (folder / "hwm.json").is_file():
+        final = read_meta(folder).get("notes", {}).get("step")
+        newer = steps and final is not None and steps[-1].name > step_name(final)
+        return steps[-1] if newer else folder
     if not steps:
         raise CheckpointError(f"there is no checkpoint at {folder} (neither hwm.json nor step folders)")
     return steps[-1]
+
+
+def step_name(step: int) -> str:
+    return f"step_{step:08d}"
 
 
 def step_folders(run: Path) -> list[Path]:
@@ -99,22 +124,28 @@ def step_folders(run: Path) -> list[Path]:
 
 
 def save_step(
-    run: Path, step: int, module: Trainable, average: dict[str, Tensor] | None,
-    optimizers: list[torch.optim.Optimizer], progress: dict[str, Any], keep: int,
+    run: Path,
+    step: int,
+    module: Trainable,
+    average: dict[str, Tensor] | None,
+    optimizers: list[torch.optim.Optimizer],
+    progress: dict[str, Any],
+    keep: int,
 ) -> Path:
     """Write the checkpoint of a step, atomically, then remove all but the newest `keep`.
 
     Raises:
         CheckpointError: the disk is full or not writable; earlier checkpoints are untouched.
     """
-    final = run / "checkpoints" / f"step_{step:08d}"
-    work = run / "checkpoints" / f".step_{step:08d}.{os.getpid()}"
+    final = run / "checkpoints" / step_name(step)
+    work = run / "checkpoints" / f".{step_name(step)}.{os.getpid()}"
     try:
-        shutil.rmtree(work, ignore_errors=True)
+        for stale in (run / "checkpoints").glob(".step_*"):  # by kills: they would fill the disk
+            shutil.rmtree(stale, ignore_errors=True)
         (work / "state").mkdir(parents=True)
         save_model(work, module, average, step=step)
         save_tensors(work / "state" / "raw.safetensors", module.state_dict())
-        names = {p: n for n, p in module.named_parameters()}
+        names: dict[Tensor, str] = {p: n for n, p in module.named_parameters()}
         for i, optimizer in enumerate(optimizers):
             save_tensors(work / "state" / f"optimizer_{i}.safetensors", _optimizer_tensors(optimizer, names))
         (work / "state" / "progress.json").write_text(json.dumps({"step": step, **progress}))
@@ -122,15 +153,16 @@ def save_step(
             if file.is_file():
                 with file.open("rb") as f:
                     os.fsync(f.fileno())
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():
+            os.replace(final, final.with_name(f".{final.name}.old"))
         os.replace(work, final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(work, ignore_errors=True)
-        last = step_folders(run)
+        last = step_folders(run) if run.is_dir() else []
         left = f"the last good one is {last[-1]}" if last else "there is none before it"
         raise CheckpointError(f"the checkpoint of step {step} could not be written ({error}); {left}") from error
-    for old in step_folders(run)[:-keep] if keep > 0 else []:
-        shutil.rmtree(old)
+    for old in [final.with_name(f".{final.name}.old"), *(step_folders(run)[:-keep] if keep > 0 else [])]:
+        shutil.rmtree(old, ignore_errors=True)
     return final
 
 
@@ -138,28 +170,55 @@ def load_step(folder: Path, module: Trainable, optimizers: list[torch.optim.Opti
     """Restore weights and optimizers from a step checkpoint; returns its progress.
 
     Raises:
-        CheckpointError: it was written by another model or optimizer.
+        CheckpointError: it was written by another model or optimizer, for other data, or it is damaged.
     """
     meta = read_meta(folder)
     if meta["config"] != json.loads(json.dumps(to_json(module.config))):
         raise CheckpointError(f"{folder} holds another model configuration than this run's; choose another run folder")
+    if _kind(from_json(DataSpec, meta["spec"])) != _kind(module.spec):
+        raise CheckpointError(
+            f"{folder} was trained on other latents or actions than this run's; choose another run folder"
+        )
+    try:
+        progress: dict[str, Any] = json.loads((folder / "state" / "progress.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} cannot be resumed, its progress.json is not readable: {error}") from error
+    if (saved := len(list((folder / "state").glob("optimizer_*.safetensors")))) != len(optimizers):
+        raise CheckpointError(
+            f"{folder} was trained with {saved} optimizers and this run has {len(optimizers)}: keep the optimizer, or "
+            "choose another run folder"
+        )
     device = next(module.parameters()).device
-    module.load_state_dict(load_tensors(folder / "state" / "raw.safetensors", device))
+    weights = load_tensors(folder / "state" / "raw.safetensors", device)
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights in {folder} do not fit this run's model: {error}") from error
     params = dict(module.named_parameters())
     for i, optimizer in enumerate(optimizers):
         tensors = load_tensors(folder / "state" / f"optimizer_{i}.safetensors", device)
+        # where each optimizer itself would put its counter of steps: fused kernels want it beside the weights
+        counter = device if any(g.get("fused") or g.get("capturable") for g in optimizer.param_groups) else "cpu"
         mine = {p for g in optimizer.param_groups for p in g["params"]}
         for key, value in tensors.items():
             name, _, field = key.rpartition("/")
             if name not in params or params[name] not in mine:
                 raise CheckpointError(f"{folder}: optimizer state of {name!r}, which this run does not train that way")
-            # AdamW keeps its step counter on the CPU
-            optimizer.state[params[name]][field] = value.cpu() if field == "step" else value
-    progress: dict[str, Any] = json.loads((folder / "state" / "progress.json").read_text())
+            param = params[name]
+            if field == "step":
+                value = value.to(counter)
+            elif value.shape == param.shape:  # in the memory format of the weights, as the optimizer made it
+                value = torch.empty_like(param, dtype=value.dtype).copy_(value)
+            optimizer.state[param][field] = value
     return progress
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:
+def _kind(spec: DataSpec) -> Any:
+    """What of a data spec a run may not change; more data may change its statistics."""
+    return spec.latent, spec.tokenizer, {name: (a.per_step, a.names) for name, a in spec.actions.items()}
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> dict[str, Tensor]:
     return {
         f"{names[p]}/{field}": value if isinstance(value, Tensor) else torch.tensor(value)
         for p, state in optimizer.state.items()
@@ -168,7 +227,13 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[nn.Paramete
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file({k: v.detach().contiguous() for k, v in tensors.items()}, str(path))
+    """Write a safetensors file, whole or not at all."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, str(new))
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:

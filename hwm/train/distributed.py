@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hwm.types import HwmError
+
 
 @dataclass(frozen=True)
 class World:
@@ -30,20 +32,36 @@ class World:
             value /= self.size
         return value
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process, so that all act alike."""
-        return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
+    def any(self, *flags: bool) -> list[bool]:
+        """Whether each flag is set in any process, so that all act alike."""
+        if self.size == 1:
+            return list(flags)
+        return [x > 0 for x in self.mean(torch.tensor(flags, dtype=torch.float32, device=self.device)).tolist()]
 
     def close(self) -> None:
-        if self.size > 1 and dist.is_initialized():
+        """Leave the group; what follows is one process's own."""
+        if dist.is_initialized():
             dist.destroy_process_group()
 
 
 def start(device: str = "auto") -> World:
-    """Join the group that torchrun started, if it did; one process otherwise."""
+    """Join the group that torchrun started, if it did; one process otherwise.
+
+    Args:
+        device: auto, cpu, cuda, or one GPU by number (cuda:1). Of several processes each takes the GPU of its number.
+
+    Raises:
+        HwmError: there is no such device.
+    """
     cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    where = torch.device("cuda", local) if cuda else torch.device("cpu" if device == "auto" else device)
+    if cuda and not torch.cuda.is_available():
+        raise HwmError(f"device {device!r}: this machine or this build of PyTorch has no CUDA; use --train.device cpu")
+    try:
+        where = torch.device("cuda" if cuda and device == "auto" else "cpu" if device == "auto" else device)
+    except RuntimeError as error:
+        raise HwmError(f"there is no device {device!r}; choose auto, cpu or cuda") from error
+    if cuda and (where.index is None or "LOCAL_RANK" in os.environ):
+        where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if cuda:
         torch.cuda.set_device(where)
     if "RANK" not in os.environ:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hwm.config import unknown
+from hwm.data.files import write_atomically
 from hwm.types import HwmError
 
 
@@ -18,7 +19,7 @@ class Logger:
         self.path = run / "log.jsonl"
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= resume_step]
-            self.path.write_text("".join(line + "\n" for line in kept) if resume_step else "")
+            write_atomically(self.path, ("".join(line + "\n" for line in kept) if resume_step else "").encode())
         self.file = self.path.open("a", buffering=1)
         self.others = [_open(name, run, config) for name in extra]
 
@@ -52,12 +53,19 @@ def _open(name: str, run: Path, config: dict[str, Any]) -> Any:
         except ImportError as error:
             raise HwmError("TensorBoard is not installed: pip install humanoid-world-models[track]") from error
         writer = SummaryWriter(str(run / "tensorboard"))
-        return lambda step, values: [writer.add_scalar(k, v, step) for k, v in values.items()]
+
+        def add(step: int, values: dict[str, float]) -> None:
+            for k, v in values.items():
+                writer.add_scalar(k, v, step)
+
+        return add
     if name == "wandb":
         try:
             import wandb
         except ImportError as error:
             raise HwmError("Weights & Biases is not installed: pip install humanoid-world-models[track]") from error
-        tracker = wandb.init(project="humanoid-world-models", name=run.name, dir=str(run), config=config, resume="allow")
+        tracker = wandb.init(
+            project="humanoid-world-models", name=run.name, dir=str(run), config=config, resume="allow"
+        )
         return lambda step, values: tracker.log(values, step=step)
     raise unknown("logger", name, ["tensorboard", "wandb"])

@@ -18,20 +18,21 @@ def optimizers(
     Muon (Jordan et al., 2024) suits the matrices between hidden features; embeddings, heads, biases and norms
     (`module.adamw_only`, and whatever is not a Linear weight) stay with AdamW. Weight decay applies to matrices only.
     """
-    hidden: list[nn.Parameter] = []
+    hidden: list[Tensor] = []
     if kind == "muon":
         for name, m in module.named_modules():
             if isinstance(m, nn.Linear) and m.weight.requires_grad and not name.startswith(module.adamw_only):
                 hidden.append(m.weight)
-    taken = set(hidden)
-    rest = [p for p in module.parameters() if p.requires_grad and p not in taken]
+    taken = {id(p) for p in hidden}
+    rest = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    made: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=1e-8, fused=fused)
-    ]
+    made: list[torch.optim.Optimizer] = []
+    if rest:
+        used = [g for g in groups if g["params"]]
+        made.append(torch.optim.AdamW(used, lr=lr, betas=betas, eps=1e-8, fused=fused))
     if hidden:
         # this adjustment makes a Muon update as large as AdamW's, so that one learning rate serves both
         made.append(torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
@@ -62,6 +63,11 @@ class MovingAverage:
         for k, v in now.items():
             if not v.is_floating_point():
                 self.weights[k].copy_(v)
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Go on from these weights; they are copied into place, so that memory formats stay."""
+        for k, v in self.weights.items():
+            v.copy_(weights[k])
 
 
 def gradient_norm(module: nn.Module, clip: float) -> Tensor:

@@ -32,7 +32,8 @@ def peak_memory(device: torch.device) -> float:
     """Peak memory of this process in bytes: of the GPU where one is used, else of the process."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    # bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
 
 
 def _synchronize(device: torch.device) -> None:
@@ -41,26 +42,45 @@ def _synchronize(device: torch.device) -> None:
 
 
 class Meter:
-    """Measures throughput between log lines and shows one line that renews itself on a terminal."""
+    """Measures throughput between log lines and shows one line that renews itself on a terminal.
 
-    def __init__(self, total: int, start: int, tokens: int, peak: float) -> None:
-        self.total, self.tokens, self.peak = total, tokens, peak
-        self.flops: float | None = None
+    Args:
+        total, start: updates of the run, and how many are done.
+        tokens: that an update sees.
+        device: whose memory is reported.
+        flops: of an update in this process.
+        peak: FLOP/s that utilisation is compared with.
+        show: whether to print; only one of several processes should.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        start: int,
+        tokens: int,
+        device: torch.device,
+        flops: float = 0.0,
+        peak: float = 1.0,
+        show: bool = True,
+    ) -> None:
+        self.total, self.tokens, self.device, self.flops, self.peak, self.show = (
+            total,
+            tokens,
+            device,
+            flops,
+            peak,
+            show,
+        )
         self.mark, self.mark_step = time.perf_counter(), start
-        self.first = start
-        self.terminal = sys.stdout.isatty()
+        self.terminal = show and sys.stdout.isatty()
         self.shown = 0.0
-
-    @property
-    def wants_flops(self) -> bool:
-        return self.flops is None
 
     def line(self, step: int, values: dict[str, float]) -> dict[str, float]:
         """The values to log, with throughput since the last line; also shows them."""
         now = time.perf_counter()
         seconds = (now - self.mark) / max(1, step - self.mark_step)
         self.mark, self.mark_step = now, step
-        memory = peak_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        memory = peak_memory(self.device)
         out = values | {"seconds": seconds, "tokens_per_second": self.tokens / seconds, "memory_bytes": memory}
         if self.flops:
             out["utilisation"] = self.flops / seconds / self.peak
@@ -71,13 +91,14 @@ class Meter:
         )
         if self.terminal:
             print(f"\r{text}\x1b[K", end="", flush=True)
-        elif now - self.shown > 20 or step == self.total:  # a file gets a line now and then
+        elif self.show and (now - self.shown > 20 or step == self.total):  # a file gets a line now and then
             print(text, flush=True)
             self.shown = now
         return out
 
     def note(self, text: str) -> None:
-        print(f"\r{text}\x1b[K" if self.terminal else text, flush=True)
+        if self.show:
+            print(f"\r{text}\x1b[K" if self.terminal else text, flush=True)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -49,8 +49,8 @@ class TrainConfig:
         compile: torch.compile the model.
         seed: of data order, masks and initial weights.
         val_every, val_batches: validation on fixed held-out clips and fixed masks, in updates and batches.
-        save_every, keep: checkpoints, in updates and how many of them.
-        log_every: updates between lines.
+        save_every, keep: checkpoints, in updates and how many of them; keep = 0 keeps all.
+        log_every: updates between lines. This, `val_every` and `save_every` also happen at the end; 0: only there.
         minutes: stop (resumably) after so long; 0 never.
         threads: CPU threads; 0 leaves torch's choice.
         device: auto, cpu, cuda.
@@ -81,6 +81,27 @@ class TrainConfig:
     device: str = "auto"
     track: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "val_batches"):
+            if getattr(self, name) < 1:
+                raise HwmError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        for name in (
+            "seed",
+            "warmup",
+            "val_every",
+            "save_every",
+            "keep",
+            "log_every",
+            "lr",
+            "clip",
+            "minutes",
+            "threads",
+        ):
+            if getattr(self, name) < 0:
+                raise HwmError(f"train.{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise HwmError(f"train.ema is a decay between 0 and 1, got {self.ema}")
+
 
 class Trainer:
     """Trains any `Trainable` on any `Mixture`; resumes whatever its run folder holds.
@@ -106,15 +127,13 @@ class Trainer:
         self.world = distributed.start(config.device)
         self.module = module.to(self.world.device)
         fused = self.world.device.type == "cuda"
-        self.optimizers = optimizers(
-            self.module, config.optimizer, config.lr, config.weight_decay, config.betas, fused
-        )
+        self.optimizers = optimizers(self.module, config.optimizer, config.lr, config.weight_decay, config.betas, fused)
         self.average = MovingAverage(self.module, config.ema) if config.ema else None
         self.step = 0
         self._resume()
         wrapped: nn.Module = torch.compile(self.module) if config.compile else self.module  # type: ignore[assignment]
-        self.model = DistributedDataParallel(wrapped) if self.world.size > 1 else wrapped
-        self.stop = False
+        # a batch uses the weights of its own embodiment only, and a last block need not finish what nothing reads
+        self.model = DistributedDataParallel(wrapped, find_unused_parameters=True) if self.world.size > 1 else wrapped
 
     def _resume(self) -> None:
         self.run_folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +143,7 @@ class Trainer:
         progress = checkpoint.load_step(steps[-1], self.module, self.optimizers)
         self.step = int(progress["step"])
         if self.average:
-            self.average.weights = checkpoint.load_tensors(steps[-1] / "model.safetensors", self.world.device)
+            self.average.load(checkpoint.load_tensors(steps[-1] / "model.safetensors", self.world.device))
         if self.world.leads:
             print(f"resuming {self.run_folder} at update {self.step}")
 
@@ -137,26 +156,27 @@ class Trainer:
         """
         c, began = self.config, time.monotonic()
         logger = Logger(self.run_folder, c.track, to_json(c), self.step) if self.world.leads else None
+        meter = self._meter()
         batches = self._batches()
-        meter = Meter(c.steps, self.step, self._tokens_an_update(), peak_flops(self.world.device, c.dtype))
         try:
             with self._signals() as interrupted:
                 while self.step < c.steps:
-                    values = self.update(batches, meter)
+                    values = self.update(batches)
                     self.step += 1
-                    if logger and (self.step % c.log_every == 0 or self.step == c.steps):
-                        line = meter.line(self.step, {k: float(v) for k, v in values.items()})
-                        logger.log(self.step, line)
-                    if self.held_out and (self.step % c.val_every == 0 or self.step == c.steps):
+                    if self._due(c.log_every):
+                        means = self._mean(values)  # over all processes: each of them must come here
+                        if logger:
+                            logger.log(self.step, meter.line(self.step, means))
+                    if self.held_out and self._due(c.val_every):
                         self._validate(logger, meter)
                     spent = c.minutes > 0 and time.monotonic() - began > c.minutes * 60
-                    halt = self.world.any(spent or bool(interrupted))
-                    if halt or self.step % c.save_every == 0 or self.step == c.steps:
+                    spent, halted = self.world.any(spent, bool(interrupted))
+                    if spent or halted or self._due(c.save_every):
                         self.save()
-                    if halt and self.step < c.steps:
-                        meter.close()
-                        print(f"\nstopped at update {self.step}; the same command goes on from there")
-                        if interrupted:
+                    if (spent or halted) and self.step < c.steps:
+                        meter.note(f"stopped at update {self.step}; the same command goes on from there")
+                        if halted:
+                            self.world.close()
                             raise KeyboardInterrupt
                         break
         finally:
@@ -170,26 +190,25 @@ class Trainer:
         self.world.close()
         return self.module.eval()
 
-    def update(self, batches: Iterator[Batch], meter: Meter) -> dict[str, Tensor]:
+    def update(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """One optimizer update; returns detached scalars."""
         c = self.config
         self.model.train()
         torch.manual_seed(c.seed * 1_000_003 + self.step * 997 + self.world.rank)  # masks and noise of this update
         sums: dict[str, Tensor] = {}
-        with FlopCounterMode(display=False) if meter.wants_flops else nullcontext() as flops:
-            for i in range(c.accumulate):
-                batch = next(batches).to(self.world.device)
-                with self._no_sync(i), self._autocast():
-                    loss, metrics = self.model(batch)
-                if not torch.isfinite(loss.detach()):
-                    raise self._not_finite(batch, float(loss))
-                with self._no_sync(i):
-                    (loss / c.accumulate).backward()
-                for k, v in {"loss": loss.detach(), **metrics}.items():
-                    sums[k] = sums.get(k, 0) + v / c.accumulate
-        if flops is not None:
-            meter.flops = float(flops.get_total_flops())
-        sums["gradient_norm"] = gradient_norm(self.module, c.clip)
+        for i in range(c.accumulate):
+            batch = next(batches).to(self.world.device)
+            with self._no_sync(i), self._autocast():
+                loss, metrics = self.model(batch)
+            if not torch.isfinite(loss.detach()):
+                raise self._not_finite(batch, f"loss became {loss.item()}")
+            with self._no_sync(i):
+                (loss / c.accumulate).backward()
+            for k, v in {"loss": loss, **metrics}.items():
+                sums[k] = sums.get(k, 0) + v.detach() / c.accumulate
+        sums["gradient_norm"] = norm = gradient_norm(self.module, c.clip)
+        if not torch.isfinite(norm):  # one such update would spoil every weight, and then the next checkpoint
+            raise self._not_finite(batch, f"norm of the gradient became {norm.item()}")
         rate = learning_rate(self.step, peak=c.lr, warmup=c.warmup, total=c.steps, floor=c.floor)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -228,8 +247,13 @@ class Trainer:
         if self.world.leads:
             average = self.average.weights if self.average else None
             checkpoint.save_step(
-                self.run_folder, self.step, self.module, average, self.optimizers,
-                {"seed": self.config.seed, "train": to_json(self.config)}, self.config.keep,
+                self.run_folder,
+                self.step,
+                self.module,
+                average,
+                self.optimizers,
+                {"seed": self.config.seed, "train": to_json(self.config)},
+                self.config.keep,
             )
 
     def _validate(self, logger: Logger | None, meter: Meter) -> None:
@@ -242,14 +266,37 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         c = self.config
         return loader(
-            self.data, seed=c.seed, start=self.step * c.accumulate, size=c.batch_size * self.world.size,
-            rank=self.world.rank, world=self.world.size, workers=0,
+            self.data,
+            seed=c.seed,
+            start=self.step * c.accumulate,
+            size=c.batch_size * self.world.size,
+            rank=self.world.rank,
+            world=self.world.size,
+            workers=self.data.workers,
         )
 
-    def _tokens_an_update(self) -> int:
-        batch = self.data.batch(self.config.seed, 0, 1)
-        grid = self.data.spec.latent.cells
-        return batch.latents.shape[1] * grid * self.config.batch_size * self.config.accumulate * self.world.size
+    def _due(self, every: int) -> bool:
+        return self.step == self.config.steps or (every > 0 and self.step % every == 0)
+
+    def _mean(self, values: dict[str, Tensor]) -> dict[str, float]:
+        stacked = torch.stack([v.float().to(self.world.device) for v in values.values()])
+        return dict(zip(values, self.world.mean(stacked).tolist(), strict=True))
+
+    def _meter(self) -> Meter:
+        c, device = self.config, self.world.device
+        batch = self.data.batch(c.seed, 0, 1).to(device)
+        clips = c.batch_size * c.accumulate  # of an update and process
+        tokens = batch.latents.shape[1] * self.data.spec.latent.cells * clips * self.world.size
+        if not self.world.leads:
+            return Meter(c.steps, self.step, tokens, device, show=False)
+        # Counted on one clip and apart from training: under the counter torch.compile gives up, and for good.
+        self.module.train()
+        weights = [p for p in self.module.parameters() if p.requires_grad]
+        with FlopCounterMode(display=False) as flops, self._autocast():
+            torch.autograd.grad(self.module.loss(batch)[0], weights, allow_unused=True)
+        return Meter(
+            c.steps, self.step, tokens, device, flops=flops.get_total_flops() * clips, peak=peak_flops(device, c.dtype)
+        )
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16")
@@ -258,11 +305,12 @@ class Trainer:
         last = i == self.config.accumulate - 1
         return nullcontext() if last or self.world.size == 1 else self.model.no_sync()  # type: ignore[operator]
 
-    def _not_finite(self, batch: Batch, loss: float) -> HwmError:
-        path = self.run_folder / f"bad_batch_{self.step:08d}.safetensors"
+    def _not_finite(self, batch: Batch, what: str) -> HwmError:
+        rank = f"_rank{self.world.rank}" if self.world.size > 1 else ""
+        path = self.run_folder / f"bad_batch_{self.step:08d}{rank}.safetensors"
         checkpoint.save_tensors(path, {"latents": batch.latents, "actions": batch.actions})
         return HwmError(
-            f"the loss became {loss} at update {self.step}. The batch is in {path}; the last checkpoint is intact. "
+            f"the {what} at update {self.step}. The batch is in {path}; the last checkpoint is intact. "
             "Lower --train.lr, or look for outliers in that batch's actions"
         )
 
@@ -271,12 +319,18 @@ class Trainer:
 
 
 class _Interrupts:
-    """Turns the first Ctrl-C, SIGTERM or Slurm's SIGUSR1 into a request to stop after the update at hand."""
+    """Turns Ctrl-C, SIGTERM or Slurm's SIGUSR1 into a request to stop after the update at hand.
+
+    A second one interrupts at once, unless it comes within `same` seconds: launchers such as torchrun pass on a Ctrl-C
+    that the terminal has sent to every process already.
+    """
 
     wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    same = 3.0
 
     def __enter__(self) -> list[int]:
         self.got: list[int] = []
+        self.first = 0.0
         try:
             self.before = {s: signal.signal(s, self._note) for s in self.wanted}
         except ValueError:  # not the main thread: the caller handles signals
@@ -284,7 +338,9 @@ class _Interrupts:
         return self.got
 
     def _note(self, number: int, frame: object) -> None:
-        if self.got:
+        if not self.got:
+            self.first = time.monotonic()
+        elif time.monotonic() - self.first > self.same:
             raise KeyboardInterrupt
         self.got.append(number)
 

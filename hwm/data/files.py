@@ -1,0 +1,29 @@
+"""Files that are there whole or not at all, and checksums to tell that they still are."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file, read in pieces."""
+    value = 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            value = zlib.crc32(piece, value)
+    return value
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with new.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)

@@ -1,0 +1,82 @@
+"""What tests share: one thread, and small stores with known contents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hwm.data.store import Header, Store, Writer
+from hwm.data.video import write_video
+from hwm.types import LatentSpec
+
+torch.set_num_threads(1)
+
+TOKENS = LatentSpec((2, 2), 25, levels=(5, 5))
+ROOT = Path(__file__).parents[1]
+
+
+def make_header(**changes: Any) -> Header:
+    """The header of a small token store, with some fields changed."""
+    fields: dict[str, Any] = {
+        "embodiment": "toy", "action_names": ("left", "right"), "actions_per_step": 2, "fps": 10.0, "latent": TOKENS,
+        "tokenizer": "test",
+    }  # fmt: skip
+    return Header(**{**fields, **changes})
+
+
+def make_arrays(header: Header, steps: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
+    """Random actions (N, K, A) and latents of a header."""
+    rng = np.random.default_rng(seed)
+    actions = rng.normal(size=(steps, *header.action_shape)).astype(np.float32)
+    if header.latent is None:
+        return actions, None
+    shape = (steps, *header.latent_shape)
+    if header.latent.vocab is not None:
+        return actions, rng.integers(0, header.latent.vocab, shape)
+    if header.dtype == "uint8":
+        return actions, rng.integers(0, 256, shape, dtype=np.uint8)
+    return actions, rng.normal(size=shape).astype(np.float32)
+
+
+def make_frames(count: int, height: int = 32, width: int = 32, seed: int = 0) -> list[np.ndarray]:
+    """Pictures (H, W, 3) uint8 of a bright square on a dark ramp; the square moves two pixels a frame."""
+    ramp = np.linspace(0, 60, width, dtype=np.uint8)[None, :, None].repeat(height, 0).repeat(3, 2)
+    frames = []
+    for i in range(count):
+        frame = ramp.copy()
+        x = (seed * 5 + 2 * i) % (width - 8)
+        frame[8:16, x : x + 8] = (230, 180, 40 + (i * 10) % 200)
+        frames.append(frame)
+    return frames
+
+
+def make_store(
+    path: Path,
+    episodes: Iterable[int] = (12, 9, 15),
+    *,
+    prefix: str = "e",
+    seed: int = 0,
+    video: bool = False,
+    **header: Any,
+) -> Store:
+    """A store of random episodes of so many steps, named e0, e1, ..., with video of one frame a step if asked."""
+    writer = Writer(path, make_header(**header))
+    for i, steps in enumerate(episodes):
+        actions, latents = make_arrays(writer.header, steps, seed + i)
+        film = None
+        if video:
+            film = path / f"{prefix}{i}.mp4"
+            write_video(film, make_frames(steps, seed=i), writer.header.fps)
+        writer.add(f"{prefix}{i}", actions, latents, film, {"frames_per_step": 1})
+    return writer.finish()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Three episodes of 12, 9 and 15 steps of 2 x 2 tokens out of 25, with two actions of two dimensions a step."""
+    return make_store(tmp_path / "store")

@@ -1,0 +1,163 @@
+"""Windows: they stay within an episode, and their actions lead to their steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hwm.data.clips import Clips, fake_batch
+from hwm.data.encode import thin_actions
+from hwm.data.store import Store, Writer
+from hwm.types import ActionSpec, DataSpec, HwmError, LatentSpec
+from tests.conftest import make_arrays, make_header, make_store
+
+
+def numbered(path: Path, lengths: list[int], per_step: int = 2) -> Store:
+    """A store whose values tell where they are from: id = step of the episode; actions = (episode, step * K + slot)."""
+    writer = Writer(path, make_header(latent=LatentSpec((1, 1), 1000), actions_per_step=per_step))
+    for i, n in enumerate(lengths):
+        slots = np.arange(n * per_step, dtype=np.float32).reshape(n, per_step)
+        actions = np.stack([np.full_like(slots, i), slots], -1)
+        writer.add(f"e{i}", actions, np.arange(n).reshape(n, 1, 1))
+    return writer.finish()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.integers(1, 25), min_size=1, max_size=5),
+    length=st.integers(1, 6),
+    every=st.integers(1, 4),
+    stride=st.integers(1, 4),
+    per_step=st.integers(1, 3),
+)
+def test_windows_never_cross_an_episode(tmp_path_factory, lengths, length, every, stride, per_step) -> None:
+    store = numbered(tmp_path_factory.mktemp("s"), lengths, per_step)
+    span = (length - 1) * stride + 1
+    if max(lengths) < span:
+        with pytest.raises(HwmError, match=f"no episode has the {span} steps .* the longest has {max(lengths)}"):
+            Clips(store, length, every, stride)
+        return
+    clips = Clips(store, length, every, stride)
+    assert len(clips) == sum(len(range(0, n - span + 1, every)) for n in lengths)
+    batch = clips.batch(np.arange(len(clips)))
+    steps = batch.latents[:, :, 0, 0]
+    assert (steps.diff(dim=1) == stride).all()
+    assert batch.actions.shape == (len(clips), length, stride * per_step, 2)
+    episode = batch.actions[..., 0]
+    assert (episode == episode[:, :1, :1]).all()
+    # the last action of a step is the last one before that step's moment, and they follow one another without a gap
+    slot = batch.actions[..., 1]
+    assert torch.equal(slot[:, :, -1], steps * per_step + per_step - 1.0)
+    assert (slot[:, 1:].flatten(1).diff(dim=1) == 1).all()
+    if length > 1:
+        assert torch.equal(slot[:, 1, 0], slot[:, 0, -1] + 1)
+    # windows of an episode start at its beginning and are `every` apart
+    starts = {int(e): steps[episode[:, 0, 0] == e, 0].tolist() for e in episode[:, 0, 0].unique()}
+    assert all(s == list(range(0, s[-1] + 1, every)) for s in starts.values())
+
+
+@pytest.mark.parametrize("per_step", [1, 3])
+def test_a_stride_is_the_same_as_a_thinned_store(tmp_path: Path, per_step: int) -> None:
+    stride, lengths = 3, [10, 3, 16]
+    store = numbered(tmp_path / "s", lengths, per_step)
+    thin = Writer(tmp_path / "t", make_header(latent=LatentSpec((1, 1), 1000), actions_per_step=stride * per_step))
+    for e in store.episodes:
+        rows = slice(e.start, e.stop)
+        thin.add(e.id, thin_actions(np.asarray(store.actions[rows]), stride), store.latents[rows][::stride])
+    thinned = Clips(thin.finish(), 2)
+    strided = Clips(store, 2, every=stride, stride=stride)
+    a, b = strided.batch(range(len(strided))), thinned.batch(range(len(thinned)))
+    assert torch.equal(a.latents, b.latents)
+    assert torch.equal(a.actions, b.actions)
+    mine, other = strided.spec(), thinned.spec()
+    assert mine.actions["toy"].per_step == other.actions["toy"].per_step == stride * per_step
+    assert mine.fps == pytest.approx(store.header.fps / stride)
+
+
+def test_before_an_episode_its_first_action_is_repeated(tmp_path: Path) -> None:
+    clips = Clips(numbered(tmp_path / "s", [9, 9], 2), 2, stride=3)
+    assert clips.batch([0]).actions[0, :, :, 1].tolist() == [[0, 1, 0, 1, 0, 1], [2, 3, 4, 5, 6, 7]]
+    # the second window of the second episode: one real step before it, then the first repeated
+    second = int(np.flatnonzero(clips.starts == 9 + 1)[0])
+    assert clips.batch([second]).actions[0, 0, :, 1].tolist() == [0, 1, 0, 1, 2, 3]
+    assert clips.batch([second]).actions[0, 0, :, 0].unique().tolist() == [1]
+
+
+def test_batches_keep_order_and_type(store: Store) -> None:
+    clips = Clips(store, 3)
+    batch = clips.batch([5, 0, 5])
+    assert batch.embodiment == "toy"
+    assert batch.latents.dtype == torch.int64
+    assert batch.actions.dtype == torch.float32
+    assert batch.missing == 0
+    assert torch.equal(batch.latents[0], batch.latents[2])
+    assert np.array_equal(batch.latents[1].numpy(), store.latents[:3])
+    assert np.array_equal(batch.actions[0].numpy(), store.actions[5:8])
+    batch.actions.zero_()  # a copy: the file is as it was
+    assert np.abs(store.actions[5:8]).min() > 0
+
+
+def test_half_float_actions_become_float32(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", action_dtype="float16")
+    for stride in (1, 2):
+        assert Clips(store, 2, stride=stride).batch([0]).actions.dtype == torch.float32
+
+
+def test_pixels_become_values_between_0_and_1(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", latent=LatentSpec((4, 4), channels=3), dtype="uint8")
+    batch = Clips(store, 2).batch([3])
+    assert batch.latents.shape == (1, 2, 3, 4, 4)
+    assert torch.allclose(batch.latents[0], torch.from_numpy(store.latents[3:5].astype(np.float32)) / 255)
+    motion = Clips(store, 2).motion()
+    assert 0 < motion.max() <= 1
+
+
+def test_continuous_latents_are_floats(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", latent=LatentSpec((2, 2), channels=4))
+    batch = Clips(store, 2).batch([1])
+    assert batch.latents.dtype == torch.float32
+    assert np.array_equal(batch.latents[0].numpy(), store.latents[1:3].astype(np.float32))
+
+
+def test_motion_is_the_share_of_cells_that_change(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "s", make_header())
+    for name, moving in (("a", 0), ("b", 1), ("c", 4)):
+        actions, _ = make_arrays(writer.header, 6)
+        ids = np.zeros((6, 4), int)
+        ids[:, :moving] = np.arange(6)[:, None]
+        writer.add(name, actions, ids.reshape(6, 2, 2))
+    clips = Clips(writer.finish(), 3)
+    assert np.allclose(clips.motion().reshape(3, 4), [[0], [0.25], [1]])
+    # every other step: still the mean change from step to step within the window
+    assert np.allclose(Clips(clips.store, 3, stride=2).motion().reshape(3, 2), [[0], [0.25], [1]])
+    assert (Clips(clips.store, 1).motion() == 0).all()
+
+
+def test_what_cannot_be_cut_is_said(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(HwmError, match="no episode has the 16 steps of a window; the longest has 15"):
+        Clips(store, 16)
+    for bad in ({"length": 0}, {"length": 2, "every": 0}, {"length": 2, "stride": 0}):
+        with pytest.raises(HwmError, match="must be at least 1"):
+            Clips(store, **bad)
+    with pytest.raises(HwmError, match="encode it first"):
+        Clips(make_store(tmp_path / "r", latent=None), 2)
+
+
+@pytest.mark.parametrize("latent", [LatentSpec((2, 3), 7), LatentSpec((2, 3), channels=5)])
+def test_fake_batches_fit_their_spec(latent: LatentSpec) -> None:
+    spec = DataSpec(latent, {"toy": ActionSpec(3, ("a", "b"), (10.0, -10.0), (0.0, 1.0))})
+    batch = fake_batch(spec, 4, 5, seed=1, ahead=2)
+    cell = (2, 3) if latent.vocab else (5, 2, 3)
+    assert batch.latents.shape == (4, 5, *cell)
+    assert batch.actions.shape == (4, 7, 3, 2)
+    assert batch.missing == 2
+    assert (batch.actions[..., 0] == 10).all()
+    assert abs(float(batch.actions[..., 1].mean()) + 10) < 1
+    again, other = fake_batch(spec, 4, 5, seed=1, ahead=2), fake_batch(spec, 4, 5, seed=2, ahead=2)
+    assert torch.equal(again.latents, batch.latents)
+    assert not torch.equal(other.latents, batch.latents)

@@ -1,0 +1,165 @@
+"""Mixtures: the stream is a pure function of seed and step, however it is read."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hwm.data.clips import Clips
+from hwm.data.mixture import DataConfig, Mixture, loader
+from hwm.data.store import Store, Writer
+from hwm.types import Batch, HwmError, LatentSpec
+from tests.conftest import make_arrays, make_header, make_store
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory) -> Mixture:
+    """A large store and a small one of another embodiment."""
+    root = tmp_path_factory.mktemp("mixture")
+    large = make_store(root / "large", [40, 60])
+    small = make_store(root / "small", [8], prefix="s", seed=9, embodiment="other", action_names=("a", "b", "c"))
+    return Mixture([Clips(large, 3), Clips(small, 3)])
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return a.embodiment == b.embodiment and torch.equal(a.latents, b.latents) and torch.equal(a.actions, b.actions)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 1 << 32), step=st.integers(0, 1 << 40), part=st.integers(1, 3), world=st.integers(1, 4))
+def test_ranks_partition_the_global_batch(mixture: Mixture, seed: int, step: int, part: int, world: int) -> None:
+    size = part * world
+    whole = mixture.batch(seed, step, size)
+    assert same(whole, mixture.batch(seed, step, size))
+    parts = [mixture.batch(seed, step, size, rank, world) for rank in range(world)]
+    assert {p.embodiment for p in parts} == {whole.embodiment}
+    assert torch.equal(torch.cat([p.latents for p in parts]), whole.latents)
+    assert torch.equal(torch.cat([p.actions for p in parts]), whole.actions)
+
+
+def test_seeds_and_steps_differ(mixture: Mixture) -> None:
+    drawn = {(seed, step): mixture.draw(seed, step, 16) for seed in range(3) for step in range(3)}
+    keys = {(which, *windows.tolist()) for which, windows in drawn.values()}
+    assert len(keys) == len(drawn)
+
+
+def test_a_batch_that_does_not_divide_is_refused(mixture: Mixture) -> None:
+    with pytest.raises(HwmError, match="a batch of 5 does not divide among 2 processes"):
+        mixture.batch(0, 0, 5, 0, 2)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_loader_from_step_n_is_the_tail_of_one_from_0(mixture: Mixture, workers: int) -> None:
+    want = [mixture.batch(4, step, 4, 1, 2) for step in range(11)]
+    options = {"seed": 4, "size": 4, "rank": 1, "world": 2, "workers": workers}
+    whole = list(islice(loader(mixture, start=0, **options), 11))
+    tail = list(islice(loader(mixture, start=5, **options), 6))
+    assert all(map(same, whole, want))
+    assert all(map(same, tail, want[5:]))
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1 / 3, 1.0])
+def test_stores_are_drawn_by_a_power_of_their_windows(mixture: Mixture, exponent: float) -> None:
+    m = Mixture(mixture.clips, exponent)
+    sizes = np.array([38 + 58, 6]) ** exponent
+    assert np.allclose(m.weights, sizes / sizes.sum())
+    drawn = np.mean([m.draw(0, step, 1)[0] for step in range(4000)])
+    assert drawn == pytest.approx(m.weights[1], abs=0.03)
+
+
+def test_the_default_exponent_is_a_third(mixture: Mixture) -> None:
+    assert mixture.weights[0] / mixture.weights[1] == pytest.approx(16 ** (1 / 3))
+
+
+def test_windows_are_drawn_alike(mixture: Mixture) -> None:
+    counts = np.zeros(96)
+    for step in range(600):
+        which, windows = mixture.draw(1, step, 32)
+        if which == 0:
+            np.add.at(counts, windows, 1)
+    expected = counts.sum() / 96
+    assert (np.abs(counts - expected) < 6 * np.sqrt(expected)).all()
+
+
+def half_moving(path: Path) -> Store:
+    """One still episode and one in which every cell changes at every step."""
+    writer = Writer(path, make_header())
+    for name, moving in (("moving", True), ("still", False)):
+        actions, _ = make_arrays(writer.header, 22)
+        ids = np.arange(22) if moving else np.zeros(22, int)
+        writer.add(name, actions, np.broadcast_to(ids[:, None, None], (22, 2, 2)).copy())
+    return writer.finish()
+
+
+@pytest.mark.parametrize(("power", "odds"), [(0.0, 1.0), (0.5, (1.05 / 0.05) ** 0.5), (1.0, 1.05 / 0.05)])
+def test_moving_windows_are_preferred(tmp_path: Path, power: float, odds: float) -> None:
+    m = Mixture([Clips(half_moving(tmp_path / "s"), 3)], motion=power)
+    windows = np.concatenate([m.draw(0, step, 64)[1] for step in range(200)])
+    assert windows.min() == 0
+    assert windows.max() == 39
+    moving = (windows < 20).mean()
+    assert moving / (1 - moving) == pytest.approx(odds, rel=0.15)
+
+
+@pytest.mark.parametrize(("size", "batches"), [(4, 3), (1, 1), (7, 5), (200, 2)])
+def test_fixed_batches_are_of_one_size_even_of_few_windows(mixture: Mixture, size: int, batches: int) -> None:
+    first, again = list(mixture.fixed(size, batches)), list(mixture.fixed(size, batches))
+    assert [len(b.latents) for b in first] == [size] * batches * 2
+    assert [b.embodiment for b in first] == ["toy"] * batches + ["other"] * batches
+    assert all(map(same, first, again))
+
+
+def test_fixed_batches_are_spread_over_the_data(mixture: Mixture) -> None:
+    batches = list(mixture.fixed(8, 12))[:12]  # as many clips as the large store has windows: each comes once
+    whole = mixture.clips[0].batch(range(96))
+    assert torch.equal(torch.cat([b.latents for b in batches]), whole.latents)
+
+
+def test_one_window_is_enough(tmp_path: Path) -> None:
+    m = Mixture([Clips(make_store(tmp_path / "s", [3]), 3)])
+    assert m.batch(0, 0, 4).latents.shape[0] == 4
+    assert [len(b.latents) for b in m.fixed(4, 2)] == [4, 4]
+
+
+def test_stores_of_other_latents_do_not_mix(tmp_path: Path) -> None:
+    a = Clips(make_store(tmp_path / "a"), 2)
+    with pytest.raises(HwmError, match="one model reads one tokenizer"):
+        Mixture([a, Clips(make_store(tmp_path / "b", tokenizer="other"), 2)])
+    with pytest.raises(HwmError, match="one model reads one tokenizer"):
+        Mixture([a, Clips(make_store(tmp_path / "c", latent=LatentSpec((2, 2), 26)), 2)])
+    with pytest.raises(HwmError, match="embodiment 'toy' has other actions"):
+        Mixture([a, Clips(make_store(tmp_path / "d", action_names=("right", "left")), 2)])
+    with pytest.raises(HwmError, match="embodiment 'toy' has other actions"):
+        Mixture([a, Clips(a.store, 2, stride=2)])
+    with pytest.raises(HwmError, match="no stores"):
+        Mixture([])
+
+
+def test_the_spec_is_of_all_embodiments(mixture: Mixture) -> None:
+    assert sorted(mixture.spec.actions) == ["other", "toy"]
+    assert mixture.spec.actions["other"].dim == 3
+    assert mixture.describe() == "108 steps (0.2 minutes) in 2 stores, 102 windows"
+
+
+def test_a_data_config_opens_stores(tmp_path: Path) -> None:
+    train, held = make_store(tmp_path / "t"), make_store(tmp_path / "h", [9])
+    config = DataConfig(
+        stores=(str(train.path),), val_stores=(str(held.path),), steps=4, stride=2, motion=0.5, workers=2
+    )
+    m, v = config.open(), config.open(validation=True)
+    assert (m.clips[0].length, m.clips[0].stride, m.workers) == (4, 2, 2)
+    assert m.cumulative[0] is not None
+    assert v.cumulative[0] is None  # every held-out window counts alike
+    assert v.clips[0].store.path == held.path
+    with pytest.raises(HwmError, match=r"no stores given: --data.stores"):
+        DataConfig().open()
+    with pytest.raises(HwmError, match=r"no held-out stores given: --data.val-stores"):
+        DataConfig(stores=("x",)).open(validation=True)
+    with pytest.raises(HwmError, match="there is no store nowhere"):
+        DataConfig(stores=("nowhere",)).open()

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import base64
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from hwm.data.video import read_video
+from hwm.evaluate.evaluate import evaluate
+from hwm.evaluate.obey import obey
+from hwm.evaluate.plot import Series, line_chart, short, ticks
+from hwm.evaluate.report import write_report
+from hwm.evaluate.words import findings, verdict
+from tests.evaluate.pan_world import CopyLast, Oracle, build
+
+VOID = {"meta", "br", "img", "hr", "link", "input", "source"}
+
+
+class Checker(HTMLParser):
+    """Balanced tags, known text, and where things come from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.headings: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        self.sources += [v for k, v in attrs if k in ("src", "href", "xlink:href", "data", "action", "srcset")]
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("h1", "h2", "h3"):
+            self.headings.append(data)
+
+
+def read(path) -> tuple[str, Checker]:
+    text, checker = path.read_text(), Checker()
+    checker.feed(text)
+    checker.close()
+    assert not checker.open
+    assert text.startswith("<!DOCTYPE html>")
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", re.sub(r"base64,[^\"]+", "", text)), "nothing is fetched"
+    assert "script" not in checker.tags
+    assert all(s.startswith("data:") for s in checker.sources)
+    assert "prefers-color-scheme: dark" in text
+    assert 'name="viewport"' in text
+    return text, checker
+
+
+def test_report(worlds, oracle_results, tmp_path) -> None:
+    tokenizer, clips = worlds["blocks"]
+    commands = {"turn <left>": {"TURN": 4.0}, "turn right": {"TURN": -4.0}}
+    obedience = obey(build(Oracle, clips), tokenizer, clips, commands, starts=2, steps=4)
+    training = [(i * 100, 5 / (i + 1), 6 / (i + 1) if i % 2 == 0 else None) for i in range(9)]
+    oracle_results.command = "hwm evaluate --model <x> & more"
+    path = write_report(
+        tmp_path / "out" / "report.html",
+        oracle_results,
+        title="A & B",
+        obedience=obedience,
+        training=training,
+        notes=["a <note>"],
+        data="wallpapers",
+    )
+    text, checker = read(path)
+    wanted = (
+        "A & B", "In short", "Watch", "Prediction against its baselines", "Does it listen to its actions?",
+        "Told what to do", "Training", "All figures", "What was evaluated", "To be fair",
+    )  # fmt: skip
+    joined = "".join(checker.headings)
+    assert all(w in joined for w in wanted)
+    assert all(w in text for w in ("a &lt;note&gt;", "wallpapers", "turn &lt;left&gt;", "--model &lt;x&gt; &amp; more"))
+    assert all(w in text for w in ("2.13", "blocks", "20 dB", "seed", "30 held-out clips"))
+    assert text.count("<video") == 3 + 2
+    assert text.count("autoplay loop muted playsinline controls") == 5
+    assert checker.tags.count("svg") > 6
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+    first = base64.b64decode(re.search(r"data:video/mp4;base64,([^\"]+)", text).group(1))
+    (tmp_path / "v.mp4").write_bytes(first)
+    assert len(list(read_video(tmp_path / "v.mp4"))) == 7 + 6, "the clip, and the last frame for 0.6 s"
+
+
+def test_a_bare_report(worlds, tmp_path) -> None:
+    tokenizer, clips = worlds["pixels"]
+    results = evaluate(build(CopyLast, clips), tokenizer, clips, clips_count=3, horizon=2, swaps=(), examples=0)
+    text, checker = read(write_report(tmp_path / "r.html", results))
+    assert "Watch" not in checker.headings
+    assert "Training" not in checker.headings
+    assert "Only 3 clips" in text
+    assert "CopyLast" in checker.headings
+
+
+def test_failures_are_said(worlds) -> None:
+    tokenizer, clips = worlds["blocks"]
+    results = evaluate(build(CopyLast, clips), tokenizer, clips, clips_count=12, horizon=4)
+    said = " ".join(f.text for f in findings(results))
+    assert "worse than" in said or "on a par with" in said
+    assert "it does not show that the model listens" in said
+    assert verdict(results).tone != "good"
+    worse = dataclasses.replace(results, figures={"autoregressive": dict(results.figures["autoregressive"])})
+    noise = np.random.default_rng(0).normal(0, 0.1, (results.clips, 4))
+    worse.figures["autoregressive"]["gain_copy"] = noise - 2.0
+    worse.figures["autoregressive"]["delta_psnr"] = noise - 1.0
+    assert verdict(worse).tone == "bad"
+    assert verdict(worse).text.startswith("Worse than repeating the last frame")
+    said = findings(worse)
+    assert "behind the repeated frame at every step" in said[0].text
+    assert any(f.tone == "bad" and "amiss" in f.text for f in said)
+
+
+def test_successes_are_said(worlds) -> None:
+    tokenizer, clips = worlds["pixels"]
+    results = evaluate(build(Oracle, clips), tokenizer, clips, clips_count=20, horizon=4)
+    assert verdict(results).tone == "good"
+    said = {f.tone for f in findings(results)}
+    assert "good" in said
+    assert "bad" not in said
+
+
+def test_ticks() -> None:
+    assert ticks(1, 8, 12, whole=True) == list(range(1, 9))
+    assert ticks(0, 10_000, 6, whole=True) == [0, 2000, 4000, 6000, 8000, 10000]
+    assert ticks(-0.2, 0.31, 6)[0] <= -0.2
+    assert ticks(-0.2, 0.31, 6)[-1] >= 0.31
+    assert 0.0 in ticks(-0.2, 0.31, 6)
+    assert ticks(3, 3, 5)[0] < 3 < ticks(3, 3, 5)[-1]
+    assert [short(v) for v in (0.5, 12, 2000, 20_000, 1_500_000)] == ["0.5", "12", "2k", "20k", "1.5M"]
+
+
+def test_charts_survive_odd_data() -> None:
+    assert "nothing" in line_chart([Series("none", [1, 2], [None, float("nan")], "model")], "x", "y")
+    one = line_chart([Series("<one>", [1], [2.0], "model", marker="diamond", error=[float("nan")])], "x", "y & z")
+    assert "&lt;one&gt;" in one
+    assert "y &amp; z" in one
+    assert "nan" not in one
+    assert "inf" not in one
+
+
+@pytest.mark.parametrize("low", [-3.0, 0.0, 1e-4, 17.2])
+def test_points_lie_inside_the_chart(low: float) -> None:
+    chart = line_chart([Series("s", [1, 2, 3], [low, low + 1, low + 0.3], "model", marker="circle")], "x", "y")
+    places = re.findall(r'<circle cx="([\d.-]+)" cy="([\d.-]+)"', chart.split("</svg>")[0])
+    assert len(places) == 3
+    assert all(50 <= float(x) <= 446 and 0 <= float(y) <= 246 for x, y in places)

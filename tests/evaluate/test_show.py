@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+
+from hwm.data.video import read_video
+from hwm.evaluate import show
+from hwm.evaluate.font import draw_text, glyph, text_width
+from hwm.types import HwmError
+
+
+def noise(frames: int, height: int = 20, width: int = 30, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (40, 33)])
+def test_png_decodes_to_the_same_pixels(shape: tuple[int, int], tmp_path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    smooth = np.add.outer(np.arange(shape[0]), np.arange(shape[1])).astype(np.uint8)
+    for picture in (noise(1, *shape)[0], np.stack([smooth] * 3, -1)):
+        decoded = image.open(io.BytesIO(show.png(picture)))
+        assert (np.asarray(decoded) == picture).all()
+    path = show.save_png(tmp_path / "a" / "b.png", picture)
+    assert path.read_bytes() == show.png(picture)
+    assert len(list(path.parent.iterdir())) == 1
+
+
+def test_png_refuses_floats() -> None:
+    with pytest.raises(HwmError, match="uint8"):
+        show.png(np.zeros((2, 2, 3)))
+
+
+def test_font() -> None:
+    glyphs = [glyph(chr(c)) for c in range(33, 127)]
+    assert len({g.tobytes() for g in glyphs}) == len(glyphs), "no two characters look alike"
+    assert not glyph(" ").any()
+    assert glyph("ä").all()
+    picture = np.zeros((8, text_width("A1"), 3), np.uint8)
+    draw_text(picture, "A1", 0, 0, (1, 2, 3))
+    assert (picture[:7, :5].any(-1) == glyph("A")).all()
+    assert (picture[:7, 6:].any(-1) == glyph("1")).all()
+    draw_text(picture, "far outside", -400, 90, (9, 9, 9), scale=3)
+    assert picture.max() == 3
+
+
+def test_difference() -> None:
+    black, white = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 255, np.uint8)
+    assert (show.difference(black, black) == 0).all()
+    assert (show.difference(black, white) == show.difference(white, black)).all()
+    levels = [show.difference(black, black + np.uint8(d)).mean() for d in (0, 20, 60, 100, 127)]
+    assert levels == sorted(levels)
+
+
+@pytest.mark.parametrize("columns", [None, 1, 2])
+def test_compose(columns: int | None) -> None:
+    panels = {"one": noise(4), "two": noise(4, seed=1), "three": noise(4, seed=2)}
+    frames = list(show.compose(panels, ["a", "b", "c", "d"], context=2, columns=columns, scale=3))
+    assert len(frames) == 4
+    assert all(f.shape == frames[0].shape and f.dtype == np.uint8 for f in frames)
+    assert frames[0].shape[0] % 2 == frames[0].shape[1] % 2 == 0
+    big = show.enlarge(panels["one"][3], 3)
+    assert big.shape == (60, 90, 3)
+    rows = [y for y in range(40) if (frames[3][y : y + 60, :90] == big).all()]
+    assert len(rows) == 1, "the panel is there, pixel for pixel, each a square of 3"
+    assert (frames[0] == np.array(show.CONTEXT_COLOUR)).all(-1).any()
+    assert (frames[3] == np.array(show.FUTURE_COLOUR)).all(-1).any()
+
+
+def test_compose_refuses_what_does_not_fit() -> None:
+    with pytest.raises(HwmError, match="one shape"):
+        list(show.compose({"a": noise(2), "b": noise(3)}, ["", ""]))
+    with pytest.raises(HwmError, match="captions"):
+        list(show.compose({"a": noise(2)}, [""]))
+
+
+def test_videos_of_examples(oracle_results, tmp_path) -> None:
+    paths = show.save_examples(tmp_path / "clips", oracle_results, hold=0.3)
+    assert len(paths) == 3
+    for path, example in zip(paths, oracle_results.examples, strict=True):
+        frames = list(read_video(path))
+        assert len(frames) == len(example.truth) + 3
+        assert len(example.truth) == 2 + 5
+        assert example.context == 2
+        assert frames[0].shape[1] > 4 * 200, "four panels in a row, enlarged"
+    assert sorted(p.name for p in (tmp_path / "clips").iterdir()) == [p.name for p in paths]
+
+
+def test_examples_are_what_they_say(oracle_results, worlds) -> None:
+    _, clips = worlds["blocks"]
+    for example in oracle_results.examples:
+        assert example.moving
+        episode = next(e for e in clips.store.episodes if e.id == example.episode)
+        video = list(read_video(clips.store.video(episode)))
+        assert np.abs(video[2 * example.start].astype(int) - example.truth[0]).mean() < 3
+        assert (example.prediction[:2] == example.swapped[:2]).all()
+    assert any((e.prediction != e.swapped).any() for e in oracle_results.examples)
+    lines = show.captions(oracle_results.examples[0], 10.0)
+    assert lines[0] == "context 1 of 2"
+    assert lines[2].startswith("+0.1 s  model ")
+
+
+def test_a_failed_video_leaves_nothing(tmp_path) -> None:
+    def frames():
+        yield noise(1, 20, 30)[0]
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        show.save_video(tmp_path / "x.mp4", frames(), 10)
+    assert not list(tmp_path.iterdir())
+
+
+def test_contact_sheet(oracle_results) -> None:
+    sheet = show.contact_sheet(oracle_results, steps=3)
+    assert sheet.dtype == np.uint8
+    assert sheet.shape[1] > 4 * 96
+    oracle_results.examples, kept = [], oracle_results.examples
+    with pytest.raises(HwmError, match="examples"):
+        show.contact_sheet(oracle_results)
+    oracle_results.examples = kept

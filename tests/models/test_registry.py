@@ -1,0 +1,113 @@
+"""What every registered world model must do: a new family is tested by being imported in `hwm.models`."""
+
+import pytest
+import torch
+
+import hwm.models  # noqa: F401  registers the families
+from hwm.config import REGISTRY, config_from_json, to_json
+from hwm.models.base import WorldModel
+from hwm.types import Batch, HwmError
+from tests.models.toys import toy_batch, toy_spec
+
+FAMILIES = sorted(n for n, c in REGISTRY.items() if issubclass(c, WorldModel) and c.__module__.startswith("hwm."))
+
+
+def tiny_config(name: str):
+    """Each class says itself what a config that tests can run is."""
+    return REGISTRY[name].tiny()
+
+
+def build(name: str) -> WorldModel:
+    config = tiny_config(name)
+    try:
+        return config.build(toy_spec())
+    except HwmError:
+        return config.build(toy_spec(channels=4))
+
+
+def clip(model: WorldModel) -> Batch:
+    return toy_batch(model.spec, model.config.past + model.config.horizon)
+
+
+def window(model: WorldModel, missing: int | None = None) -> Batch:
+    batch, past = clip(model), model.config.past
+    return batch.window(0, past, past + (missing or model.config.horizon))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_loss_is_finite_and_falls_on_one_batch(name):
+    model = build(name)
+    batch, optimizer, losses = clip(model), None, []
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    for _ in range(30):
+        loss, metrics = model(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        assert loss.isfinite()
+        assert not any(m.requires_grad for m in metrics.values())
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_future_actions_reach_the_loss(name):
+    model = build(name)
+    batch = clip(model)
+    batch.actions.requires_grad_()
+    model(batch)[0].backward()
+    assert batch.actions.grad[:, -1].abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prediction_is_as_many_steps_as_asked_for(name):
+    model = build(name).eval()
+    batch = window(model)
+    out = model.predict(batch)
+    assert out.latents.shape == (2, batch.missing, *batch.latents.shape[2:])
+    assert out.latents.dtype == batch.latents.dtype
+    if model.spec.latent.vocab:
+        assert 0 <= out.latents.min() <= out.latents.max() < model.spec.latent.vocab
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_rollout_of_one_prediction_is_that_prediction(name):
+    model = build(name).eval()
+    batch = window(model)
+    one, other = (f(batch, generator=torch.Generator().manual_seed(0)) for f in (model.predict, model.rollout))
+    torch.testing.assert_close(one.latents, other.latents)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_rollout_goes_on_past_the_window(name):
+    model = build(name).eval()
+    horizon, past = model.config.horizon, model.config.past
+    full = toy_batch(model.spec, past + 3 * horizon)
+    out = model.rollout(Batch(full.latents[:, :past], full.actions, full.embodiment))
+    assert out.latents.shape[1] == 3 * horizon
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_config_survives_json(name):
+    config = tiny_config(name)
+    assert config_from_json(to_json(config)) == config
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_make_the_model(name):
+    model, other = build(name).eval(), build(name).eval()
+    other.load_state_dict(model.state_dict())
+    batch = window(model)
+    one, two = (m.predict(batch, generator=torch.Generator().manual_seed(0)) for m in (model, other))
+    torch.testing.assert_close(one.latents, two.latents)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prediction_leaves_the_batch_and_the_model_as_they_were(name):
+    model = build(name).eval()
+    batch, state = window(model), {k: v.clone() for k, v in model.state_dict().items()}
+    latents, actions = batch.latents.clone(), batch.actions.clone()
+    model.predict(batch)
+    assert torch.equal(batch.latents, latents)
+    assert torch.equal(batch.actions, actions)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())

@@ -1,0 +1,127 @@
+"""Attention, embeddings, heads, actions, and the four-stream blocks."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hwm.nn import attention
+from hwm.nn.actions import CLAMP, ActionEncoder
+from hwm.nn.attention import attend
+from hwm.nn.st import PerStream, by_run, runs
+from hwm.nn.streams import FULL, MODALITY, OWN
+from hwm.nn.tokens import DigitEmbedding, DigitHead, TokenEmbedding, TokenHead
+from hwm.types import ActionSpec, DataSpec, LatentSpec, split_digits
+
+LEVELS = (3, 4, 5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_written_out_equals_the_fused_kernel(masked, monkeypatch):
+    q, k, v = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 6, 8), torch.randn(2, 3, 6, 8)
+    mask = torch.rand(4, 6) < 0.5
+    mask[:, 0] = True
+    written_out = attend(q, k, v, mask if masked else None)
+    monkeypatch.setattr(attention, "PLAIN_KEYS", 0)
+    torch.testing.assert_close(written_out, attend(q, k, v, mask if masked else None))
+
+
+def test_digit_embedding_is_the_sum_of_its_tables():
+    embed, ids = DigitEmbedding(LEVELS, 8), torch.randint(60, (2, 5))
+    tables = embed.table.weight.split(LEVELS)
+    digits = split_digits(ids, LEVELS)
+    torch.testing.assert_close(embed(ids), sum(t[digits[..., i]] for i, t in enumerate(tables)))
+
+
+@pytest.mark.parametrize("embed", [TokenEmbedding(60, 8), DigitEmbedding(LEVELS, 8)])
+def test_masked_ids_are_not_looked_at(embed):
+    ids, masked = torch.randint(60, (2, 5)), torch.tensor([True, False, True, False, False])
+    other = torch.where(masked, (ids + 7) % 60, ids)
+    torch.testing.assert_close(embed(ids, masked.expand(2, 5)), embed(other, masked.expand(2, 5)))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_digit_head_loss_equals_one_cross_entropy_a_digit(smoothing):
+    head, h, ids = DigitHead(LEVELS, 8), torch.randn(2, 7, 8), torch.randint(60, (2, 7))
+    masked = torch.rand(2, 7) < 0.5
+    masked[0, 0] = True
+    digits, logits = split_digits(ids[masked], LEVELS), head(h[masked]).split(LEVELS, -1)
+    naive = sum(F.cross_entropy(x, digits[:, i], label_smoothing=smoothing) for i, x in enumerate(logits))
+    loss, accuracy = head.loss(h, ids, masked, smoothing)
+    torch.testing.assert_close(loss, naive)
+    right = torch.stack([x.argmax(-1) for x in logits], -1) == digits
+    torch.testing.assert_close(accuracy, right.all(-1).float().mean())
+
+
+def test_digit_draws_join_to_the_ids_they_came_from():
+    head, ids = DigitHead(LEVELS, 8), torch.arange(60)
+    one_hot = torch.cat(
+        [F.one_hot(d, n) for d, n in zip(split_digits(ids, LEVELS).unbind(-1), LEVELS, strict=True)], -1
+    )
+    assert torch.equal(head.join(tuple(part.argmax(-1) for part in head.draws(one_hot.float()))), ids)
+
+
+def test_a_head_that_knows_is_accurate():
+    head = TokenHead(6, 6)
+    torch.nn.init.eye_(head.weight)
+    ids = torch.randint(6, (4, 100))
+    _, accuracy = head.loss(F.one_hot(ids, 6).float(), ids, torch.rand(4, 100) < 0.7)
+    assert accuracy == 1
+
+
+def spec(stride: int, per_step: int, std: tuple[float, ...] = (1.0, 2.0)) -> DataSpec:
+    actions = ActionSpec(per_step, ("left", "right"), (0.5, -1.0), std)
+    return DataSpec(LatentSpec((2, 2), vocab=8, stride=stride), {"toy": actions})
+
+
+def test_the_first_latent_of_a_strided_tokenizer_has_one_real_action():
+    encoder = ActionEncoder(spec(8, 8), 8, positions=3)
+    assert encoder.position.shape == (17, 8)
+    actions = torch.randn(1, 3, 8, 2, requires_grad=True)
+    out = encoder(actions, "toy")
+    assert out.shape == (3, 1, 8)
+    out[0].square().sum().backward()
+    read = actions.grad.abs().sum(-1)[0] > 0
+    assert read[0].tolist() == [False] * 7 + [True]
+    assert not read[1:].any()
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_every_action_counts_without_a_stride_and_positions_are_shared(ordered):
+    encoder = ActionEncoder(spec(1, 3), 8, positions=1, ordered=ordered)
+    torch.nn.init.normal_(encoder.position)
+    step = torch.randn(1, 1, 3, 2, requires_grad=True)
+    out = encoder(step.expand(1, 4, 3, 2), "toy")
+    torch.testing.assert_close(out[0], out[3])
+    out.square().sum().backward()
+    assert step.grad.abs().sum(-1).all()
+    assert torch.allclose(encoder(step.flip(2), "toy"), out[:1]) is not ordered
+
+
+def test_changes_tell_a_moving_command_from_a_resting_one():
+    encoder = ActionEncoder(spec(1, 2), 8, positions=1, changes=True)
+    actions = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 1.0]).view(1, 3, 2, 1).expand(1, 3, 2, 2)
+    moving, resting = encoder(actions, "toy")[1:]
+    assert not torch.allclose(moving, resting)
+
+
+def test_constant_dimensions_and_outliers_are_harmless():
+    encoder = ActionEncoder(spec(1, 2, std=(0.0, 1.0)), 8, positions=1)
+    x, scale = encoder.normalise(torch.tensor([0.5, 1e6]), encoder.specs["toy"])
+    assert x.tolist() == [0.0, CLAMP]
+    assert scale.tolist() == [1.0, 1.0]
+
+
+def test_neighbouring_steps_with_the_same_weights_are_one_call():
+    roles = (("past_video", 2), ("future_video", 1))
+    make = torch.nn.Identity
+    assert runs(roles, PerStream(FULL, make), PerStream(MODALITY, make)) == [("past_video", 3)]
+    assert runs(roles, PerStream(FULL, make), PerStream(OWN, make)) == list(roles)
+
+
+def test_each_stream_goes_through_its_own_weights():
+    scale = PerStream(OWN, lambda: torch.nn.Linear(1, 1, bias=False))
+    for i, module in enumerate(scale.values()):
+        torch.nn.init.constant_(module.weight, i + 1.0)
+    roles = (("past_video", 2), ("future_video", 1))
+    out = by_run(torch.ones(3, 1), roles, (scale,), lambda x, role: scale.of(role)(x))
+    assert out.flatten().tolist() == [1.0, 1.0, 2.0]

@@ -1,0 +1,139 @@
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hwm.objectives import maskgit
+from hwm.objectives.maskgit import MaskGITSampler
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_corruption_has_the_rate_asked_for():
+    ids = torch.zeros(4, 50, 50, dtype=torch.long)
+    changed = maskgit.corrupt(ids, torch.tensor(0.3), 1000, seeded()) != ids
+    assert abs(changed.float().mean() - 0.3 * 0.999) < 0.01
+    assert not maskgit.corrupt(ids, torch.tensor(0.0), 1000, seeded()).any()
+
+
+def test_ids_of_one_cell_are_corrupted_together():
+    ids = torch.zeros(2, 4, 100, 3, dtype=torch.long)
+    changed = maskgit.corrupt(ids, torch.tensor(0.5), 10**9, seeded()) != ids
+    assert torch.equal(changed.any(-1), changed.all(-1))
+
+
+def test_masked_share_is_two_over_pi():
+    _, masked = maskgit.mask_future(torch.zeros(2000, 1, 64, dtype=torch.long), 9, non_mlm=0.0, generator=seeded())
+    assert abs(masked.float().mean() - 2 / math.pi) < 0.02
+
+
+def test_every_trained_step_has_a_masked_cell():
+    masked = maskgit.cosine_mask(torch.zeros(50, 3), 16, seeded())
+    assert (masked.sum(-1) == 1).all()
+
+
+def test_whole_masks_have_their_share():
+    ids = torch.zeros(2000, 1, 64, dtype=torch.long)
+    _, masked = maskgit.mask_future(ids, 9, non_mlm=0.0, fully_masked=1.0, generator=seeded())
+    assert masked.all()
+
+
+def test_the_autoregressive_mode_shows_early_steps_whole_and_corrupts_late_ones():
+    ids = torch.zeros(3000, 3, 64, dtype=torch.long)
+    visible, masked = maskgit.mask_future(ids, 10**6, non_mlm=1.0, generator=seeded())
+    untouched = ~masked.any(-1)
+    first = untouched.sum(1)
+    assert (first.bincount(minlength=3) / 3000 - 1 / 3).abs().max() < 0.04
+    assert not visible[untouched].any()
+    # in the first masked step a token survives with probability c ~ U(0.25, 1), mean 0.625; c shrinks by 0.95 a step
+    wrong = (visible != 0).float().mean(-1)
+    assert abs(wrong[first == 0][:, 0].mean() - 0.375) < 0.02
+    assert abs(wrong[first == 0][:, 1].mean() - (1 - 0.625 * 0.95)) < 0.02
+
+
+def test_masks_follow_the_seed():
+    ids = torch.randint(50, (4, 2, 16))
+    one, two, other = (maskgit.mask_future(ids, 50, generator=seeded(s)) for s in (1, 1, 2))
+    assert torch.equal(one[0], two[0])
+    assert torch.equal(one[1], two[1])
+    assert not torch.equal(one[1], other[1])
+
+
+def test_counts_are_those_of_the_cosine_schedule():
+    assert maskgit.masked_counts(1, 1024) == (0,)
+    assert maskgit.masked_counts(2, 1024) == (725, 0)
+    assert maskgit.masked_counts(4, 1024) == (947, 725, 392, 0)
+
+
+@pytest.mark.parametrize(("steps", "cells"), [(16, 16), (16, 20), (100, 7), (3, 4)])
+def test_every_look_settles_something(steps, cells):
+    counts = maskgit.masked_counts(steps, cells)
+    assert len(counts) == min(steps, cells)
+    assert all(a > b for a, b in pairwise((cells, *counts)))
+
+
+def test_settled_cells_stay_settled_and_the_least_sure_are_masked_again():
+    score, masked = torch.tensor([[0.1, 0.9, 0.5, 0.2]]), torch.tensor([[False, True, True, True]])
+    assert maskgit.remask(score, masked, 2).tolist() == [[False, False, True, True]]
+
+
+def test_at_temperature_zero_the_likeliest_is_picked():
+    logits = torch.randn(5, 7)
+    ids, logp = maskgit.pick(logits, MaskGITSampler(temperature=0.0))
+    assert torch.equal(ids, logits.argmax(-1))
+    torch.testing.assert_close(logp, logits.log_softmax(-1).amax(-1))
+
+
+def test_temperature_is_that_of_the_distribution_drawn_from():
+    logits, entropy = torch.tensor([2.0, 1.0, 0.0, -1.0]), []
+    for temperature in (0.5, 1.0, 4.0):
+        ids, _ = maskgit.pick(logits.expand(40_000, 4), MaskGITSampler(temperature=temperature), seeded())
+        share = ids.bincount(minlength=4) / 40_000
+        torch.testing.assert_close(share, (logits / temperature).softmax(-1), atol=0.01, rtol=0)
+        entropy.append(-(share * share.clamp(min=1e-9).log()).sum())
+    assert entropy[0] < entropy[1] < entropy[2]
+
+
+def test_the_mean_of_an_ordered_digit_is_picked():
+    logits = torch.tensor([[0.45, 1e-9, 1e-9, 0.55], [0.1, 0.8, 0.1, 1e-9]]).log()
+    ids, logp = maskgit.pick(logits, MaskGITSampler(pick="mean"))
+    assert ids.tolist() == [2, 1]  # mean 1.65, where no mass is; mean 1
+    torch.testing.assert_close(logp, logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0])
+
+
+def test_confidence_keeps_the_likeliest_and_random_does_not_care():
+    logp = torch.linspace(-5, 0, 1000)
+    assert torch.equal(maskgit.keep_score(logp, MaskGITSampler(order="confidence")), logp)
+    score = maskgit.keep_score(logp, MaskGITSampler(order="random"), seeded())
+    assert abs(torch.corrcoef(torch.stack([score, logp]))[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("at_once", [2**25, 40])
+def test_masked_cross_entropy_equals_that_of_all_logits(smoothing, at_once, monkeypatch):
+    monkeypatch.setattr(maskgit, "LOGITS_AT_ONCE", at_once)
+    head, ids, masked = nn.Linear(8, 20), torch.randint(20, (2, 9)), torch.rand(2, 9, generator=seeded()) < 0.6
+    h = torch.randn(2, 9, 8, requires_grad=True)
+    naive = F.cross_entropy(head(h).movedim(-1, 1), ids, reduction="none")
+    if smoothing:
+        naive = (1 - smoothing) * naive - smoothing * head(h).log_softmax(-1).mean(-1)
+    naive = naive[masked].mean()
+    loss = maskgit.masked_cross_entropy(h, ids, masked, head, 20, smoothing)
+    torch.testing.assert_close(loss, naive)
+    wanted = torch.autograd.grad(naive, (h, head.weight, head.bias))
+    torch.testing.assert_close(torch.autograd.grad(loss, (h, head.weight, head.bias)), wanted)
+
+
+def test_masked_cross_entropy_follows_autocast(monkeypatch):
+    monkeypatch.setattr(maskgit, "LOGITS_AT_ONCE", 40)
+    head, ids, h = nn.Linear(8, 20), torch.randint(20, (30,)), torch.randn(30, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = maskgit.masked_cross_entropy(h, ids, torch.ones(30, dtype=torch.bool), head, 20)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, F.cross_entropy(head(h), ids), atol=0.02, rtol=0)
