@@ -50,7 +50,7 @@ def make_frames(count: int, height: int = 32, width: int = 32, seed: int = 0) ->
     for i in range(count):
         frame = ramp.copy()
         x = (seed * 5 + 2 * i) % (width - 8)
-        frame[8:16, x : x + 8] = (230, 180, 40 + (i * 10) % 200)
+        frame[8:16, x : x + 8] = (230, 180, 40 + (i * 7) % 200)
         frames.append(frame)
     return frames
 

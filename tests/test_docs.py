@@ -1,7 +1,7 @@
 """The documentation is held to what it says.
 
-- Every ```python block of a page runs, in order, in one namespace and one empty folder. A comment before a block changes
-  that: `<!-- not run: reason -->`; `<!-- needs: mini tiny -->` (skipped while a shipped asset is absent);
+- Every ```python block of a page runs, in order, in one namespace and one empty folder. A comment before a block can
+  say otherwise: `<!-- not run: reason -->`; `<!-- needs: mini tiny -->` (skipped while a shipped asset is absent);
   `<!-- file: name.py -->` (the block is that file, and is imported).
 - Every `hwm` command line, in ```bash blocks and in `inline code`, is parsed by the real command line, and not run.
 - Links lead somewhere; options, figures, actions and parameter counts agree with the code.
@@ -31,6 +31,7 @@ from hwm.assets import ROOT as ASSETS
 from hwm.assets import STORES
 from hwm.config import REGISTRY
 from hwm.data.mixture import DataConfig
+from hwm.data.record import SimRecording
 from hwm.evaluate import evaluate, results
 from hwm.objectives.maskgit import MaskGITSampler
 from hwm.recipes import RECIPES
@@ -147,7 +148,7 @@ def test_python_runs(page: Path, clean: types.ModuleType) -> None:
 def command_lines(page: Path) -> list[str]:
     """All command lines of `hwm`, of ```bash blocks and of inline code.
 
-    Inline code without options (`hwm record sim`) speaks of a verb, and is not a complete command: of it the verb counts.
+    Inline code without options (`hwm record sim`) speaks of a verb and is no complete command: the verb alone counts.
     """
     joined = "\n".join(b.text for b in blocks(page) if b.language == "bash").replace("\\\n", " ")
     lines = [line.strip() for line in joined.splitlines()]
@@ -198,13 +199,14 @@ def test_commands_parse(page: Path, clean: types.ModuleType, monkeypatch: pytest
         if "tyro.cli(" not in inspect.getsource(verbs[verb][1]):
             continue
         try:
-            status = cli.main(given)
+            end: object = cli.main(given)
         except Parsed:
             continue
         except SystemExit as stop:
-            assert stop.code == 0, f"{name(page)}: `{line}` does not parse"
-        else:
-            pytest.fail(f"{name(page)}: `{line}` is refused (status {status}), or runs without being parsed")
+            end = stop.code
+            if end == 0:  # --help
+                continue
+        pytest.fail(f"{name(page)}: `{line}` does not parse, or runs without being parsed (status {end})")
 
 
 # ---------------------------------------------------------------------- links and tables
@@ -235,7 +237,7 @@ def test_readme_counts_every_recipe() -> None:
     assert stated == {recipe: f"{commands.count_parameters(recipe):,}" for recipe in shipped}
 
 
-def test_pages_name_every_option_and_figure() -> None:
+def test_pages_name_every_option_figure_and_action() -> None:
     training, evaluation, data = ((ROOT / "docs" / f"{p}.md").read_text() for p in ("training", "evaluation", "data"))
     for option in dataclasses.fields(TrainConfig):
         assert f"`{option.name.replace('_', '-')}`" in training, f"docs/training.md lacks {option.name}"
@@ -244,6 +246,12 @@ def test_pages_name_every_option_and_figure() -> None:
     figures |= {f.name for f in dataclasses.fields(results.Results)} - {"figures", "examples"}
     for figure in figures:
         assert f"`{figure}`" in evaluation, f"docs/evaluation.md lacks {figure}"
+    for option in dataclasses.fields(SimRecording):
+        assert f"`{option.name.replace('_', '-')}`" in data, f"docs/data.md lacks {option.name}"
+    for option in dataclasses.fields(commands.EncodeOptions):
+        assert option.name == "source" or f"--{option.name.replace('_', '-')}" in data, (
+            f"docs/data.md lacks {option.name}"
+        )
     listed = re.findall(r"^\| (\d+) \| `([A-Z_]+)` \|", data, flags=re.MULTILINE)
     assert listed == [(str(i), action) for i, action in enumerate(ACTIONS_1X)]
 

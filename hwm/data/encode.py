@@ -64,6 +64,7 @@ def encode(
         fps=h.fps / every,
         latent=tokenizer.latent,
         dtype="uint8" if pixels else latent_dtype(tokenizer.latent),
+        action_dtype="float16" if half_actions else "float32",
         tokenizer=tokenizer.id,
         source=h.source,
     )

@@ -140,7 +140,7 @@ class _Look:
         self, indices: np.ndarray, batch: Batch, camera: Tensor, reconstruction: Tensor, prompt: int, stride: int
     ) -> None:
         last = (prompt - 1) * stride
-        self.indices, self.batch, self.camera = indices, batch, camera
+        self.indices, self.batch, self.camera, self.reconstruction = indices, batch, camera, reconstruction
         self.truth, self.rebuilt = future(camera, prompt, stride), future(reconstruction, prompt, stride)
         copy, copy_rebuilt = camera[:, None, last : last + 1], reconstruction[:, None, last : last + 1]
         target = batch.latents[:, prompt:]
@@ -175,6 +175,7 @@ class _Run:
         self.swap_distance: dict[str, np.ndarray] = {}
         self.examples: list[tuple[tuple[bool, float], Example]] = []
         self.examples_wanted = examples
+        self.apart: bool | None = None  # whether steps decode apart from those before them; found out by trying
 
     def batch(self, indices: np.ndarray) -> Batch:
         return self.clips.batch(indices).window(0, self.steps, self.steps)
@@ -195,6 +196,8 @@ class _Run:
     def look(self, indices: np.ndarray) -> _Look:
         batch = self.batch(indices).to(self.device)
         reconstruction = decode(self.tokenizer, batch.latents).to(self.device)
+        if self.apart is None:
+            self.apart = self.decodes_apart(batch.latents[:1])
         camera = reconstruction
         if self.clips.store.has_video:
             camera = camera_video(self.clips, indices, self.steps, self.tokenizer.size).to(self.device)
@@ -213,9 +216,23 @@ class _Run:
         return prediction, took
 
     def video(self, shown: _Look, prediction: Prediction) -> Tensor:
-        """Context and prediction, decoded in one piece: tokenizers may be causal over a clip. (B, F, 3, H, W)"""
+        """Context and prediction as pictures, (B, F, 3, H, W).
+
+        Tokenizers may be causal over a clip, so the context is decoded along, unless it makes no difference.
+        """
+        if self.apart:
+            context = shown.reconstruction[:, : self.prompt]
+            return torch.cat([context, decode(self.tokenizer, prediction.latents).to(self.device)], 1)
         latents = torch.cat([shown.batch.latents[:, : self.prompt], prediction.latents], 1)
         return decode(self.tokenizer, latents).to(self.device)
+
+    def decodes_apart(self, latents: Tensor) -> bool:
+        """Whether the tokenizer shows steps alike without context and after another context, here one upside down."""
+        if self.stride > 1:
+            return False
+        context, rest = latents[:, : self.prompt].flip(-2), latents[:, self.prompt :]
+        after = decode(self.tokenizer, torch.cat([context, rest], 1))[:, self.prompt :]
+        return torch.allclose(decode(self.tokenizer, rest), after, atol=1e-4)
 
     def score(self, scenario: str, shown: _Look, wrong: dict[str, Tensor], first: int) -> tuple[Figures, float]:
         """All figures of one batch in one scenario, each (B, T), and seconds a step and clip."""
@@ -250,9 +267,10 @@ class _Run:
 
     def _keep(self, shown: _Look, video: Tensor, swapped: Tensor | None, figures: Figures) -> None:
         """Remember a few clips: a random choice of the moving ones, then of the others; scores play no part."""
-        psnr, copy = figures["psnr"], figures["psnr_copy"]
+        psnr, copy, rebuilt = (figures[name] for name in ("psnr", "psnr_copy", "psnr_copy_reconstruction"))
         assert psnr is not None
         assert copy is not None
+        assert rebuilt is not None
         for i, index in enumerate(shown.indices):
             moving = bool(copy[i, -1] < MOVING_DB)
             key = (not moving, float(np.random.default_rng((self.seed, int(index))).random()))
@@ -270,6 +288,7 @@ class _Run:
                 swapped=None if swapped is None else to_uint8(swapped[i]),
                 psnr=psnr[i],
                 psnr_copy=copy[i],
+                psnr_copy_reconstruction=rebuilt[i],
             )
             self.examples = sorted([*self.examples, (key, example)], key=lambda pair: pair[0])[: self.examples_wanted]
 

@@ -133,7 +133,7 @@ def captions(example: Example, fps: float, frames_per_step: int = 1) -> list[str
     lines = [f"context {i + 1} of {example.context}" for i in range(example.context)]
     for i in range(len(example.truth) - example.context):
         step = i // frames_per_step
-        scores = f"model {example.psnr[step]:.1f}  copy {example.psnr_copy[step]:.1f} dB"
+        scores = f"model {example.psnr[step]:.1f}  copy {example.rival[step]:.1f} dB"
         lines.append(f"{(i + 1) / fps:+.1f} s  {scores}")
     return lines
 
@@ -216,9 +216,7 @@ def _block(example: Example, chosen: Sequence[int], fps: float, per_step: int, s
                 score = f"{example.psnr[step]:.1f} dB"
                 draw_text(block, score, x, y + high + 2, DIM)
                 if wide >= text_width(score + " copy 00.0"):
-                    draw_text(
-                        block, f"copy {example.psnr_copy[step]:.1f}", x + text_width(score + "  "), y + high + 2, DIM
-                    )
+                    draw_text(block, f"copy {example.rival[step]:.1f}", x + text_width(score + "  "), y + high + 2, DIM)
     return block
 
 

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from hwm.evaluate.obey import MOTIONS, Obedience
 from hwm.evaluate.results import Results
 
+COPIES = {
+    "copy": "the last camera frame repeated",
+    "copy_reconstruction": "the reconstruction of the last frame repeated",
+}
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -38,10 +43,11 @@ def findings(results: Results, obedience: Obedience | None = None) -> list[Findi
 def verdict(results: Results) -> Finding:
     """One sentence for the top of the page."""
     moving = bool(results.moving.any())
-    picture, of = _tone(results, "gain_copy", moving) or "even", "clips that move" if moving else "held-out clips"
+    picture = _tone(results, f"gain_{results.rival(moving)}", moving) or "even"
+    of = "clips that move" if moving else "held-out clips"
     better = {
         "good": f"Better than repeating the last frame on {of}",
-        "even": f"About as good as repeating the last frame on {of}",
+        "even": f"Not clearly better or worse than repeating the last frame on {of}",
         "bad": f"Worse than repeating the last frame on {of}",
     }[picture]
     listens = _tone(results, "delta_psnr", moving)
@@ -108,21 +114,22 @@ def _against_copies(results: Results, moving: bool) -> Finding:
 
     count = int(results.moving.sum())
     who = f"On the {count} clips that move" if moving else f"Over all {results.clips} clips"
-    gain, error = results.overall("gain_copy", moving) or (0.0, math.nan)
-    tone, rebuilt = (_tone(results, name, moving) or "even" for name in ("gain_copy", "gain_copy_reconstruction"))
+    rival = results.rival(moving)
+    other = "copy" if rival == "copy_reconstruction" else "copy_reconstruction"
+    gain, error = results.overall(f"gain_{rival}", moving) or (0.0, math.nan)
+    tone = _tone(results, f"gain_{rival}", moving) or "even"
     text = (
         f"{who} the prediction scores {value('psnr'):.2f} dB on average over {_steps(results.horizon)}, "
-        f"{_than(gain, tone)} the last camera frame repeated ({value('psnr_copy'):.2f} dB, difference "
-        f"{gain:+.2f}{_error(error)}) and {_than(value('gain_copy_reconstruction'), rebuilt)} that frame after the "
-        f"tokenizer ({value('psnr_copy_reconstruction'):.2f} dB)."
+        f"{_than(gain, tone)} {COPIES[rival]}, the stronger baseline ({value(f'psnr_{rival}'):.2f} dB, difference "
+        f"{gain:+.2f}{_error(error)}); the other, {COPIES[other]}, scores {value(f'psnr_{other}'):.2f} dB."
     )
-    gains = results.mean("gain_copy", moving) or []
+    gains = results.mean(f"gain_{rival}", moving) or []
     behind = [t + 1 for t, g in enumerate(gains) if g < 0]
     if behind and len(behind) < len(gains):
-        text += f" It is behind the repeated frame at {_list_steps(behind)}."
+        text += f" It is behind the stronger one at {_list_steps(behind)}."
     elif behind:
-        text += " It is behind the repeated frame at every step."
-    wins = results.overall("win_rate_copy", moving)
+        text += " It is behind the stronger one at every step."
+    wins = results.overall(f"win_rate_{rival}", moving)
     if wins is not None:
         text += f" It wins {wins[0]:.0%} of the comparisons."
     return Finding(tone, text)
@@ -176,7 +183,7 @@ def _obedience(obedience: Obedience) -> list[Finding]:
         else:
             tone, end = "good", f"it {verb} when told to"
         spread = _error(error * 100, 0) if math.isfinite(error) else ""
-        text = f"{names[motion]}, predicted pictures move {share * 100:.0f}{spread} % as far as the camera's would"
+        text = f"{names[motion]}, predicted pictures move {round(share * 100)}{spread} % as far as the camera's would"
         out.append(Finding(tone, f"{text}: {end}."))
     return out
 
@@ -186,7 +193,7 @@ def _ceiling(results: Results) -> list[Finding]:
     mine = results.overall("psnr")
     if results.reference != "camera" or ceiling is None or copy is None or mine is None or ceiling[0] > 50:
         return []  # a tokenizer that loses nothing sets no ceiling
-    text = f"The tokenizer's own pictures score {ceiling[0]:.2f} dB: nothing that is predicted through it can do better"
+    text = f"The tokenizer's own pictures score {ceiling[0]:.2f} dB, about the best that can be predicted through it"
     if ceiling[0] > copy[0] + 0.1:
         covered = (mine[0] - copy[0]) / (ceiling[0] - copy[0])
         way = "Of the way from standing still to that ceiling the model has covered"
@@ -209,7 +216,7 @@ def _tokens(results: Results) -> list[Finding]:
 
 def _than(gain: float, tone: str) -> str:
     if tone == "even" or abs(gain) < 0.005:
-        return "on a par with"
+        return "within chance of"
     return "better than" if gain > 0 else "worse than"
 
 

@@ -290,7 +290,7 @@ class Trainer:
         if not self.world.leads:
             return Meter(c.steps, self.step, tokens, device, show=False)
         # Counted on one clip and apart from training: under the counter torch.compile gives up, and for good.
-        self.module.train()
+        self.module.eval()  # training must not notice, and some layers count what they see
         weights = [p for p in self.module.parameters() if p.requires_grad]
         with FlopCounterMode(display=False) as flops, self._autocast():
             torch.autograd.grad(self.module.loss(batch)[0], weights, allow_unused=True)

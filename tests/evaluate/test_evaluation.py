@@ -217,6 +217,20 @@ def test_mistakes_are_named(worlds) -> None:
         evaluate(model, other, clips, clips_count=2, horizon=3)
 
 
+class Echoing(pan_world.Blocks):
+    """Shows a tenth of the step before in each step: decoding needs the context."""
+
+    def decode(self, latents):
+        sharp = super().decode(latents)
+        return torch.cat([sharp[:, :1], 0.9 * sharp[:, 1:] + 0.1 * sharp[:, :-1]], 1)
+
+
+def test_the_context_is_decoded_where_it_matters(worlds) -> None:
+    _, clips = worlds["blocks"]
+    r = evaluate(build(Oracle, clips), Echoing(), clips, clips_count=6, horizon=3)
+    assert np.allclose(r.mean("psnr"), r.mean("psnr_reconstruction"), atol=1e-3)
+
+
 def test_training_mode_is_restored(worlds) -> None:
     tokenizer, clips = worlds["blocks"]
     model = build(CopyLast, clips).train()

@@ -1,0 +1,140 @@
+"""Optimizers: who trains what, how fast, and what the average is."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hwm.models.masked_hwm import MaskedHWM
+from hwm.train.optim import MovingAverage, gradient_norm, learning_rate, optimizers
+from hwm.types import ActionSpec, DataSpec, LatentSpec
+from tests.train.toy import Toy
+
+ACTION = ActionSpec(2, ("a", "b"), (0.0, 0.0), (1.0, 1.0))
+SPEC = DataSpec(LatentSpec((2, 2), 25, levels=(5, 5)), {"toy": ACTION})
+
+
+def groups(kind: str, module: torch.nn.Module) -> dict[str, tuple[str, float]]:
+    """Name of each weight -> (optimizer, weight decay)."""
+    names = {p: n for n, p in module.named_parameters()}
+    return {
+        names[p]: (type(o).__name__, g["weight_decay"])
+        for o in optimizers(module, kind, 0.1, 0.5, (0.9, 0.95))  # type: ignore[arg-type]
+        for g in o.param_groups
+        for p in g["params"]
+    }
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("make", [lambda: Toy(Toy.Config(), SPEC), lambda: MaskedHWM.tiny().build(SPEC)])
+def test_every_weight_is_trained_once(kind: str, make) -> None:
+    module = make()
+    held = [p for o in optimizers(module, kind, 0.1, 0.5, (0.9, 0.95)) for g in o.param_groups for p in g["params"]]
+    assert len(held) == len({id(p) for p in held}) == len(list(module.parameters()))
+
+
+def test_muon_trains_hidden_matrices_and_decay_spares_vectors() -> None:
+    found = groups("muon", Toy(Toy.Config(), SPEC))
+    assert found["hidden.weight"] == found["act.weight"] == ("Muon", 0.5)
+    assert found["embed.weight"] == found["head.weight"] == found["conv.weight"] == ("AdamW", 0.5)
+    assert found["head.bias"] == found["act.bias"] == ("AdamW", 0.0)
+    assert {name for name, _ in groups("adamw", Toy(Toy.Config(), SPEC)).values()} == {"AdamW"}
+
+
+def test_frozen_weights_are_left_alone() -> None:
+    module = Toy(Toy.Config(), SPEC)
+    module.hidden.requires_grad_(False)
+    module.conv.requires_grad_(False)
+    for kind in ("adamw", "muon"):
+        assert not [n for n in groups(kind, module) if n.startswith(("hidden", "conv"))]
+
+
+def test_a_model_of_hidden_matrices_alone() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False))
+    module.adamw_only = ()  # type: ignore[assignment]
+    made = optimizers(module, "muon", 0.1, 0.0, (0.9, 0.95))  # type: ignore[arg-type]
+    assert [type(o).__name__ for o in made] == ["Muon"]
+
+
+def test_muon_updates_are_as_large_as_those_of_adamw() -> None:
+    sizes = {}
+    for kind in ("adamw", "muon"):
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(torch.nn.Linear(64, 64, bias=False))
+        module.adamw_only = ()  # type: ignore[assignment]
+        before = module[0].weight.detach().clone()
+        made = optimizers(module, kind, 1e-2, 0.0, (0.9, 0.95))  # type: ignore[arg-type]
+        module(torch.randn(256, 64)).square().sum().backward()
+        for o in made:
+            o.step()
+        sizes[kind] = (module[0].weight - before).square().mean().sqrt().item()
+    assert 0.1 < sizes["muon"] / sizes["adamw"] < 2
+
+
+@given(
+    st.integers(0, 3000),
+    st.floats(1e-6, 1),
+    st.integers(0, 100),
+    st.integers(101, 2000),
+    st.floats(0, 1),
+)
+def test_learning_rate_is_its_closed_form(step: int, peak: float, warmup: int, total: int, floor: float) -> None:
+    rate = learning_rate(step, peak=peak, warmup=warmup, total=total, floor=floor)
+    if step < warmup:
+        want = peak * (step + 1) / warmup
+    elif step >= total:
+        want = peak * floor
+    else:
+        half = math.cos(math.pi / 2 * (step - warmup) / (total - warmup)) ** 2  # cos^2 of half the angle
+        want = peak * (floor + (1 - floor) * half)
+    assert rate == pytest.approx(want, rel=1e-9, abs=1e-12)
+    assert 0 < rate <= peak * (1 + 1e-9) or floor == 0 or rate >= peak * floor * (1 - 1e-9)
+
+
+def test_learning_rate_at_its_corners() -> None:
+    rate = {s: learning_rate(s, peak=2.0, warmup=10, total=110, floor=0.1) for s in (0, 9, 10, 60, 110, 500)}
+    assert rate[0] == pytest.approx(0.2)
+    assert rate[9] == rate[10] == 2.0
+    assert rate[60] == pytest.approx(2.0 * 0.55)
+    assert rate[110] == rate[500] == pytest.approx(0.2)
+    assert learning_rate(0, peak=1.0, warmup=0, total=1, floor=0.0) == 1.0
+
+
+def test_the_average_is_the_recurrence() -> None:
+    torch.manual_seed(0)
+    module = Toy(Toy.Config(), SPEC)
+    average, want = MovingAverage(module, 0.7), {k: v.clone() for k, v in module.state_dict().items()}
+    for step in range(20):
+        with torch.no_grad():
+            for p in module.parameters():
+                p.add_(torch.randn_like(p))
+            module.norm.num_batches_tracked += 1
+        average.update(module, step)
+        decay = min(0.7, (1 + step) / (10 + step))
+        for k, v in module.state_dict().items():
+            want[k] = decay * want[k] + (1 - decay) * v if v.is_floating_point() else v.clone()
+    for k, v in average.weights.items():
+        assert torch.allclose(v, want[k], atol=1e-5), k
+    assert int(average.weights["norm.num_batches_tracked"]) == 20
+    assert average.weights["conv.weight"].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_an_average_goes_on_from_what_was_saved() -> None:
+    module = Toy(Toy.Config(), SPEC)
+    average = MovingAverage(module, 0.9)
+    saved = {k: (v + 1).contiguous() for k, v in average.weights.items()}
+    average.load(saved)
+    assert all(torch.equal(average.weights[k], v) for k, v in saved.items())
+    assert average.weights["conv.weight"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("clip", "after"), [(0.0, 5.0), (1.0, 1.0), (10.0, 5.0)])
+def test_gradients_are_scaled_down_to_the_clip(clip: float, after: float) -> None:
+    module = torch.nn.Linear(2, 1, bias=False)
+    module.weight.grad = torch.tensor([[3.0, 4.0]])
+    assert gradient_norm(module, clip).item() == pytest.approx(5.0)
+    assert module.weight.grad.norm().item() == pytest.approx(after, rel=1e-4)
