@@ -16,7 +16,9 @@ import torch
 def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
+    return (
+        f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
+    )
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -77,9 +77,16 @@ def main() -> None:
     here = str(Path(__file__))
     ours, full = (in_fresh_process(here, "--part", part, *options) for part in ("ours", "full"))
     report(
-        a.json, ours=ours["seconds"], baseline=full["seconds"], unit="seconds a training step",
-        memory_ours_gib=ours["bytes"] / 2**30, memory_baseline_gib=full["bytes"] / 2**30,
-        memory_ratio=full["bytes"] / ours["bytes"], loss_ours=ours["loss"], loss_baseline=full["loss"], dtype=a.dtype,
+        a.json,
+        ours=ours["seconds"],
+        baseline=full["seconds"],
+        unit="seconds a training step",
+        memory_ours_gib=ours["bytes"] / 2**30,
+        memory_baseline_gib=full["bytes"] / 2**30,
+        memory_ratio=full["bytes"] / ours["bytes"],
+        loss_ours=ours["loss"],
+        loss_baseline=full["loss"],
+        dtype=a.dtype,
     )
 
 

@@ -26,11 +26,15 @@ def record(args: list[str]) -> None:
 
     if not args or args[0] not in ("sim", "-h", "--help"):
         raise HwmError("say what to record; there is: hwm record sim --out DIR")
-    options = tyro.cli(RecordOptions, args=args[1:] if args[0] == "sim" else args, prog="hwm record sim", description=record_help)
+    options = tyro.cli(
+        RecordOptions, args=args[1:] if args[0] == "sim" else args, prog="hwm record sim", description=record_help
+    )
     from hwm.data.record import record_sim
 
     store = record_sim(options.out, options)
-    print(f"{store.path}: {len(store.episodes)} rooms, {store.steps:,} steps, {store.steps / store.header.fps / 60:.1f} minutes")
+    print(
+        f"{store.path}: {len(store.episodes)} rooms, {store.steps:,} steps, {store.steps / store.header.fps / 60:.1f} minutes"
+    )
 
 
 record_help = "Record the simulated humanoid (extra `sim`): random rooms, egocentric video, 25 actions a frame. Resumes after a kill."
@@ -71,8 +75,15 @@ def encode(args: list[str]) -> None:
     from hwm.loading import load_tokenizer
 
     store = run(
-        o.source, load_tokenizer(o.tokenizer), o.out, every=o.every, shard=o.shard, shards=o.shards,
-        keep_video=o.keep_video, half_actions=o.half_actions, statistics=Store(resolve_store(o.statistics)) if o.statistics else None,
+        o.source,
+        load_tokenizer(o.tokenizer),
+        o.out,
+        every=o.every,
+        shard=o.shard,
+        shards=o.shards,
+        keep_video=o.keep_video,
+        half_actions=o.half_actions,
+        statistics=Store(resolve_store(o.statistics)) if o.statistics else None,
     )
     print(f"{store.path}: {len(store.episodes)} episodes, {store.steps:,} steps of {store.header.latent_shape}")
 
@@ -113,7 +124,9 @@ def train(args: list[str]) -> None:
         """Begin from these weights (a shipped model, a folder or a run) instead of at random."""
 
     fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
-    o = tyro.cli(Options, args=args[1:], prog=f"hwm train {name}", default=Options(**fields), description=function.__doc__)
+    o = tyro.cli(
+        Options, args=args[1:], prog=f"hwm train {name}", default=Options(**fields), description=function.__doc__
+    )
     train_recipe(Recipe(**{name: getattr(o, name) for name in fields}), o.out, o.init)
 
 
@@ -121,22 +134,32 @@ def train_recipe(recipe: Any, run: Path, init: str | None = None) -> Any:
     """Train a recipe in a run folder; returns the trained module."""
     import torch
 
+    from hwm.data.clips import Clips
+    from hwm.train.samples import show_progress
     from hwm.train.trainer import Trainer, write_run
 
     data = recipe.data.open()
     held_out = recipe.data.open(validation=True) if recipe.data.val_stores else None
     if held_out and (held_out.spec.latent, held_out.spec.tokenizer) != (data.spec.latent, data.spec.tokenizer):
-        raise HwmError(f"training data is of tokenizer {data.spec.tokenizer!r}, held-out data of {held_out.spec.tokenizer!r}")
+        raise HwmError(
+            f"training data is of tokenizer {data.spec.tokenizer!r}, held-out data of {held_out.spec.tokenizer!r}"
+        )
     torch.manual_seed(recipe.train.seed)
     module = recipe.model.build(data.spec)
     if init:
-        from hwm.train.checkpoint import load_model
+        from hwm.loading import copy_weights
 
-        module.load_state_dict(load_model(init).state_dict())
+        copy_weights(init, module)
     count = sum(p.numel() for p in module.parameters())
     print(f"{module.name}: {count:,} parameters; {data.describe()}")
     write_run(run, recipe)
-    return Trainer(recipe.train, module, data, held_out, run).run()
+    clips = None
+    if recipe.tokenizer and held_out:
+        try:
+            clips = Clips(held_out.clips[0].store, module.config.past + 8, stride=recipe.data.stride)
+        except HwmError:
+            print("the held-out episodes are too short to show rollouts")
+    return Trainer(recipe.train, module, data, held_out, run, show_progress(clips, recipe.tokenizer)).run()
 
 
 def recipes(args: list[str]) -> None:
@@ -182,8 +205,8 @@ def count_parameters(name: str) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """Measure a model on held-out clips: without arguments the shipped model on the shipped held-out rooms.
+class RolloutOptions:
+    """Which model predicts which clips, and how.
 
     Attributes:
         model: a shipped model, a checkpoint folder or a run.
@@ -193,10 +216,9 @@ class EvaluateOptions:
         prompt: steps of context; by default all that the model looks back on.
         horizon: steps to predict.
         scenario: autoregressive (the model sees its own predictions) or temporally_teacher_forced.
+        sampler: changes to the model's sampler as NAME=VALUE, such as steps=4 temperature=0.9 pick=sample.
         batch_size: clips at once.
         seed: of action swaps and sampling.
-        json: print one JSON object instead of tables.
-        report: also write a self-contained HTML report here.
         threads: CPU threads; 0 leaves torch's choice.
     """
 
@@ -207,17 +229,29 @@ class EvaluateOptions:
     prompt: int | None = None
     horizon: int = 8
     scenario: tuple[Literal["autoregressive", "temporally_teacher_forced"], ...] = ("autoregressive",)
+    sampler: tuple[str, ...] = ()
     batch_size: int = 16
     seed: int = 0
+    threads: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(RolloutOptions):
+    """Measure a model on held-out clips: without arguments the shipped model on the shipped held-out rooms.
+
+    Attributes:
+        json: print one JSON object instead of tables.
+        report: also write a self-contained HTML report here.
+    """
+
     json: bool = False
     report: Path | None = None
-    threads: int = 0
 
 
 def evaluate(args: list[str]) -> None:
     """`hwm evaluate [--model M] [--store S] [--json] [--report FILE]`."""
     o = tyro.cli(EvaluateOptions, args=args, prog="hwm evaluate")
-    results = run_evaluation(o, "hwm evaluate " + " ".join(args))
+    results = run_evaluation(o, "hwm evaluate " + " ".join(args), progress=not o.json)
     if o.json:
         print(json.dumps(results.json(), indent=1))
     else:
@@ -231,14 +265,16 @@ def evaluate(args: list[str]) -> None:
         print(f"report: {o.report}")
 
 
-def run_evaluation(o: EvaluateOptions, command: str, examples: int = 4, progress: bool = True) -> Any:
+def run_evaluation(o: RolloutOptions, command: str, examples: int = 4, progress: bool = True) -> Any:
     """Load what the options name, and evaluate."""
     import torch
 
     from hwm.assets import resolve_store
+    from hwm.config import parse_changes, replace
     from hwm.data.clips import Clips
     from hwm.data.store import Store
     from hwm.evaluate.evaluate import evaluate as run
+    from hwm.evaluate.swaps import SWAPS
     from hwm.loading import load, load_tokenizer
 
     if o.threads:
@@ -248,16 +284,16 @@ def run_evaluation(o: EvaluateOptions, command: str, examples: int = 4, progress
     model = load(o.model, device)
     tokenizer = load_tokenizer(o.tokenizer or store.header.tokenizer, device)
     prompt = o.prompt or model.config.past
-    clips = Clips(store, prompt + o.horizon)
     return run(
-        model, tokenizer, clips, clips_count=o.clips, prompt=prompt, horizon=o.horizon, scenarios=o.scenario,
-        batch_size=o.batch_size, seed=o.seed, command=command, progress=progress and not o.json,
-        examples=examples,
-    )
+        model, tokenizer, Clips(store, prompt + o.horizon), clips_count=o.clips, prompt=prompt, horizon=o.horizon,
+        scenarios=o.scenario, swaps=tuple(SWAPS) if o.clips > 1 else (), batch_size=o.batch_size, seed=o.seed,
+        sampler=replace(model.config.sampler, parse_changes(model.config.sampler, o.sampler)), command=command,
+        progress=progress, examples=examples,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions(EvaluateOptions):
+class GenerateOptions(RolloutOptions):
     """Write videos of rollouts beside the truth, and a contact sheet.
 
     Attributes:

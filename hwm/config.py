@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import json
 import os
 import types
 import typing
@@ -63,6 +64,10 @@ class Trainable(nn.Module):
         """Scalar training loss, and detached scalars worth logging."""
         raise NotImplementedError
 
+    def units(self) -> Iterable[nn.Module]:
+        """The large repeated parts, in order: what activation checkpointing recomputes and sharding splits by."""
+        return ()
+
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The trainer calls the module itself, so that wrappers' hooks (DDP, FSDP2) run."""
         return self.loss(batch)
@@ -98,6 +103,28 @@ def replace(value: Any, changes: Mapping[str, Any]) -> Any:
         for k, v in changes.items()
     }
     return dataclasses.replace(value, **new)
+
+
+def parse_changes(value: Any, words: Iterable[str]) -> dict[str, Any]:
+    """`NAME=VALUE` words as changes of a dataclass's fields, each value of its field's type.
+
+    Raises:
+        HwmError: a word without "=", an unknown field, or a value of another type.
+    """
+    hints = typing.get_type_hints(type(value))
+    changes = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise HwmError(f"write {word!r} as NAME=VALUE")
+        if name not in hints:
+            raise unknown(f"field of {type(value).__qualname__}", name, hints)
+        try:
+            plain = json.loads(text)
+        except json.JSONDecodeError:
+            plain = text
+        changes[name] = _decode(hints[name], plain, name)
+    return changes
 
 
 def to_json(value: Any) -> Any:

@@ -49,7 +49,7 @@ def demo(o: DemoOptions) -> Path:
     from hwm.evaluate.show import contact_sheet, save_examples, save_png
     from hwm.loading import load, load_tokenizer
     from hwm.recipes import find_recipe
-    from hwm.train.loggers import read_log
+    from hwm.train.samples import curve
 
     began = time.monotonic()
     console = Console()
@@ -74,22 +74,26 @@ def demo(o: DemoOptions) -> Path:
         shift, expansion = motion.mean((0, 1))
         console.print(f"  {command:<14} the picture shifts {shift:+.2f} pixels a step, expands {expansion:+.2f}")
 
-    curve = []
+    points = []
     if o.train:
         console.rule("3. a toy model, trained from nothing")
         run = o.out / "toy"
         train_recipe(find_recipe("masked_hwm_toy")(), run)
-        rows: dict[int, dict[str, float]] = {}
-        for line in read_log(run):
-            rows.setdefault(int(line["step"]), {}).update(line)
-        curve = [(step, row["loss"], row.get("val_loss")) for step, row in sorted(rows.items()) if "loss" in row]
-        console.print(f"  loss {curve[0][1]:.2f} -> {curve[-1][1]:.2f} nats a token in {curve[-1][0]} updates")
+        points = curve(run)
+        console.print(f"  loss {points[0][1]:.2f} -> {points[-1][1]:.2f} nats a token in {points[-1][0]} updates")
 
     notes = ["The training curve is that of the toy model trained during this demo, not of the model evaluated here."]
     report = write_report(
-        o.out / "report.html", results, title="A humanoid's world, predicted", obedience=obedience, training=curve,
-        notes=notes if curve else [], data="120 minutes of simulated rooms; the rooms shown here are not among them",
+        o.out / "report.html",
+        results,
+        title="A humanoid's world, predicted",
+        obedience=obedience,
+        training=points,
+        notes=notes if points else [],
+        data="120 minutes of simulated rooms; the rooms shown here are not among them",
     )
     console.rule("done")
-    console.print(f"{time.monotonic() - began:.0f} s. Open {report} in a browser; videos: {videos[0].parent}/clip_*.mp4")
+    console.print(
+        f"{time.monotonic() - began:.0f} s. Open {report} in a browser; videos: {videos[0].parent}/clip_*.mp4"
+    )
     return report

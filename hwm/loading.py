@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from hwm.assets import ROOT
-from hwm.config import unknown
+from hwm.config import Trainable, unknown
 from hwm.models.base import WorldModel
 from hwm.tokenizers.base import Pixels, Tokenizer
 from hwm.train.checkpoint import load_model
@@ -42,15 +42,32 @@ def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu"
         raise HwmError(f"{name} is a checkpoint of a {module.name!r}, not of a tokenizer")
     module.id = f"{base}@{weights_fingerprint(module)}"
     if fingerprint and module.id != text:
-        raise HwmError(f"{text} is wanted, but the weights at {folder} are {module.id}: latents of one mean nothing to the other")
+        raise HwmError(
+            f"{text} is wanted, but the weights at {folder} are {module.id}: latents of one mean nothing to the other"
+        )
     return module
+
+
+def copy_weights(name: str | Path, module: Trainable) -> None:
+    """Give a module the weights of a shipped model or tokenizer, a folder or a run.
+
+    Raises:
+        HwmError: there is nothing of that name, or its weights are of another size.
+    """
+    source = load_model(_find("model", name, MODELS | TOKENIZERS))
+    try:
+        module.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        raise HwmError(f"the weights of {name} ({source.name!r}) do not fit this {module.name!r}: {error}") from error
 
 
 def weights_fingerprint(module: torch.nn.Module) -> str:
     """Eight hex digits that tell apart weights, at the half precision in which they may be stored."""
     value = 0
     for key, tensor in sorted(module.state_dict().items()):
-        value = zlib.crc32(tensor.detach().cpu().to(torch.float16).contiguous().numpy().tobytes(), zlib.crc32(key.encode(), value))
+        value = zlib.crc32(
+            tensor.detach().cpu().to(torch.float16).contiguous().numpy().tobytes(), zlib.crc32(key.encode(), value)
+        )
     return f"{value:08x}"
 
 

@@ -32,6 +32,7 @@ from hwm.assets import STORES
 from hwm.config import REGISTRY
 from hwm.data.mixture import DataConfig
 from hwm.data.record import SimRecording
+from hwm.data.store import Store
 from hwm.evaluate import evaluate, results
 from hwm.objectives.maskgit import MaskGITSampler
 from hwm.recipes import RECIPES
@@ -254,6 +255,23 @@ def test_pages_name_every_option_figure_and_action() -> None:
         )
     listed = re.findall(r"^\| (\d+) \| `([A-Z_]+)` \|", data, flags=re.MULTILINE)
     assert listed == [(str(i), action) for i, action in enumerate(ACTIONS_1X)]
+
+
+def test_data_page_describes_the_embedded_set() -> None:
+    if missing := absent("mini mini_heldout"):
+        pytest.skip(f"needs {', '.join(missing)}")
+    data = (ROOT / "docs" / "data.md").read_text()
+    mini, held_out = (Store(STORES[n]) for n in ("mini", "mini_heldout"))
+    for row in (
+        f"| steps, minutes | {mini.steps:,}, {minutes(mini):g} | {held_out.steps:,}, {minutes(held_out):g} |",
+        f"| rooms, seeds | {len(mini.episodes)}, from 0 | {len(held_out.episodes)}, from 1,000,000 |",
+        f"| camera video | {'yes' if mini.has_video else 'no'} | {'yes' if held_out.has_video else 'no'} |",
+    ):
+        assert row in data, row
+
+
+def minutes(store: Store) -> float:
+    return round(store.steps / store.header.fps / 60, 1)
 
 
 def test_recipe_options_exist() -> None:

@@ -14,7 +14,9 @@ from torch import Tensor
 from hwm.types import HwmError
 
 
-def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float, crf: int = 20, preset: str = "veryfast") -> int:
+def write_video(
+    path: str | Path, frames: Iterable[np.ndarray], fps: float, crf: int = 20, preset: str = "veryfast"
+) -> int:
     """Write uint8 (H, W, 3) frames as H.264 in 4:2:0; returns how many. H and W must be even.
 
     Args:

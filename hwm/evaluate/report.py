@@ -71,21 +71,25 @@ def write_report(
         _section("Watch", _watch_words(results), f'<div class="pair">{"".join(watch)}</div>') if watch else "",
         _baselines(results),
         _section("Does it listen to its actions?", _swap_words(results), _delta_charts(results), commands),
-        _training(training),
+        training_section(training),
         _section("All figures", *(_figures(results, s, m) for s in results.figures for m in _subsets(results))),
         _section("What was evaluated", _about(results, data)),
         _section("To be fair", _list([*cautions(results), *notes], "notes")),
     ]
+    write_atomically(path, html_page(f"{title}: evaluation", sections).encode())
+    return path
+
+
+def html_page(title: str, sections: Sequence[str]) -> str:
+    """Sections as one page in the report's style."""
     style = Path(__file__).with_name("report.css").read_text()
-    page = (
+    return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}: evaluation</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(s for s in sections if s)
         + "\n</main>\n</body>\n</html>\n"
     )
-    write_atomically(path, page.encode())
-    return path
 
 
 # ---------------------------------------------------------------------------------------------- sections
@@ -249,7 +253,8 @@ def _commands(obedience: Obedience, scratch: Path) -> str:
     )
 
 
-def _training(training: Sequence[tuple[int, float, float | None]]) -> str:
+def training_section(training: Sequence[tuple[int, float, float | None]]) -> str:
+    """Curves of the training and the held-out loss, as HTML; nothing where there are no points."""
     if not training:
         return ""
     steps = [t[0] for t in training]

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hwm.config import Config, Trainable
+from hwm.config import Config as AnyConfig
+from hwm.config import Trainable
 from hwm.types import Batch, HwmError, Prediction
 
 
@@ -17,7 +18,7 @@ class WorldModel(Trainable):
     """Predicts latent steps from the steps before them and the actions that lead to them."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Config):
+    class Config(AnyConfig):
         """
         Attributes:
             past: most latent steps the model looks back on when it predicts.

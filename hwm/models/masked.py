@@ -6,6 +6,7 @@ Shape suffixes: B batch, T latent step, P past step, H missing (target) step, S 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,7 +57,9 @@ class MaskedModel(WorldModel):
         factorized: bool = False
         sampler: MaskGITSampler = field(default_factory=MaskGITSampler)
 
+    blocks: nn.ModuleList
     parallel = False
+    adamw_only = ("embed", "head")
     group = 1  # latent steps that make up one step of the model
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
@@ -75,6 +78,9 @@ class MaskedModel(WorldModel):
     def make_head(self) -> Any:
         c = self.config
         return DigitHead(self.spec.latent.levels, c.dim) if c.factorized else TokenHead(self.vocab, c.dim)
+
+    def units(self) -> Iterable[nn.Module]:
+        return self.blocks
 
     @abstractmethod
     def observe(self, ids_BPS: Tensor, actions_BTKA: Tensor, embodiment: str, missing: int, cache: Any = None) -> Any:

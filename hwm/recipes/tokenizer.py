@@ -16,7 +16,15 @@ def tiny_tokenizer() -> Recipe:
         model=TinyTokenizer.Config(),
         data=DataConfig(stores=("data/pixels",), val_stores=("data/pixels_heldout",), steps=1, expects=pixels()),
         train=TrainConfig(
-            steps=8000, batch_size=16, lr=1.5e-3, floor=0.01, warmup=200, ema=0.999, dtype="bfloat16",
-            val_every=500, val_batches=16, save_every=500,
+            steps=8000,
+            batch_size=16,
+            lr=1.5e-3,
+            floor=0.01,
+            warmup=200,
+            ema=0.999,
+            dtype="bfloat16",
+            val_every=500,
+            val_batches=16,
+            save_every=500,
         ),
     )

@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint as checkpoint_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from hwm.config import Trainable, to_json
@@ -47,6 +49,8 @@ class TrainConfig:
         ema: decay of the moving average of the weights that is saved and validated; 0 keeps none.
         dtype: arithmetic of the forward pass; weights and optimizer stay float32.
         compile: torch.compile the model.
+        checkpoint_activations: keep only the inputs of each block and compute the rest again in the backward pass:
+            about a third more time for a fraction of the memory.
         seed: of data order, masks and initial weights.
         val_every, val_batches: validation on fixed held-out clips and fixed masks, in updates and batches.
         save_every, keep: checkpoints, in updates and how many of them; keep = 0 keeps all.
@@ -70,6 +74,7 @@ class TrainConfig:
     ema: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    checkpoint_activations: bool = False
     seed: int = 0
     val_every: int = 250
     val_batches: int = 8
@@ -129,6 +134,8 @@ class Trainer:
         fused = self.world.device.type == "cuda"
         self.optimizers = optimizers(self.module, config.optimizer, config.lr, config.weight_decay, config.betas, fused)
         self.average = MovingAverage(self.module, config.ema) if config.ema else None
+        if config.checkpoint_activations:
+            recompute(self.module)
         self.step = 0
         self._resume()
         wrapped: nn.Module = torch.compile(self.module) if config.compile else self.module  # type: ignore[assignment]
@@ -347,6 +354,12 @@ class _Interrupts:
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+
+def recompute(module: Trainable) -> None:
+    """Let the module's units forget their activations and compute them again for the backward pass."""
+    for unit in module.units():
+        unit.forward = partial(checkpoint_call, unit.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
 def write_run(run: Path, recipe: Any) -> None:

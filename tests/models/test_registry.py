@@ -1,11 +1,17 @@
 """What every registered world model must do: a new family is tested by being imported in `hwm.models`."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 import hwm.models  # noqa: F401  registers the families
 from hwm.config import REGISTRY, config_from_json, to_json
 from hwm.models.base import WorldModel
+from hwm.train.checkpoint import load_model, save_model
+from hwm.train.trainer import TrainConfig, Trainer, recompute
 from hwm.types import Batch, HwmError
 from tests.models.toys import toy_batch, toy_spec
 
@@ -111,3 +117,75 @@ def test_prediction_leaves_the_batch_and_the_model_as_they_were(name):
     assert torch.equal(batch.latents, latents)
     assert torch.equal(batch.actions, actions)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_two_processes_under_fsdp2_give_the_loss_of_one():
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.models.sharded"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=300, cwd=root, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in FAMILIES:
+        assert f"{name}: sharded like whole" in done.stdout
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_recomputing_activations_changes_nothing(name):
+    model = build(name)
+    assert list(model.units()), "a family names its repeated parts, or it cannot be sharded"
+    gradients = []
+    for again in (False, True):
+        if again:
+            recompute(model)
+        model.zero_grad()
+        torch.manual_seed(0)
+        model(clip(model))[0].backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_checkpoint_gives_the_same_predictions(name, tmp_path):
+    model = build(name).eval()
+    save_model(tmp_path, model)
+    again = load_model(tmp_path)
+    pairs = [m.rollout(window(m), generator=torch.Generator().manual_seed(0)).latents for m in (model, again)]
+    assert torch.equal(*pairs)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_resumed_run_of_every_family_is_the_uninterrupted_one(name, tmp_path):
+    def train(run, steps):
+        torch.manual_seed(0)
+        model = build(name)
+        data = OneClip(clip(model), model.spec)
+        config = TrainConfig(
+            steps=4, batch_size=2, warmup=1, lr=1e-3, ema=0.9, log_every=1, save_every=steps, threads=1
+        )
+        trainer = Trainer(config, model, data, None, tmp_path / run)
+        while trainer.step < steps:
+            trainer.update(batches := trainer._batches())
+            del batches
+            trainer.step += 1
+        trainer.save()
+        return trainer
+
+    whole = train("whole", 4)
+    train("parts", 2)
+    parts = train("parts", 4)
+    for (key, a), b in zip(whole.module.state_dict().items(), parts.module.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+
+
+class OneClip:
+    """A mixture that draws the same clip for ever."""
+
+    workers = 0
+
+    def __init__(self, batch, spec):
+        self.only, self.spec = batch, spec
+
+    def batch(self, seed, step, size, rank=0, world=1):
+        return self.only

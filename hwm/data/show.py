@@ -1,0 +1,307 @@
+"""What is in a store: tables for a terminal, a contact sheet, and a page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Group
+from rich.table import Table
+
+from hwm.data.files import write_atomically
+from hwm.data.store import Episode, Store
+from hwm.data.video import read_video, to_uint8
+from hwm.evaluate import show
+from hwm.evaluate.font import HEIGHT, draw_text, text_width
+from hwm.tokenizers.base import Tokenizer
+from hwm.types import HwmError
+
+STYLE = """
+.strip { display: block; width: 100%; height: auto; border-radius: 6px; }
+.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 8px 14px; margin-top: 10px; }
+.curves figure { margin: 0; font-size: .8rem; color: var(--quiet); overflow-wrap: anywhere; }
+.curves svg { display: block; width: 100%; height: 38px; }
+.curves polyline { fill: none; stroke: var(--model); stroke-width: 1.2; vector-effect: non-scaling-stroke; }
+.card { margin: 14px 0; } .scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: 3px 12px 3px 0; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; }
+tr.constant { color: var(--quiet); }
+"""
+CURVE_POINTS = 150
+
+
+@dataclass(frozen=True)
+class Column:
+    """One action dimension over all steps and slots of a store, in the units of the robot.
+
+    Attributes:
+        low, mean, high, std: over this store.
+        used_mean, used_std: recorded in the store for models to normalise by; in a held-out one the training set's.
+    """
+
+    name: str
+    low: float
+    mean: float
+    high: float
+    std: float
+    used_mean: float
+    used_std: float
+
+    @property
+    def constant(self) -> bool:
+        return self.low == self.high
+
+
+def columns_of(store: Store) -> list[Column]:
+    """Statistics of each action dimension, in bounded memory."""
+    names, (used_mean, used_std) = store.header.action_names, store.statistics
+    flat = store.actions.reshape(-1, len(names))
+    low, high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
+    total, square = np.zeros(len(names)), np.zeros(len(names))
+    origin = flat[0].astype(np.float64)  # as in `moments`: sums of squares about a value near the mean do not cancel
+    for i in range(0, len(flat), 1 << 16):
+        part = flat[i : i + (1 << 16)].astype(np.float64)
+        low, high = np.minimum(low, part.min(0)), np.maximum(high, part.max(0))
+        total += (part - origin).sum(0)
+        square += ((part - origin) ** 2).sum(0)
+    mean = total / len(flat)
+    std = np.sqrt(np.maximum(square / len(flat) - mean**2, 0))
+    values = zip(low, mean + origin, high, std, used_mean, used_std, strict=True)
+    return [Column(name, *map(float, row)) for name, row in zip(names, values, strict=True)]
+
+
+def facts(store: Store) -> dict[str, str]:
+    """What there is to say about a store as a whole, in the order in which it is said."""
+    h, latent = store.header, store.header.latent
+    lengths = sorted(e.steps for e in store.episodes)
+    size = sum(f.stat().st_size for f in store.path.rglob("*") if f.is_file())
+    lines = {
+        "episodes": f"{len(lengths):,}, of {lengths[0]:,} to {lengths[-1]:,} steps, half of them of at least "
+        f"{lengths[len(lengths) // 2]:,}",
+        "steps": f"{store.steps:,} at {h.fps:g} a second: {store.steps / h.fps / 60:.1f} minutes",
+        "embodiment": h.embodiment,
+        "actions": f"{h.actions_per_step} a step, of {len(h.action_names)} dimensions, {h.action_dtype}",
+    }
+    if latent is None:
+        lines["latents"] = "none yet: hwm encode makes them"
+    else:
+        grid = f"{latent.grid[0]} x {latent.grid[1]}"
+        what = f"ids of {latent.vocab:,}" if latent.vocab else f"values in {latent.channels} channels"
+        if latent.levels:
+            what += f" (digits of {', '.join(map(str, latent.levels))})"
+        lines["latents"] = f"{grid} {what}, {h.dtype}, {latent.stride} frames a step after the first"
+        if latent.vocab and store.latents is not None:
+            lines["ids in use"] = f"{ids_in_use(store):,}"
+        lines["tokenizer"] = h.tokenizer or "not recorded"
+    lines["video"] = "yes" if store.has_video else "no"
+    lines["size"] = f"{size / 2**20:,.1f} MiB"
+    if h.source:
+        lines["source"] = h.source
+    return lines
+
+
+def ids_in_use(store: Store) -> int:
+    """How many different token ids occur in a store of discrete latents."""
+    assert store.latents is not None
+    assert store.header.latent is not None
+    seen = np.zeros(store.header.latent.vocab or 0, bool)
+    for i in range(0, store.steps, 4096):
+        seen[np.asarray(store.latents[i : i + 4096])] = True
+    return int(seen.sum())
+
+
+def describe(store: Store) -> Group:
+    """Tables for a terminal: the store as a whole, and the statistics of each action dimension."""
+    whole = Table("store", str(store.path), box=None, pad_edge=False)
+    for name, value in facts(store).items():
+        whole.add_row(name, value)
+    columns = columns_of(store)
+    actions = Table(*_headings(columns), box=None, pad_edge=False)
+    for column in actions.columns[1:]:
+        column.justify = "right"
+    for c in columns:
+        actions.add_row(*_cells(c, columns), style="dim" if c.constant else None)
+    return Group(whole, "", actions)
+
+
+def _foreign(columns: Iterable[Column]) -> bool:
+    """Whether the statistics in use are another store's."""
+    return any(not np.allclose((c.mean, c.std), (c.used_mean, c.used_std), rtol=1e-4, atol=1e-6) for c in columns)
+
+
+def _headings(columns: list[Column]) -> list[str]:
+    return ["action", "min", "mean", "max", "std", *(["mean in use", "std in use"] if _foreign(columns) else []), ""]
+
+
+def _cells(c: Column, columns: list[Column]) -> list[str]:
+    values = [c.low, c.mean, c.high, c.std, *([c.used_mean, c.used_std] if _foreign(columns) else [])]
+    return [c.name, *(f"{v:.4g}" for v in values), "constant" if c.constant else ""]
+
+
+def pictures(store: Store, episode: Episode, steps: list[int], tokenizer: Tokenizer | None = None) -> np.ndarray:
+    """What the camera saw at some steps of an episode, uint8 (len(steps), H, W, 3); without video, decoded latents.
+
+    Raises:
+        HwmError: there is neither video nor a tokenizer, or the video is too short.
+    """
+    if store.has_video:
+        every = int(episode.info.get("frames_per_step", 1))
+        wanted = {s * every for s in steps}
+        film = enumerate(read_video(store.video(episode), stop=max(wanted) + 1))
+        found = {i: frame for i, frame in film if i in wanted}
+        if len(found) < len(wanted):
+            raise HwmError(f"{store.video(episode)} ends before step {max(steps)} of its episode")
+        return np.stack([found[s * every] for s in steps])
+    if tokenizer is None or store.latents is None:
+        raise HwmError(
+            f"{store.path} has no video: give the tokenizer whose latents it holds ({store.header.tokenizer})"
+        )
+    rows = np.asarray(store.latents[episode.start : episode.stop])
+    if tokenizer.latent.stride == 1:  # each step by itself
+        rows, shown = rows[steps], range(len(steps))
+    else:
+        shown = [tokenizer.latent.frames(s + 1) - 1 for s in steps]  # type: ignore[assignment]
+    continuous = store.header.latent is not None and store.header.latent.channels is not None
+    latents = torch.from_numpy(rows.astype(np.float32 if continuous else np.int64))
+    if continuous and store.header.dtype == "uint8":
+        latents /= 255
+    return to_uint8(tokenizer.decode(latents[None])[0])[list(shown)]
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers 0..count-1, evenly from the first to the last."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+
+
+def shrink(picture: np.ndarray, wide: int) -> np.ndarray:
+    """(..., H, W, 3) averaged over whole blocks until it is not much wider than `wide`."""
+    factor = max(1, picture.shape[-2] // wide)
+    height, width = (n // factor for n in picture.shape[-3:-1])
+    cut = picture[..., : height * factor, : width * factor, :].astype(np.float32)
+    blocks = cut.reshape(*picture.shape[:-3], height, factor, width, factor, 3)
+    return np.asarray(blocks.mean((-4, -2)).round(), np.uint8)
+
+
+def strip(
+    store: Store, episode: Episode, columns: int, tokenizer: Tokenizer | None = None, wide: int = 128
+) -> np.ndarray:
+    """Pictures of an episode side by side with their times, uint8 (height, width, 3)."""
+    steps = spread(episode.steps, columns)
+    frames = shrink(pictures(store, episode, steps, tokenizer), wide)
+    frames = show.enlarge(frames, show.enlargement(frames, wide))
+    count, high, width, _ = frames.shape
+    made = np.empty((high + HEIGHT + 4, count * (width + show.GAP) - show.GAP, 3), np.uint8)
+    made[:] = show.PAPER
+    for i, (step, frame) in enumerate(zip(steps, frames, strict=True)):
+        x = i * (width + show.GAP)
+        made[:high, x : x + width] = frame
+        draw_text(made, f"{step / store.header.fps:.1f} s", x, high + 4, show.DIM)
+    return made
+
+
+def contact_sheet(
+    store: Store, out_png: str | Path, tokenizer: Tokenizer | None = None, rows: int = 6, columns: int = 8
+) -> Path:
+    """Write a PNG of episodes x moments, both spread evenly over the store.
+
+    Args:
+        tokenizer: decodes the latents of a store without video.
+        rows, columns: most episodes, and moments of each.
+
+    Raises:
+        HwmError: there is neither video nor a tokenizer.
+    """
+    if rows < 1 or columns < 1:
+        raise HwmError(f"a contact sheet of {rows} rows and {columns} columns shows nothing")
+    parts: list[np.ndarray] = []
+    for i in spread(len(store.episodes), rows):
+        episode = store.episodes[i]
+        row = strip(store, episode, columns, tokenizer)
+        title = f"{episode.id}, {episode.steps:,} steps"
+        head = np.empty((HEIGHT + 8, max(row.shape[1], text_width(title)), 3), np.uint8)
+        head[:] = show.PAPER
+        draw_text(head, title, 0, 4, show.INK)
+        parts += [head, row]
+    border, width = 10, max(p.shape[1] for p in parts)
+    sheet = np.empty((sum(len(p) for p in parts) + 2 * border, width + 2 * border, 3), np.uint8)
+    sheet[:] = show.PAPER
+    top = border
+    for part in parts:
+        sheet[top : top + len(part), border : border + part.shape[1]] = part
+        top += len(part)
+    return show.save_png(out_png, sheet)
+
+
+def view_html(
+    store: Store, out_html: str | Path, tokenizer: Tokenizer | None = None, episodes: int = 12, columns: int = 8
+) -> Path:
+    """Write a page that needs no other file: facts, action statistics, and for some episodes pictures and actions.
+
+    Args:
+        tokenizer: decodes the latents of a store without video.
+        episodes, columns: most episodes, spread evenly over the store, and moments of each.
+
+    Raises:
+        HwmError: there is neither video nor a tokenizer.
+    """
+    statistics = columns_of(store)
+    chosen = [store.episodes[i] for i in spread(len(store.episodes), episodes)]
+    rows = "".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in facts(store).items())
+    heads = "".join(f"<th>{escape(name)}</th>" for name in _headings(statistics))
+    body = "".join(
+        f"<tr{' class=constant' if c.constant else ''}>"
+        + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(c, statistics))
+        + "</tr>"
+        for c in statistics
+    )
+    shown = "".join(_card(store, e, statistics, columns, tokenizer) for e in chosen)
+    of_all = "all" if len(chosen) == len(store.episodes) else f"{len(chosen)} of {len(store.episodes):,}"
+    title = escape(store.path.name)
+    style = Path(show.__file__).with_name("report.css").read_text() + STYLE
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
+        f"<style>{style}</style></head><body><main><h1>{title}</h1>"
+        f'<div class="scroll"><table>{rows}</table></div>'
+        f'<h2>Actions</h2><div class="scroll"><table><tr>{heads}</tr>{body}</table></div>'
+        f"<h2>Episodes ({of_all})</h2>{shown}</main></body></html>\n"
+    )
+    path = Path(out_html)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, page.encode())
+    return path
+
+
+def _card(store: Store, episode: Episode, columns: list[Column], moments: int, tokenizer: Tokenizer | None) -> str:
+    """An episode: its pictures, and a curve of each action that is not constant in the store."""
+    picture = base64.b64encode(show.png(strip(store, episode, moments, tokenizer, wide=96))).decode()
+    actions = np.asarray(store.actions[episode.start : episode.stop], np.float64).reshape(-1, len(columns))
+    curves = "".join(
+        f"<figure>{curve(actions[:, i], c.low, c.high)}{escape(c.name)}</figure>"
+        for i, c in enumerate(columns)
+        if not c.constant
+    )
+    seconds = episode.steps / store.header.fps
+    name = escape(episode.id)
+    return (
+        f'<div class="card"><h3>{name}: {episode.steps:,} steps, {seconds:.1f} s</h3>'
+        f'<img class="strip" alt="{name} from beginning to end" src="data:image/png;base64,{picture}">'
+        f'<div class="curves">{curves}</div></div>'
+    )
+
+
+def curve(values: np.ndarray, low: float, high: float) -> str:
+    """Values (N,) as a small SVG line; low and high are its lower and upper edge."""
+    values = values[spread(len(values), CURVE_POINTS)]
+    x = np.linspace(0, 100, len(values)) if len(values) > 1 else np.array([50.0])
+    y = 39 - (values - low) / max(high - low, 1e-12) * 38
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+    label = f"from {values.min():.3g} to {values.max():.3g}"
+    box = 'viewBox="0 0 100 40" preserveAspectRatio="none"'
+    return f'<svg {box} role="img" aria-label="{label}"><polyline points="{points}"/></svg>'

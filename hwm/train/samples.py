@@ -1,0 +1,54 @@
+"""What a run shows of itself while it trains: loss curves, and rollouts beside the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hwm.data.clips import Clips
+from hwm.data.store import write_atomically
+from hwm.train.loggers import read_log
+
+
+def curve(run: str | Path) -> list[tuple[int, float, float | None]]:
+    """(update, training loss, held-out loss where it was measured) of a run, in order."""
+    rows: dict[int, dict[str, float]] = {}
+    for line in read_log(run):
+        rows.setdefault(int(line["step"]), {}).update(line)
+    return [(step, row["loss"], row.get("val_loss")) for step, row in sorted(rows.items()) if "loss" in row]
+
+
+def draw_curves(run: Path) -> None:
+    """Write `curves.html` from the run's log."""
+    from hwm.evaluate.report import html_page, training_section
+
+    page = html_page(f"{run.name}: training", [training_section(curve(run))])
+    write_atomically(run / "curves.html", page.encode())
+
+
+def show_progress(clips: Clips | None, tokenizer_name: str) -> Callable[[int, Any, Path], None]:
+    """A callback for `Trainer`: curves always, and a contact sheet of rollouts of held-out clips where there are any.
+
+    Args:
+        clips: held-out windows; None draws curves alone.
+        tokenizer_name: whose latents they are.
+    """
+
+    def show(step: int, model: Any, run: Path) -> None:
+        draw_curves(run)
+        if clips is None:
+            return
+        from hwm.evaluate.evaluate import evaluate
+        from hwm.evaluate.show import contact_sheet, save_png
+        from hwm.loading import load_tokenizer
+
+        prompt = model.config.past
+        results = evaluate(
+            model, load_tokenizer(tokenizer_name), clips, clips_count=4, prompt=prompt, horizon=clips.length - prompt,
+            swaps=("jump_free",), progress=False,
+        )  # fmt: skip
+        (run / "samples").mkdir(exist_ok=True)
+        save_png(run / "samples" / f"step_{step:08d}.png", contact_sheet(results))
+
+    return show

@@ -1,0 +1,59 @@
+"""Run by two processes: every registered world model under FSDP2 against the same model whole.
+
+python -m torch.distributed.run --standalone --nproc_per_node 2 -m tests.models.sharded
+"""
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from hwm.types import Batch
+from tests.models.test_registry import FAMILIES, build, clip
+
+
+def losses(model, parameters, part: Batch, whole: bool) -> list[float]:
+    """Losses of three updates, averaged over the processes; a whole model averages its gradients by hand."""
+    optimizer, out = torch.optim.SGD(parameters, lr=0.05), []
+    for step in range(3):
+        torch.manual_seed(100 * step + dist.get_rank())  # the masks of this process
+        loss, _ = model(part)
+        optimizer.zero_grad()
+        loss.backward()
+        if whole:
+            for p in model.parameters():
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)
+                dist.all_reduce(p.grad)
+                p.grad /= dist.get_world_size()
+        optimizer.step()
+        mean = loss.detach().clone()
+        dist.all_reduce(mean)
+        out.append(float(mean) / dist.get_world_size())
+    return out
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for name in FAMILIES:
+        torch.manual_seed(0)
+        plain, sharded = build(name), build(name)
+        sharded.load_state_dict(plain.state_dict())
+        for unit in sharded.units():
+            fully_shard(unit, mesh=mesh)
+        fully_shard(sharded, mesh=mesh)
+        batch, rank = clip(plain), dist.get_rank()
+        part = Batch(batch.latents[rank : rank + 1], batch.actions[rank : rank + 1], batch.embodiment)
+        one, two = losses(plain, plain.parameters(), part, True), losses(sharded, sharded.parameters(), part, False)
+        assert one[0] != one[2], "the weights must move for this to say anything"
+        difference = max(abs(a - b) for a, b in zip(one, two, strict=True))
+        assert difference < 1e-5, (name, one, two)
+        if rank == 0:
+            print(f"{name}: sharded like whole, {len(list(sharded.units()))} units, difference {difference:.1e}")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
