@@ -32,12 +32,14 @@ def record(args: list[str]) -> None:
     from hwm.data.record import record_sim
 
     store = record_sim(options.out, options)
-    print(
-        f"{store.path}: {len(store.episodes)} rooms, {store.steps:,} steps, {store.steps / store.header.fps / 60:.1f} minutes"
-    )
+    minutes = store.steps / store.header.fps / 60
+    print(f"{store.path}: {len(store.episodes)} rooms, {store.steps:,} steps, {minutes:.1f} minutes")
 
 
-record_help = "Record the simulated humanoid (extra `sim`): random rooms, egocentric video, 25 actions a frame. Resumes after a kill."
+record_help = (
+    "Record the simulated humanoid (extra `sim`): random rooms, egocentric video, 25 actions a frame. "
+    "The same command goes on after a kill."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +137,7 @@ def train_recipe(recipe: Any, run: Path, init: str | None = None) -> Any:
     import torch
 
     from hwm.data.clips import Clips
+    from hwm.loading import load_tokenizer
     from hwm.train.samples import show_progress
     from hwm.train.trainer import Trainer, write_run
 
@@ -153,13 +156,14 @@ def train_recipe(recipe: Any, run: Path, init: str | None = None) -> Any:
     count = sum(p.numel() for p in module.parameters())
     print(f"{module.name}: {count:,} parameters; {data.describe()}")
     write_run(run, recipe)
-    clips = None
+    rollouts = None
     if recipe.tokenizer and held_out:
         try:
-            clips = Clips(held_out.clips[0].store, module.config.past + 8, stride=recipe.data.stride)
-        except HwmError:
-            print("the held-out episodes are too short to show rollouts")
-    return Trainer(recipe.train, module, data, held_out, run, show_progress(clips, recipe.tokenizer)).run()
+            tokenizer = load_tokenizer(held_out.spec.tokenizer or recipe.tokenizer)
+            rollouts = Clips(held_out.clips[0].store, module.config.past + 8, stride=recipe.data.stride), tokenizer
+        except HwmError as error:
+            print(f"no pictures of rollouts while training: {error}")
+    return Trainer(recipe.train, module, data, held_out, run, show_progress(rollouts)).run()
 
 
 def recipes(args: list[str]) -> None:

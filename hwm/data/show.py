@@ -23,7 +23,9 @@ from hwm.types import HwmError
 
 STYLE = """
 .strip { display: block; width: 100%; height: auto; border-radius: 6px; }
-.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 8px 14px; margin-top: 10px; }
+.curves {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 8px 14px; margin-top: 10px;
+}
 .curves figure { margin: 0; font-size: .8rem; color: var(--quiet); overflow-wrap: anywhere; }
 .curves svg { display: block; width: 100%; height: 38px; }
 .curves polyline { fill: none; stroke: var(--model); stroke-width: 1.2; vector-effect: non-scaling-stroke; }
@@ -81,9 +83,10 @@ def facts(store: Store) -> dict[str, str]:
     h, latent = store.header, store.header.latent
     lengths = sorted(e.steps for e in store.episodes)
     size = sum(f.stat().st_size for f in store.path.rglob("*") if f.is_file())
+    alike = f"{lengths[0]:,} steps each"
+    range_ = f"{lengths[0]:,} to {lengths[-1]:,} steps, half of them of at least {lengths[len(lengths) // 2]:,}"
     lines = {
-        "episodes": f"{len(lengths):,}, of {lengths[0]:,} to {lengths[-1]:,} steps, half of them of at least "
-        f"{lengths[len(lengths) // 2]:,}",
+        "episodes": f"{len(lengths):,}, of {alike if lengths[0] == lengths[-1] else range_}",
         "steps": f"{store.steps:,} at {h.fps:g} a second: {store.steps / h.fps / 60:.1f} minutes",
         "embodiment": h.embodiment,
         "actions": f"{h.actions_per_step} a step, of {len(h.action_names)} dimensions, {h.action_dtype}",

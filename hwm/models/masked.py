@@ -37,9 +37,10 @@ class MaskedModel(WorldModel):
             non_mlm: probability of the training mode that is closer to autoregressive; see `maskgit.mask_future`.
             fully_masked: share of the future steps that are masked whole in training, as at the first look.
             label_smoothing: of the cross-entropy.
-            own_past: in training, up to this share of the past steps of every other clip is shown as the model itself would have
-                predicted them (scheduled sampling, Bengio et al. 2015), which is what a rollout will feed it; needs the
-                parallel layout, in which one extra look without gradient predicts them all. 0 in the paper.
+            own_past: in training, up to this share of the past steps of every other clip is shown as the model itself
+                would have predicted them (scheduled sampling, Bengio et al. 2015), which is what a rollout will feed
+                it; needs the parallel layout, in which one extra look without gradient predicts them all. 0 in the
+                paper.
             factorized: embed and predict the digits that ids are made of (`LatentSpec.levels`) instead of whole ids.
             sampler: how missing steps are filled in unless a call says otherwise.
         """

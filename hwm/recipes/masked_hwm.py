@@ -61,7 +61,7 @@ def masked_hwm_shared() -> Recipe:
 
 @recipe
 def masked_hwm_shared_factors() -> Recipe:
-    """The same, reading the three latents of a clip as three factors, as its authors did: for their checkpoints only."""
+    """The same, reading the three latents of a clip as three factors: only for checkpoints trained that way."""
     spec = onex_v2()
     factors = replace(spec, latent=LatentSpec((32, 32), 65_536, stride=8))
     return masked_hwm_shared().but(
@@ -115,4 +115,12 @@ def masked_hwm_mini() -> Recipe:
             save_every=250,
         ),
         tokenizer="tiny",
+    )
+
+
+@recipe
+def masked_hwm_mini_rollout() -> Recipe:
+    """Second stage of the shipped model: half of the clips show the past as the model predicts it (give --init)."""
+    return masked_hwm_mini().but(
+        model=dict(own_past=1.0), train=dict(steps=3_000, lr=1e-3, floor=0.01, warmup=30, save_every=250)
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from hwm.data.clips import Clips
 from hwm.data.store import write_atomically
+from hwm.tokenizers.base import Tokenizer
 from hwm.train.loggers import read_log
 
 
@@ -27,26 +28,25 @@ def draw_curves(run: Path) -> None:
     write_atomically(run / "curves.html", page.encode())
 
 
-def show_progress(clips: Clips | None, tokenizer_name: str) -> Callable[[int, Any, Path], None]:
+def show_progress(rollouts: tuple[Clips, Tokenizer] | None) -> Callable[[int, Any, Path], None]:
     """A callback for `Trainer`: curves always, and a contact sheet of rollouts of held-out clips where there are any.
 
     Args:
-        clips: held-out windows; None draws curves alone.
-        tokenizer_name: whose latents they are.
+        rollouts: held-out windows, longer than the model's past, and the tokenizer of their latents.
     """
 
     def show(step: int, model: Any, run: Path) -> None:
         draw_curves(run)
-        if clips is None:
+        if rollouts is None:
             return
         from hwm.evaluate.evaluate import evaluate
         from hwm.evaluate.show import contact_sheet, save_png
-        from hwm.loading import load_tokenizer
 
+        clips, tokenizer = rollouts
         prompt = model.config.past
         results = evaluate(
-            model, load_tokenizer(tokenizer_name), clips, clips_count=4, prompt=prompt, horizon=clips.length - prompt,
-            swaps=("jump_free",), progress=False,
+            model, tokenizer, clips, clips_count=4, prompt=prompt, horizon=clips.length - prompt, swaps=("jump_free",),
+            progress=False,
         )  # fmt: skip
         (run / "samples").mkdir(exist_ok=True)
         save_png(run / "samples" / f"step_{step:08d}.png", contact_sheet(results))
