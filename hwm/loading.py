@@ -35,7 +35,7 @@ def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu"
         except ValueError:
             raise HwmError(f"{text!r} is not a size of pictures; write for example pixels-128x128") from None
         return Pixels((height, width))
-    base, _, fingerprint = text.partition("@")
+    base, _, fingerprint = text.rpartition("@") if "@" in text and not Path(text).exists() else (text, "", "")
     folder = _find("tokenizer", base, TOKENIZERS)
     module = load_model(folder, device)
     if not isinstance(module, Tokenizer):

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from hwm.data.store import Header, Store, Writer
 from hwm.data.video import write_video
 from hwm.types import LatentSpec
 
 torch.set_num_threads(1)
+# a busy machine is no failure, and a test that passed yesterday passes today
+settings.register_profile("hwm", deadline=None, derandomize=True, database=None)
+settings.load_profile("hwm")
 
 TOKENS = LatentSpec((2, 2), 25, levels=(5, 5))
 ROOT = Path(__file__).parents[1]

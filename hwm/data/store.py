@@ -152,6 +152,9 @@ class Store:
             self._map("latents.bin", self.header.dtype, self.header.latent_shape) if self.header.latent else None
         )
 
+    def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
+        return Store, (self.path,)  # a process that is sent a store opens it again: mapped arrays would be copied
+
     def _map(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.memmap:
         path = self.path / name
         want = self.steps * int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize

@@ -23,12 +23,13 @@ from torch.utils.checkpoint import checkpoint as checkpoint_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from hwm.config import Trainable, to_json
+from hwm.data.files import write_atomically
 from hwm.data.mixture import Mixture, loader
 from hwm.train import checkpoint, distributed
 from hwm.train.loggers import Logger
 from hwm.train.optim import MovingAverage, gradient_norm, learning_rate, optimizers
 from hwm.train.progress import Meter, peak_flops
-from hwm.types import Batch, HwmError
+from hwm.types import Batch, DataSpec, HwmError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,9 @@ class Trainer:
     Args:
         on_validate: called as (step, module with the weights to use, run folder) after each validation, in the
             leading process: for samples and pictures.
+
+    Raises:
+        HwmError: held-out data of another kind than the training data, or a run folder of another run.
     """
 
     def __init__(
@@ -127,6 +131,8 @@ class Trainer:
     ) -> None:
         self.config, self.data, self.held_out, self.run_folder = config, data, held_out, Path(run)
         self.on_validate = on_validate
+        if held_out:
+            same_kind(data.spec, held_out.spec)
         if config.threads:
             torch.set_num_threads(config.threads)
         self.world = distributed.start(config.device)
@@ -356,6 +362,16 @@ class _Interrupts:
             signal.signal(number, handler)
 
 
+def same_kind(data: DataSpec, held_out: DataSpec) -> None:
+    """Raise `HwmError` now, and not at the first validation, where a model of `data` cannot read `held_out`."""
+    if (data.latent, data.tokenizer) != (held_out.latent, held_out.tokenizer):
+        raise HwmError(f"training data is of tokenizer {data.tokenizer!r}, held-out data of {held_out.tokenizer!r}")
+    for name, action in held_out.actions.items():
+        known = data.actions.get(name)
+        if known is None or (known.per_step, known.names) != (action.per_step, action.names):
+            raise HwmError(f"held-out data has actions of {name!r} that the training data does not have")
+
+
 def recompute(module: Trainable) -> None:
     """Let the module's units forget their activations and compute them again for the backward pass."""
     for unit in module.units():
@@ -365,4 +381,4 @@ def recompute(module: Trainable) -> None:
 def write_run(run: Path, recipe: Any) -> None:
     """Record the whole recipe of a run beside its checkpoints."""
     run.mkdir(parents=True, exist_ok=True)
-    (run / "recipe.json").write_text(json.dumps(to_json(recipe), indent=1))
+    write_atomically(run / "recipe.json", json.dumps(to_json(recipe), indent=1).encode())

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwm.data.clips import Clips, fake_batch
@@ -27,7 +27,7 @@ def numbered(path: Path, lengths: list[int], per_step: int = 2) -> Store:
     return writer.finish()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 25), min_size=1, max_size=5),
     length=st.integers(1, 6),

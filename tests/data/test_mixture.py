@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwm.data.clips import Clips
@@ -31,7 +31,7 @@ def same(a: Batch, b: Batch) -> bool:
     return a.embodiment == b.embodiment and torch.equal(a.latents, b.latents) and torch.equal(a.actions, b.actions)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1 << 32), step=st.integers(0, 1 << 40), part=st.integers(1, 3), world=st.integers(1, 4))
 def test_ranks_partition_the_global_batch(mixture: Mixture, seed: int, step: int, part: int, world: int) -> None:
     size = part * world

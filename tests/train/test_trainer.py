@@ -367,6 +367,15 @@ def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         begin("gpu")
 
 
+def test_held_out_data_of_another_kind_is_refused_at_once(data: Path, tmp_path: Path) -> None:
+    made = mixture(data)
+    for change in ({"tokenizer": "other"}, {"embodiment": "other"}, {"action_names": ("right", "left")}):
+        name = str(next(iter(change)))
+        other = mixture(make_store(tmp_path / name, **change).path)
+        with pytest.raises(HwmError, match=r"held-out data (of 'other'|has actions of)"):
+            Trainer(TrainConfig(), Toy.Config().build(made.spec), made, other, tmp_path / "run")
+
+
 def test_a_recipe_is_recorded_and_read_again(tmp_path: Path) -> None:
     recipe = Recipe(model=Toy.Config(dim=4), train=TrainConfig(steps=7, optimizer="muon"))
     write_run(tmp_path / "run", recipe)
