@@ -24,6 +24,7 @@ def device_name() -> str:
 def parser(description: str) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=description)
     p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.add_argument("--quick", action="store_true", help="a model too small to say anything: does it run?")
     p.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
     return p
 

@@ -29,7 +29,8 @@ def loss_with_full_logits(model: MaskedHWM, batch: Batch) -> Tensor:
     """The same objective, with logits of every position of every step."""
     ids_BTS = batch.latents.flatten(2)
     past_BPS, shown_BHS, masked_BHS = model.corrupt_and_mask(ids_BTS)
-    hidden = model.look(model.observe(past_BPS, batch.actions, batch.embodiment), shown_BHS, masked_BHS)
+    window = model.observe(past_BPS, batch.actions, batch.embodiment, shown_BHS.shape[1])
+    hidden = model.look(window, shown_BHS, masked_BHS)
     # the released model also runs its head over the past steps, whose logits nobody reads
     everything = torch.cat([torch.zeros_like(hidden).expand(-1, past_BPS.shape[1], -1, -1), hidden], 1)
     logits = model.head(everything).float()[:, past_BPS.shape[1] :]
@@ -37,7 +38,7 @@ def loss_with_full_logits(model: MaskedHWM, batch: Batch) -> Tensor:
     return (nll * masked_BHS.flatten()).sum() / masked_BHS.sum()
 
 
-def measure(full_logits: bool, repeats: int, threads: int, dtype: str) -> dict[str, float]:
+def measure(full_logits: bool, repeats: int, threads: int, dtype: str, quick: bool) -> dict[str, float]:
     """Median seconds of a step, and peak bytes."""
     if threads:
         torch.set_num_threads(threads)
@@ -45,6 +46,8 @@ def measure(full_logits: bool, repeats: int, threads: int, dtype: str) -> dict[s
     recipe = find_recipe("masked_hwm_base")()
     assert recipe.data.expects is not None
     torch.manual_seed(0)
+    if quick:
+        recipe = recipe.but(model=dict(dim=64, depth=2, heads=2))
     model = recipe.model.build(recipe.data.expects).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     batch = fake_batch(recipe.data.expects, 1, 3).to(device)
@@ -71,10 +74,12 @@ def main() -> None:
     p.add_argument("--part", choices=["ours", "full"], help=argparse_hidden)
     a = p.parse_args()
     if a.part:
-        print(json.dumps(measure(a.part == "full", a.repeats, a.threads, a.dtype)))
+        print(json.dumps(measure(a.part == "full", a.repeats, a.threads, a.dtype, a.quick)))
         return
     options = ["--repeats", str(a.repeats), "--threads", str(a.threads), "--dtype", a.dtype]
     here = str(Path(__file__))
+    if a.quick:
+        options.append("--quick")
     ours, full = (in_fresh_process(here, "--part", part, *options) for part in ("ours", "full"))
     report(
         a.json,
