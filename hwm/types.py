@@ -7,11 +7,15 @@ K actions a step, A action dimension, F frames, C channels, V vocabulary, N rows
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# Of random numbers: one for a whole batch, or one for each of its rows, whose draws then do not depend on the others.
+Generator = torch.Generator | Sequence[torch.Generator] | None
 
 
 class HwmError(Exception):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hwm.config import Config as AnyConfig
 from hwm.config import Trainable
-from hwm.types import Batch, HwmError, Prediction
+from hwm.types import Batch, Generator, HwmError, Prediction
 
 
 class WorldModel(Trainable):
@@ -31,6 +31,8 @@ class WorldModel(Trainable):
         hop: int = 1
 
     config: Any
+    group = 1  # latent steps that are predicted together at least
+    cache_axis = 1  # the batch's axis in every tensor of a cache
 
     @abstractmethod
     def predict(
@@ -40,7 +42,7 @@ class WorldModel(Trainable):
         sampler: Any = None,
         logits: bool = False,
         cache: object | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generator = None,
     ) -> Prediction:
         """Fill in the `batch.missing` steps, at most `config.horizon` of them.
 
@@ -49,7 +51,7 @@ class WorldModel(Trainable):
             sampler: how to sample, in the model family's own terms; None is the config's.
             logits: also return token logits of the first look at each missing step, where the model has them.
             cache: `Prediction.cache` of an earlier call whose window began at the same step.
-            generator: source of randomness; None is torch's global one.
+            generator: source of randomness, or one for each row of the batch; None is torch's global one.
         """
 
     def window_start(self, done: int) -> int:
@@ -66,7 +68,7 @@ class WorldModel(Trainable):
         sampler: Any = None,
         logits: bool = False,
         use_cache: bool = True,
-        generator: torch.Generator | None = None,
+        generator: Generator = None,
     ) -> Prediction:
         """Predict every missing step, `horizon` at a time, each from the model's own earlier predictions."""
         done, total = batch.latents.shape[1], batch.actions.shape[1]

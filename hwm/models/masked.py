@@ -17,7 +17,7 @@ from hwm.models.base import WorldModel
 from hwm.nn.tokens import DigitEmbedding, DigitHead, TokenEmbedding, TokenHead
 from hwm.objectives import maskgit
 from hwm.objectives.maskgit import MaskGITSampler
-from hwm.types import Batch, DataSpec, HwmError, Prediction
+from hwm.types import Batch, DataSpec, Generator, HwmError, Prediction
 
 
 class MaskedModel(WorldModel):
@@ -61,7 +61,6 @@ class MaskedModel(WorldModel):
     blocks: nn.ModuleList
     parallel = False
     adamw_only = ("embed", "head")
-    group = 1  # latent steps that make up one step of the model
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
@@ -165,7 +164,7 @@ class MaskedModel(WorldModel):
         sampler: MaskGITSampler | None = None,
         logits: bool = False,
         cache: object | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generator = None,
     ) -> Prediction:
         """MaskGIT: all missing steps start masked; each look draws every masked token and keeps some of them.
 

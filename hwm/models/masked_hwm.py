@@ -29,8 +29,7 @@ VARIANTS = {
 }
 
 
-@dataclass(frozen=True)
-class Cache:
+class Cache(NamedTuple):
     """What is remembered of the first `steps` steps of a window.
 
     Attributes:

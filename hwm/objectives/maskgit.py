@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-Generator = torch.Generator | None
+from hwm.types import Generator
+
 
 # Logits that the loss holds at a time, 128 MiB in float32: 524 tokens of a vocabulary of 64,000.
 LOGITS_AT_ONCE = 2**25
@@ -41,7 +42,7 @@ class MaskGITSampler:
     pick: Literal["sample", "mean"] = "sample"
 
 
-def corrupt(ids: Tensor, rate: Tensor, vocab: int, generator: Generator = None) -> Tensor:
+def corrupt(ids: Tensor, rate: Tensor, vocab: int, generator: torch.Generator | None = None) -> Tensor:
     """Replace the ids of each cell, with probability `rate` (broadcast), by ones drawn uniformly from the vocabulary.
 
     At play the past is the model's own doing; training on wrong tokens keeps it from trusting the past too much.
@@ -55,12 +56,12 @@ def like(cells_BHS: Tensor, ids: Tensor) -> Tensor:
     return cells_BHS.view(*cells_BHS.shape, *(1,) * (ids.ndim - cells_BHS.ndim))
 
 
-def corruption_rate(batch: int, most: float, device: torch.device, generator: Generator = None) -> Tensor:
+def corruption_rate(batch: int, most: float, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
     """(B, 1, 1): most * U(0, 1), drawn for each sample (the release draws once a batch)."""
     return most * torch.rand(batch, 1, 1, device=device, generator=generator)
 
 
-def cosine_mask(ratio_BH: Tensor, cells: int, generator: Generator = None) -> Tensor:
+def cosine_mask(ratio_BH: Tensor, cells: int, generator: torch.Generator | None = None) -> Tensor:
     """(B, H, S) bool: each cell masked with probability `ratio`, and one cell at least, so that no loss is empty."""
     score = torch.rand(*ratio_BH.shape, cells, device=ratio_BH.device, generator=generator)
     return (score < ratio_BH[..., None]) | (score <= score.amin(-1, keepdim=True))
@@ -72,7 +73,7 @@ def mask_future(
     *,
     non_mlm: float = 0.5,
     fully_masked: float = 0.0,
-    generator: Generator = None,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What a model is shown of future steps, and which cells it must guess (arXiv 2506.01182, section on Masked-HWM).
 
@@ -127,9 +128,16 @@ def remask(score_S: Tensor, masked_S: Tensor, count: int) -> Tensor:
     return torch.zeros_like(masked_S).scatter_(-1, chosen, True)
 
 
+def uniform_like(x: Tensor, generator: Generator = None) -> Tensor:
+    """U(0, 1) of the shape of x (B, ...), from one generator or from one a row."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.rand(x.shape, device=x.device, generator=generator)
+    return torch.stack([torch.rand(x.shape[1:], device=x.device, generator=g) for g in generator])
+
+
 def gumbel(logits: Tensor, generator: Generator = None) -> Tensor:
     """Standard Gumbel noise: argmax(logits / T + noise) is a draw from softmax(logits / T)."""
-    u = torch.rand(logits.shape, device=logits.device, generator=generator).clamp_(1e-20, 1 - 1e-7)
+    u = uniform_like(logits, generator).clamp_(1e-20, 1 - 1e-7)
     return -torch.log(-torch.log(u))
 
 
@@ -149,7 +157,7 @@ def pick(logits_V: Tensor, sampler: MaskGITSampler, generator: Generator = None)
 def keep_score(logp: Tensor, sampler: MaskGITSampler, generator: Generator = None) -> Tensor:
     """What decides which cells are kept: confidence, or chance."""
     if sampler.order == "random":
-        return torch.rand(logp.shape, device=logp.device, generator=generator)
+        return uniform_like(logp, generator)
     return logp
 
 

@@ -17,8 +17,10 @@ class Tokenizer(ABC):
         latent: the spec of what `encode` returns.
         id: name and fingerprint of the weights; stores and checkpoints record it.
         size: (height, width) of the pictures.
+        lookback: how many earlier steps `decode` needs to see to show a step as it shows it within a whole clip.
     """
 
+    lookback = 0
     latent: LatentSpec
     id: str
     size: tuple[int, int]

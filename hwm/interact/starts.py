@@ -1,0 +1,150 @@
+"""Where a session may begin: a few true steps, from a store, a picture or a short video."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hwm.data.store import Episode, Store
+from hwm.data.video import read_video, to_video
+from hwm.tokenizers.base import Tokenizer
+from hwm.types import ActionSpec, HwmError
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How the simulator gets to a start: the room, and all actions since its beginning, (N, K, A)."""
+
+    seed: int
+    actions: np.ndarray
+
+
+@dataclass(frozen=True)
+class Start:
+    """The true steps that a session goes on from.
+
+    Attributes:
+        name: how to ask for it again.
+        latents: (T, ...) of one clip.
+        actions: (T, K, A).
+        embodiment: whose actions these are.
+        origin: how to put the true simulator in the same place; None where the start is of no simulator.
+    """
+
+    name: str
+    latents: Tensor
+    actions: np.ndarray
+    embodiment: str
+    origin: Origin | None = None
+
+
+class Gallery:
+    """Starts of a store: `name:7` is the seventh of them, `name:EPISODE@STEP` any step of an episode.
+
+    Args:
+        store: an encoded store of the model's tokenizer.
+        past: true steps of a start.
+        count: starts in the gallery, spread evenly over the episodes and over time.
+        name: the store's name in the names of its starts.
+    """
+
+    def __init__(self, store: Store, past: int, count: int = 12, name: str = "start") -> None:
+        self.store, self.past, self.name = store, past, name
+        episodes = [e for e in store.episodes if e.steps >= past]
+        if not episodes:
+            raise HwmError(f"{store.path}: no episode has the {past} steps of a start")
+        self.places: list[tuple[Episode, int]] = []
+        for i in range(count):
+            episode = episodes[i % len(episodes)]
+            room, part = episode.steps - past, (i // len(episodes) + 0.5) / -(-count // len(episodes))
+            self.places.append((episode, round(part * room)))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def names(self) -> list[str]:
+        return [f"{self.name}:{i}" for i in range(len(self))]
+
+    def __getitem__(self, key: str | int) -> Start:
+        """A start by its number, its name, or as EPISODE@STEP.
+
+        Raises:
+            HwmError: there is no such start.
+        """
+        text = str(key).removeprefix(f"{self.name}:")
+        if text.isdecimal() and int(text) < len(self):
+            return self._start(f"{self.name}:{text}", *self.places[int(text)])
+        name, at, step = text.rpartition("@")
+        if at and step.isdecimal():
+            for episode in self.store.episodes:
+                if episode.id == name and int(step) + self.past <= episode.steps:
+                    return self._start(f"{self.name}:{text}", episode, int(step))
+        raise HwmError(
+            f"there is no start {str(key)[:80]!r}: give {self.name}:0 to {self.name}:{len(self) - 1}, "
+            f"or {self.name}:EPISODE@STEP with {self.past} steps after STEP"
+        )
+
+    def _start(self, name: str, episode: Episode, step: int) -> Start:
+        first = episode.start + step
+        rows = slice(first, first + self.past)
+        h, latents = self.store.header, self.store.latents
+        assert latents is not None and h.latent is not None
+        kind = np.float32 if h.latent.channels is not None else np.int64
+        seed = episode.info.get("seed")
+        origin = None
+        if h.embodiment == "sim_g1" and isinstance(seed, int):
+            origin = Origin(seed, np.asarray(self.store.actions[episode.start : first + self.past], np.float32))
+        return Start(
+            name,
+            torch.from_numpy(np.asarray(latents[rows]).astype(kind)),
+            np.asarray(self.store.actions[rows], np.float32),
+            h.embodiment,
+            origin,
+        )
+
+
+def start_of_frames(
+    frames: list[np.ndarray], tokenizer: Tokenizer, past: int, action: ActionSpec, embodiment: str, name: str
+) -> Start:
+    """A start of own pictures, uint8 (H, W, 3): the last of them, the first repeated where there are too few.
+
+    Nobody knows what the robot was commanded meanwhile, so it is given the mean command of the data.
+    """
+    count = tokenizer.latent.frames(past)
+    frames = frames[-count:]
+    frames = [frames[0]] * (count - len(frames)) + frames
+    video = to_video(np.stack([cropped(frame, tokenizer.size) for frame in frames]), tokenizer.size)
+    with torch.inference_mode():
+        latents = tokenizer.encode(video[None])[0]
+    mean = np.broadcast_to(np.asarray(action.mean, np.float32), (past, action.per_step, action.dim))
+    return Start(name, latents, mean.copy(), embodiment)
+
+
+def cropped(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The middle of a picture (H, W, 3), as large as the sides' ratio of `size` allows."""
+    height, width = frame.shape[:2]
+    scale = min(height / size[0], width / size[1])
+    h, w = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    top, left = (height - h) // 2, (width - w) // 2
+    return frame[top : top + h, left : left + w]
+
+
+def start_of_file(path: str | Path, tokenizer: Tokenizer, past: int, **more: Any) -> Start:
+    """A start of a picture or a short video file, anything that FFmpeg reads.
+
+    Raises:
+        HwmError: the file holds no picture.
+    """
+    count = tokenizer.latent.frames(past)
+    frames: list[np.ndarray] = []
+    for frame in read_video(path):
+        frames.append(frame)
+        del frames[:-count]
+    if not frames:
+        raise HwmError(f"{path} holds no picture")
+    return start_of_frames(frames, tokenizer, past, name=f"upload:{Path(path).name}", **more)
