@@ -71,9 +71,8 @@ class EncodeOptions:
 def encode(args: list[str]) -> None:
     """`hwm encode SOURCE --tokenizer NAME --out DIR`."""
     o = tyro.cli(EncodeOptions, args=args, prog="hwm encode")
-    from hwm.assets import resolve_store
     from hwm.data.encode import encode as run
-    from hwm.data.store import Store
+    from hwm.data.readers import open_store
     from hwm.loading import load_tokenizer
 
     store = run(
@@ -85,7 +84,7 @@ def encode(args: list[str]) -> None:
         shards=o.shards,
         keep_video=o.keep_video,
         half_actions=o.half_actions,
-        statistics=Store(resolve_store(o.statistics)) if o.statistics else None,
+        statistics=open_store(o.statistics) if o.statistics else None,
     )
     print(f"{store.path}: {len(store.episodes)} episodes, {store.steps:,} steps of {store.header.latent_shape}")
 
@@ -101,7 +100,7 @@ def merge(args: list[str]) -> None:
         out: Path
 
     o = tyro.cli(Options, args=args, prog="hwm merge")
-    from hwm.data.store import merge as run
+    from hwm.data.merge import merge as run
 
     store = run(o.stores, o.out)
     print(f"{store.path}: {len(store.episodes)} episodes, {store.steps:,} steps")
@@ -219,6 +218,8 @@ class RolloutOptions:
         clips: how many clips, spread evenly over the store.
         prompt: steps of context; by default all that the model looks back on.
         horizon: steps to predict.
+        stride: distance between the steps of a clip (15 for 1X v1.1, which has 30 a second).
+        filter_overlaps: choose among clips of which none shares a step with another, as 1X's evaluation does.
         scenario: autoregressive (the model sees its own predictions) or temporally_teacher_forced.
         sampler: changes to the model's sampler as NAME=VALUE, such as steps=4 temperature=0.9 pick=sample.
         batch_size: clips at once.
@@ -232,6 +233,8 @@ class RolloutOptions:
     clips: int = 96
     prompt: int | None = None
     horizon: int = 8
+    stride: int = 1
+    filter_overlaps: bool = False
     scenario: tuple[Literal["autoregressive", "temporally_teacher_forced"], ...] = ("autoregressive",)
     sampler: tuple[str, ...] = ()
     batch_size: int = 16
@@ -273,10 +276,9 @@ def run_evaluation(o: RolloutOptions, command: str, examples: int = 4, progress:
     """Load what the options name, and evaluate."""
     import torch
 
-    from hwm.assets import resolve_store
     from hwm.config import parse_changes, replace
     from hwm.data.clips import Clips
-    from hwm.data.store import Store
+    from hwm.data.readers import open_store
     from hwm.evaluate.evaluate import evaluate as run
     from hwm.evaluate.swaps import SWAPS
     from hwm.loading import load, load_tokenizer
@@ -284,12 +286,13 @@ def run_evaluation(o: RolloutOptions, command: str, examples: int = 4, progress:
     if o.threads:
         torch.set_num_threads(o.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    store = Store(resolve_store(o.store))
+    store = open_store(o.store)
     model = load(o.model, device)
     tokenizer = load_tokenizer(o.tokenizer or store.header.tokenizer, device)
     prompt = o.prompt or model.config.past
+    clips = Clips(store, prompt + o.horizon, stride=o.stride, filter_overlaps=o.filter_overlaps)
     return run(
-        model, tokenizer, Clips(store, prompt + o.horizon), clips_count=o.clips, prompt=prompt, horizon=o.horizon,
+        model, tokenizer, clips, clips_count=o.clips, prompt=prompt, horizon=o.horizon,
         scenarios=o.scenario, swaps=tuple(SWAPS) if o.clips > 1 else (), batch_size=o.batch_size, seed=o.seed,
         sampler=replace(model.config.sampler, parse_changes(model.config.sampler, o.sampler)), command=command,
         progress=progress, examples=examples,
@@ -344,11 +347,10 @@ def view(args: list[str]) -> None:
     o = tyro.cli(Options, args=args, prog="hwm view")
     from rich.console import Console
 
-    from hwm.assets import resolve_store
+    from hwm.data.readers import open_store
     from hwm.data.show import contact_sheet, describe, view_html
-    from hwm.data.store import Store
 
-    store = Store(resolve_store(o.store))
+    store = open_store(o.store)
     Console().print(describe(store))
     if o.out is None:
         return

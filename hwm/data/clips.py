@@ -8,9 +8,44 @@ import torch
 from hwm.data.store import Store
 from hwm.types import Batch, DataSpec, HwmError
 
+MOTION_STEPS = 4096
+"""Steps that are compared at once."""
+
+
+class Starts:
+    """First steps of windows, computed when they are asked for: a store may have ten million windows.
+
+    Within an episode windows begin in runs of `run` neighbouring steps, the runs `period` steps apart.
+
+    Args:
+        starts, stops: first step and end of each episode.
+        span: steps from the first of a window to its last.
+    """
+
+    def __init__(self, starts: np.ndarray, stops: np.ndarray, span: int, run: int, period: int) -> None:
+        places = np.maximum(stops - starts - span + 1, 0)
+        counts = places // period * run + np.minimum(places % period, run)
+        self.first, self.counts = starts[counts > 0], counts[counts > 0]
+        self.ends, self.run, self.period = np.cumsum(self.counts), run, period
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, index: int | np.ndarray) -> np.ndarray:
+        wanted = np.asarray(index)
+        wanted = np.where(wanted < 0, wanted + len(self), wanted)
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
+            raise IndexError(f"windows {wanted.min()} to {wanted.max()} of {len(self)}")
+        episode = np.searchsorted(self.ends, wanted, side="right")
+        within = wanted - (self.ends[episode] - self.counts[episode])
+        return self.first[episode] + within // self.run * self.period + within % self.run
+
 
 class Clips:
     """All windows of `length` steps of one store, `every` steps apart within each episode.
+
+    Where a store was encoded in clips that do not know of each other, windows begin only where a clip does, and `every`
+    counts clips.
 
     Args:
         store: an encoded store.
@@ -18,22 +53,31 @@ class Clips:
         every: distance between the starts of neighbouring windows.
         stride: distance between the steps of a window. Actions of the steps passed over are kept: a window of
             stride s has K*s actions a step, those that lead to it from the step kept before.
+        filter_overlaps: leave out windows that share a step with an earlier one: windows of a stride s begin at s
+            neighbouring steps, then at none until all of them have ended (as 1X's evaluation chooses them).
 
     Raises:
-        HwmError: no episode is long enough.
+        HwmError: no episode is long enough, or settings that exclude each other.
     """
 
-    def __init__(self, store: Store, length: int, every: int = 1, stride: int = 1) -> None:
+    def __init__(
+        self, store: Store, length: int, every: int = 1, stride: int = 1, *, filter_overlaps: bool = False
+    ) -> None:
         if min(length, every, stride) < 1:
             raise HwmError(f"length {length}, every {every} and stride {stride} must be at least 1")
         if store.latents is None:
             store.header.latent_shape  # noqa: B018  raises the error that says what to do
         self.store, self.length, self.stride = store, length, stride
         span = (length - 1) * stride + 1
-        starts = [np.arange(e.start, e.stop - span + 1, every) for e in store.episodes]
-        self.starts = np.concatenate(starts) if starts else np.zeros(0, int)
+        begin = store.clip_steps
+        if stride > 1 and begin > 1:
+            raise HwmError(f"{store.path} was encoded in clips of {begin} steps, which do not lie evenly: use stride 1")
+        if filter_overlaps and every > 1:
+            raise HwmError(f"filter_overlaps decides where windows begin, and so does every={every}: give one of them")
+        run, period = (stride, -(-length // begin) * begin * stride) if filter_overlaps else (1, every * begin)
+        self.starts = Starts(*store.bounds, span, run, period)
         if not len(self.starts):
-            longest = max((e.steps for e in store.episodes), default=0)
+            longest = int(np.max(np.subtract(*store.bounds[::-1]), initial=0))
             raise HwmError(f"{store.path}: no episode has the {span} steps of a window; the longest has {longest}")
         h = store.header
         self.embodiment = h.embodiment
@@ -81,16 +125,18 @@ class Clips:
         values the mean absolute change."""
         assert self.store.latents is not None
         change = np.zeros(self.store.steps, np.float32)
-        for e in self.store.episodes:
-            x = np.asarray(self.store.latents[e.start : e.stop])
+        for i in range(1, self.store.steps, MOTION_STEPS):
+            x = np.asarray(self.store.latents[i - 1 : i + MOTION_STEPS])
             if self.continuous:
                 d = np.abs(np.diff(x.astype(np.float32), axis=0)) * (self.scale or 1)
             else:
                 d = (x[1:] != x[:-1]).astype(np.float32)
-            change[e.start + 1 : e.stop] = d.reshape(len(d), -1).mean(1)
+            change[i : i + MOTION_STEPS] = d.reshape(len(d), -1).mean(1)
+        change[self.store.bounds[0]] = 0  # from one episode to the next is no movement
         total = np.concatenate([[0.0], np.cumsum(change, dtype=np.float64)])
-        stop = self.starts + (self.length - 1) * self.stride + 1
-        return (total[stop] - total[self.starts + 1]) / max(1, (self.length - 1) * self.stride)
+        starts = self.starts[np.arange(len(self))]
+        stop = starts + (self.length - 1) * self.stride + 1
+        return (total[stop] - total[starts + 1]) / max(1, (self.length - 1) * self.stride)
 
 
 def fake_batch(spec: DataSpec, size: int, steps: int, seed: int = 0, ahead: int = 0) -> Batch:

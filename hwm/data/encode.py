@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from hwm.data.readers import open_store
 from hwm.data.store import Episode, Header, Store, StoreError, Writer, latent_dtype
-from hwm.data.video import read_video, to_video
+from hwm.data.video import to_video
 from hwm.progress import track
 from hwm.tokenizers.base import Pixels, Tokenizer
 from hwm.types import HwmError
@@ -44,7 +44,7 @@ def encode(
         HwmError: a video is missing, damaged, or has another number of frames than there are actions; a shard without
             episodes; statistics of other actions; or `out` was begun from another source.
     """
-    store = Store(source)
+    store = open_store(source)
     if tokenizer.latent.stride != 1:
         raise HwmError("tokenizers that join frames in time are not supported by this source yet")
     if not 0 <= shard < shards:
@@ -77,13 +77,13 @@ def encode(
         actions = thin_actions(np.asarray(store.actions[episode.start : episode.stop]), every)
         if len(latents) != len(actions):
             raise StoreError(
-                f"{store.video(episode)} shows {len(latents)} steps, its actions are of {len(actions)}: "
-                "the video is truncated or not of this episode"
+                f"{store.path}: the video of {episode.id!r} shows {len(latents)} steps, its actions are of "
+                f"{len(actions)}: the video is truncated or not of this episode"
             )
         video = None
         if keep_video:
             video = writer.partial / f".{episode.id}.mp4"
-            shutil.copyfile(store.video(episode), video)
+            store.copy_video(episode, video)
         frames_per_step = int(episode.info.get("frames_per_step", 1)) * every
         values = np.round(latents * 255).astype(np.uint8) if pixels else latents
         writer.add(episode.id, actions, values, video, {**episode.info, "frames_per_step": frames_per_step})
@@ -106,7 +106,7 @@ def thin_actions(actions_NKA: np.ndarray, every: int) -> np.ndarray:
 def _latents(store: Store, episode: Episode, tokenizer: Tokenizer, every: int, batch: int) -> Iterator[np.ndarray]:
     pending: list[np.ndarray] = []
     step = every * int(episode.info.get("frames_per_step", 1))
-    for frame in read_video(store.video(episode), every=step):
+    for frame in store.frames(episode, every=step):
         pending.append(frame)
         if len(pending) == batch:
             yield tokenizer.encode(to_video(pending, tokenizer.size)[None])[0].cpu().numpy()

@@ -18,7 +18,6 @@ import tyro
 from torch.utils.data import DataLoader, IterableDataset
 
 from hwm.data.clips import Clips
-from hwm.data.store import Store
 from hwm.types import ActionSpec, Batch, DataSpec, HwmError
 
 
@@ -31,6 +30,8 @@ class DataConfig:
         val_stores: held-out stores.
         steps: latent steps of a window.
         stride: distance between the steps of a window; actions of the steps between are kept.
+        filter_overlaps: leave out windows that share a step with an earlier one, as 1X's evaluation does.
+        reader: read the stores as this, a name out of `hwm.data.readers.READERS`; empty goes by what is in the folder.
         exponent: a store of n windows is drawn with a weight of n to this power (1/3 keeps small sets in sight).
         motion: how strongly windows that move are preferred: weight (0.05 + movement) to this power; 0 draws all alike.
         workers: processes that read ahead; 0 reads in the training process.
@@ -41,6 +42,8 @@ class DataConfig:
     val_stores: tuple[str, ...] = ()
     steps: int = 3
     stride: int = 1
+    filter_overlaps: bool = False
+    reader: str = ""
     exponent: float = 1 / 3
     motion: float = 0.0
     workers: int = 0
@@ -48,14 +51,15 @@ class DataConfig:
 
     def open(self, validation: bool = False) -> Mixture:
         """Open the training (or held-out) stores."""
-        from hwm.assets import resolve_store
+        from hwm.data.readers import open_store
 
         paths = self.val_stores if validation else self.stores
         if not paths:
             raise HwmError(
                 f"no {'held-out ' if validation else ''}stores given: --data.{'val-' if validation else ''}stores"
             )
-        clips = [Clips(Store(resolve_store(p)), self.steps, stride=self.stride) for p in paths]
+        stores = [open_store(p, self.reader) for p in paths]
+        clips = [Clips(s, self.steps, stride=self.stride, filter_overlaps=self.filter_overlaps) for s in stores]
         return Mixture(clips, self.exponent, 0.0 if validation else self.motion, self.workers)
 
 
@@ -82,7 +86,7 @@ class Mixture:
     def describe(self) -> str:
         """What there is, in words."""
         steps = sum(c.store.steps for c in self.clips)
-        minutes = sum(c.store.steps / c.store.header.fps for c in self.clips) / 60
+        minutes = sum(c.store.seconds for c in self.clips) / 60
         windows = sum(map(len, self.clips))
         return f"{steps:,} steps ({minutes:.1f} minutes) in {len(self.clips)} stores, {windows:,} windows"
 

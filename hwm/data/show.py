@@ -13,9 +13,10 @@ import torch
 from rich.console import Group
 from rich.table import Table
 
+from hwm.data.arrays import pieces
 from hwm.data.files import write_atomically
 from hwm.data.store import Episode, Store
-from hwm.data.video import read_video, to_uint8
+from hwm.data.video import to_uint8
 from hwm.evaluate import show
 from hwm.evaluate.font import HEIGHT, draw_text, text_width
 from hwm.tokenizers.base import Tokenizer
@@ -63,17 +64,18 @@ class Column:
 def columns_of(store: Store) -> list[Column]:
     """Statistics of each action dimension, in bounded memory."""
     names, (used_mean, used_std) = store.header.action_names, store.statistics
-    flat = store.actions.reshape(-1, len(names))
+    count = store.steps * store.header.actions_per_step
     low, high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
     total, square = np.zeros(len(names)), np.zeros(len(names))
-    origin = flat[0].astype(np.float64)  # as in `moments`: sums of squares about a value near the mean do not cancel
-    for i in range(0, len(flat), 1 << 16):
-        part = flat[i : i + (1 << 16)].astype(np.float64)
+    # as in `moments`: sums of squares about a value near the mean do not cancel
+    origin = np.asarray(store.actions[0], np.float64)[0]
+    for piece in pieces(store.actions):
+        part = piece.astype(np.float64)
         low, high = np.minimum(low, part.min(0)), np.maximum(high, part.max(0))
         total += (part - origin).sum(0)
         square += ((part - origin) ** 2).sum(0)
-    mean = total / len(flat)
-    std = np.sqrt(np.maximum(square / len(flat) - mean**2, 0))
+    mean = total / count
+    std = np.sqrt(np.maximum(square / count - mean**2, 0))
     values = zip(low, mean + origin, high, std, used_mean, used_std, strict=True)
     return [Column(name, *map(float, row)) for name, row in zip(names, values, strict=True)]
 
@@ -81,13 +83,13 @@ def columns_of(store: Store) -> list[Column]:
 def facts(store: Store) -> dict[str, str]:
     """What there is to say about a store as a whole, in the order in which it is said."""
     h, latent = store.header, store.header.latent
-    lengths = sorted(e.steps for e in store.episodes)
+    lengths = np.sort(np.subtract(*store.bounds[::-1])).tolist()
     size = sum(f.stat().st_size for f in store.path.rglob("*") if f.is_file())
     alike = f"{lengths[0]:,} steps each"
     range_ = f"{lengths[0]:,} to {lengths[-1]:,} steps, half of them of at least {lengths[len(lengths) // 2]:,}"
     lines = {
         "episodes": f"{len(lengths):,}, of {alike if lengths[0] == lengths[-1] else range_}",
-        "steps": f"{store.steps:,} at {h.fps:g} a second: {store.steps / h.fps / 60:.1f} minutes",
+        "steps": f"{store.steps:,} at {h.fps:g} a second: {store.seconds / 60:.1f} minutes",
         "embodiment": h.embodiment,
         "actions": f"{h.actions_per_step} a step, of {len(h.action_names)} dimensions, {h.action_dtype}",
     }
@@ -106,6 +108,8 @@ def facts(store: Store) -> dict[str, str]:
     lines["size"] = f"{size / 2**20:,.1f} MiB"
     if h.source:
         lines["source"] = h.source
+    if store.notes:
+        lines["notes"] = "; ".join(store.notes)
     return lines
 
 
@@ -156,10 +160,10 @@ def pictures(store: Store, episode: Episode, steps: list[int], tokenizer: Tokeni
     if store.has_video:
         every = int(episode.info.get("frames_per_step", 1))
         wanted = {s * every for s in steps}
-        film = enumerate(read_video(store.video(episode), stop=max(wanted) + 1))
+        film = enumerate(store.frames(episode, stop=max(wanted) + 1))
         found = {i: frame for i, frame in film if i in wanted}
         if len(found) < len(wanted):
-            raise HwmError(f"{store.video(episode)} ends before step {max(steps)} of its episode")
+            raise HwmError(f"{store.path}: the video of {episode.id!r} ends before step {max(steps)}")
         return np.stack([found[s * every] for s in steps])
     if tokenizer is None or store.latents is None:
         raise HwmError(

@@ -17,16 +17,19 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hwm.config import from_json, to_json
+from hwm.data.arrays import Array, moments
 from hwm.data.files import checksum
 from hwm.data.files import write_atomically as write_atomically
+from hwm.data.video import read_video
 from hwm.types import ActionSpec, DataSpec, HwmError, LatentSpec
 
 FORMAT = "hwm-store/1"
@@ -115,12 +118,46 @@ def latent_dtype(latent: LatentSpec) -> str:
 class Store:
     """A complete store, opened for reading; arrays are memory-mapped.
 
+    Readers of other layouts are subclasses with the same attributes; `hwm.data.readers` lists them.
+
+    Attributes:
+        path: its folder.
+        header: what all episodes have in common.
+        episodes: one after the other, they fill all steps.
+        steps: N.
+        actions: (N, K, A).
+        segments: (N,) the number of each step's episode.
+        latents: (N, H, W) ids or (N, C, H, W) values; None in a recording.
+        clip_steps: steps that were encoded together, apart from all others; 1 where any step may begin a window.
+        notes: what a reader had to leave out or cut, in words.
+
     Raises:
-        StoreError: it is not there, not complete, or a file's size is not what meta.json says.
+        StoreError: it is not there, not complete, or a file's size is not what its description says.
     """
+
+    header: Header
+    episodes: Sequence[Episode]
+    steps: int
+    actions: Array
+    segments: Array
+    latents: Array | None
+    clip_steps: int = 1
+    notes: tuple[str, ...] = ()
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._open()
+
+    def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
+        return type(self), (self.path,)  # a process that is sent a store opens it again: mapped arrays would be copied
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether a folder has this layout, from the names in it."""
+        return (path / "meta.json").is_file() or (path / ".partial").is_dir()
+
+    def _open(self) -> None:
+        """Fill in the attributes."""
         meta_path = self.path / "meta.json"
         if not meta_path.is_file():
             partial = (self.path / ".partial").is_dir()
@@ -152,9 +189,6 @@ class Store:
             self._map("latents.bin", self.header.dtype, self.header.latent_shape) if self.header.latent else None
         )
 
-    def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
-        return Store, (self.path,)  # a process that is sent a store opens it again: mapped arrays would be copied
-
     def _map(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.memmap:
         path = self.path / name
         want = self.steps * int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
@@ -185,6 +219,20 @@ class Store:
         assert h.latent is not None
         return DataSpec(h.latent, {h.embodiment: action}, h.tokenizer, h.fps)
 
+    @cached_property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """First step and end of every episode, (episodes,) each."""
+        edges = np.array([(e.start, e.stop) for e in self.episodes], np.int64).reshape(-1, 2)
+        return edges[:, 0], edges[:, 1]
+
+    @property
+    def seconds(self) -> float:
+        """How long the episodes last together. A step is 1 / fps, but one that begins a clip may hold fewer frames."""
+        stride, (starts, stops) = self.header.latent.stride if self.header.latent else 1, self.bounds
+        clips = len(starts) if self.clip_steps == 1 else int((-((starts - stops) // self.clip_steps)).sum())
+        short = clips * (stride - 1)  # frames that first steps lack
+        return (self.steps * stride - short) / (self.header.fps * stride)
+
     def video(self, episode: Episode) -> Path:
         path = self.path / "video" / f"{episode.id}.mp4"
         if not path.is_file():
@@ -194,6 +242,14 @@ class Store:
     @property
     def has_video(self) -> bool:
         return (self.path / "video").is_dir()
+
+    def frames(self, episode: Episode, every: int = 1, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        """Camera frames start, start + every, ... of an episode, uint8 (H, W, 3)."""
+        return read_video(self.video(episode), every, start, stop)
+
+    def copy_video(self, episode: Episode, to: Path) -> None:
+        """Write the camera frames of an episode as a video file of their own."""
+        shutil.copyfile(self.video(episode), to)
 
     def verify(self) -> None:
         """Compare every array with its checksum; raise `StoreError` for the first that differs."""
@@ -423,62 +479,3 @@ class _Sinks:
     def __exit__(self, *_: object) -> None:
         for file in self.files.values():
             file.close()
-
-
-def moments(actions_NKA: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each action dimension, in float64 and bounded memory."""
-    flat = actions_NKA.reshape(-1, actions_NKA.shape[-1])
-    total, square = np.zeros(flat.shape[1]), np.zeros(flat.shape[1])
-    origin = flat[0].astype(np.float64)  # sums of squares about a value near the mean do not cancel
-    for i in range(0, len(flat), 1 << 16):
-        part = flat[i : i + (1 << 16)].astype(np.float64) - origin
-        total += part.sum(0)
-        square += (part**2).sum(0)
-    mean = total / len(flat)
-    return mean + origin, np.sqrt(np.maximum(square / len(flat) - mean**2, 0))
-
-
-def merge(paths: Iterable[str | Path], out: str | Path) -> Store:
-    """Join finished stores of one header into one, with statistics over all of them.
-
-    Episode ids must not repeat; videos are copied.
-
-    Raises:
-        StoreError: nothing to merge, stores of different headers, an episode that is in two of them, or video in some
-            of them only.
-    """
-    stores = [Store(p) for p in paths]
-    if not stores:
-        raise StoreError("nothing to merge")
-    first = stores[0]
-    for s in stores[1:]:
-        if s.header != first.header:
-            mine, other = to_json(s.header), to_json(first.header)
-            differ = "; ".join(f"{k}: {mine[k]!r} against {other[k]!r}" for k in mine if mine[k] != other[k])
-            raise StoreError(f"{s.path} and {first.path} differ in kind: {differ}")
-        if s.has_video != first.has_video:
-            raise StoreError(f"of {s.path} and {first.path} one has video and the other has none")
-    every = list(each_episode(stores))  # finds repeated ids before anything is written
-    writer = Writer(out, first.header)
-    done = writer.done_of(e.id for _, e in every)
-    for store, episode in every:
-        if episode.id in done:
-            continue
-        rows = slice(episode.start, episode.stop)
-        video = None
-        if store.has_video:
-            video = writer.partial / f".{episode.id}.mp4"
-            shutil.copyfile(store.video(episode), video)
-        latents = None if store.latents is None else store.latents[rows]
-        writer.add(episode.id, store.actions[rows], latents, video, episode.info)
-    return writer.finish()
-
-
-def each_episode(stores: Iterable[Store]) -> Iterator[tuple[Store, Episode]]:
-    seen: dict[str, Path] = {}
-    for store in stores:
-        for episode in store.episodes:
-            if episode.id in seen:
-                raise StoreError(f"episode {episode.id!r} is in both {seen[episode.id]} and {store.path}")
-            seen[episode.id] = store.path
-            yield store, episode

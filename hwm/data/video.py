@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -58,6 +60,8 @@ def write_video(
 def read_video(path: str | Path, every: int = 1, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
     """Yield uint8 (H, W, 3) frames start, start + every, ... before `stop`, in order.
 
+    Only what lies after the last key frame before `start` is decoded.
+
     Raises:
         HwmError: the file is missing, not a video, damaged, or has fewer frames than its index says.
     """
@@ -68,10 +72,10 @@ def read_video(path: str | Path, every: int = 1, start: int = 0, stop: int | Non
             if not container.streams.video:
                 raise HwmError(f"{path} has no video stream")
             count = 0
-            for i, frame in enumerate(container.decode(video=0)):
+            for i, frame in _numbered(container, container.streams.video[0], start):
                 if stop is not None and i >= stop:
                     return
-                count += 1
+                count = i + 1
                 if i >= start and (i - start) % every == 0:
                     yield frame.to_ndarray(format="rgb24")
             # a file cut between two frames ends without an error; the index, where there is one, tells
@@ -79,6 +83,47 @@ def read_video(path: str | Path, every: int = 1, start: int = 0, stop: int | Non
                 raise HwmError(f"{path} is truncated: it shows {count} of {container.streams.video[0].frames} frames")
     except av.FFmpegError as error:
         raise HwmError(f"cannot read the video {path}: {error}") from error
+
+
+def _numbered(container: Any, stream: Any, start: int) -> Iterator[tuple[int, Any]]:
+    """Frames with their numbers, from `start` on where it can be jumped to, else from the first.
+
+    Times tell where a jump has led to. They count frames only where these lie evenly in time, so a video in which the
+    wanted frame is not met at its time is read from the beginning.
+    """
+    rate, origin = stream.average_rate, stream.start_time or 0
+    if start and rate and rate == stream.base_rate:
+        container.seek(origin + int(start / rate / stream.time_base), stream=stream)
+        frames = container.decode(stream)
+        for frame in frames:
+            number = -1.0 if frame.pts is None else float((frame.pts - origin) * stream.time_base * rate)
+            if abs(number - start) < 0.25:
+                yield from enumerate(chain([frame], frames), start)
+                return
+            if number > start:
+                break
+        container.seek(origin, stream=stream)
+    yield from enumerate(container.decode(stream))
+
+
+def count_frames(path: str | Path) -> int:
+    """How many frames a video has according to its index, or where it has none by decoding it."""
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            return stream.frames or sum(1 for _ in container.decode(stream))
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise HwmError(f"cannot read the video {path}: {error}") from error
+
+
+def frame_size(path: str | Path) -> tuple[int, int]:
+    """Width and height that a video or picture file declares; raises `HwmError` where it holds neither."""
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            return stream.codec_context.width, stream.codec_context.height
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise HwmError(f"{path} is no video or picture that can be read: {error}") from error
 
 
 def to_video(frames: np.ndarray | list[np.ndarray], size: tuple[int, int]) -> Tensor:

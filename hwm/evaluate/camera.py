@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hwm.data.clips import Clips
 from hwm.data.store import Episode
-from hwm.data.video import read_video, to_video
+from hwm.data.video import to_video
 from hwm.tokenizers.base import Tokenizer
 from hwm.types import HwmError
 
@@ -21,8 +21,7 @@ DECODE_FRAMES = 128
 
 def episode_of(clips: Clips, index: int) -> Episode:
     """The episode that a window lies in."""
-    start = int(clips.starts[index])
-    return next(e for e in clips.store.episodes if e.start <= start < e.stop)
+    return clips.store.episodes[int(clips.store.segments[int(clips.starts[index])])]
 
 
 def frame_numbers(clips: Clips, index: int, steps: int) -> np.ndarray:
@@ -66,16 +65,16 @@ def camera_video(clips: Clips, indices: np.ndarray, steps: int, size: tuple[int,
     for episode in {e.id: e for e in episodes.values()}.values():
         mine = [i for i in wanted if episodes[i].id == episode.id]
         numbers = np.unique(np.concatenate([wanted[i] for i in mine]))
-        path = clips.store.video(episode)
         keep, frames = set(numbers.tolist()), []
         first, stop = int(numbers[0]), int(numbers[-1]) + 1
-        for number, frame in enumerate(read_video(path, start=first, stop=stop), first):
+        for number, frame in enumerate(clips.store.frames(episode, start=first, stop=stop), first):
             if number in keep:
                 frames.append(frame)
         if len(frames) < len(numbers):
             raise HwmError(
-                f"{path} ends before frame {stop - 1}, which the store's {episode.steps} steps of that episode need; "
-                "the video does not belong to these latents, or frames_per_step is wrong"
+                f"{clips.store.path}: the video of {episode.id!r} ends before frame {stop - 1}, which the store's "
+                f"{episode.steps} steps of that episode need; the video does not belong to these latents, or "
+                "frames_per_step is wrong"
             )
         video = to_video(frames, size)
         for i in mine:

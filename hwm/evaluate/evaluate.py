@@ -17,6 +17,7 @@ from rich.text import Text
 from torch import Tensor
 
 from hwm.config import to_json, unknown
+from hwm.data.arrays import pieces
 from hwm.data.clips import Clips
 from hwm.data.store import Store
 from hwm.data.video import to_uint8
@@ -295,10 +296,9 @@ class _Run:
 
 def action_bounds(store: Store) -> Bounds:
     """Lowest and highest value of each action dimension of a store, read in pieces."""
-    flat = store.actions.reshape(-1, store.actions.shape[-1])
-    low, high = np.full(flat.shape[1], np.inf), np.full(flat.shape[1], -np.inf)
-    for i in range(0, len(flat), 1 << 16):
-        part = flat[i : i + (1 << 16)]
+    dims = store.actions.shape[-1]
+    low, high = np.full(dims, np.inf), np.full(dims, -np.inf)
+    for part in pieces(store.actions):
         low, high = np.minimum(low, part.min(0)), np.maximum(high, part.max(0))
     return Bounds(torch.from_numpy(low).float(), torch.from_numpy(high).float())
 
@@ -332,7 +332,7 @@ def _check(
             f"{clips.store.path} holds {header.latent}, the tokenizer {tokenizer.id!r} makes {tokenizer.latent}"
         )
     for owner, name in ((f"the store {clips.store.path}", header.tokenizer), ("the model", model.spec.tokenizer)):
-        if name and tokenizer.id and name != tokenizer.id:
+        if name and tokenizer.id and not tokenizer.answers_to(name):
             raise HwmError(f"{owner} was made with the tokenizer {name!r}, not with {tokenizer.id!r}")
     model.check(clips.batch([0]))
 

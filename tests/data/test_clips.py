@@ -83,7 +83,7 @@ def test_before_an_episode_its_first_action_is_repeated(tmp_path: Path) -> None:
     clips = Clips(numbered(tmp_path / "s", [9, 9], 2), 2, stride=3)
     assert clips.batch([0]).actions[0, :, :, 1].tolist() == [[0, 1, 0, 1, 0, 1], [2, 3, 4, 5, 6, 7]]
     # the second window of the second episode: one real step before it, then the first repeated
-    second = int(np.flatnonzero(clips.starts == 9 + 1)[0])
+    second = int(np.flatnonzero(clips.starts[np.arange(len(clips))] == 9 + 1)[0])
     assert clips.batch([second]).actions[0, 0, :, 1].tolist() == [0, 1, 0, 1, 2, 3]
     assert clips.batch([second]).actions[0, 0, :, 0].unique().tolist() == [1]
 
@@ -161,3 +161,39 @@ def test_fake_batches_fit_their_spec(latent: LatentSpec) -> None:
     again, other = fake_batch(spec, 4, 5, seed=1, ahead=2), fake_batch(spec, 4, 5, seed=2, ahead=2)
     assert torch.equal(again.latents, batch.latents)
     assert not torch.equal(other.latents, batch.latents)
+
+
+@settings(max_examples=40)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4), length=st.integers(1, 5), stride=st.integers(1, 4))
+def test_filtered_windows_share_no_step(tmp_path_factory, lengths, length, stride) -> None:
+    store = numbered(tmp_path_factory.mktemp("s"), lengths)
+    if max(lengths) < (length - 1) * stride + 1:
+        return
+    every = Clips(store, length, stride=stride)
+    clips = Clips(store, length, stride=stride, filter_overlaps=True)
+    steps = clips.starts[np.arange(len(clips))][:, None] + stride * np.arange(length)
+    assert len(np.unique(steps)) == steps.size
+    # none could be added: whatever was left out begins at a step of one that was kept
+    left_out = set(every.starts[np.arange(len(every))].tolist()) - set(steps[:, 0].tolist())
+    assert left_out <= set(steps.ravel().tolist())
+
+
+def test_windows_begin_where_clips_do(store: Store) -> None:
+    store.clip_steps = 4  # episodes of 12, 9 and 15 steps, from 0, 12 and 21
+    assert Clips(store, 4).starts[np.arange(8)].tolist() == [0, 4, 8, 12, 16, 21, 25, 29]
+    assert Clips(store, 6).starts[np.arange(5)].tolist() == [0, 4, 12, 21, 25]
+    assert Clips(store, 3, every=2).starts[np.arange(5)].tolist() == [0, 8, 12, 21, 29]
+    assert Clips(store, 6, filter_overlaps=True).starts[np.arange(4)].tolist() == [0, 12, 21, 29]
+
+
+def test_windows_are_counted_from_both_ends(store: Store) -> None:
+    clips = Clips(store, 5)
+    assert clips.starts[-1] == clips.starts[len(clips) - 1] == 31
+    for index in (len(clips), -len(clips) - 1):
+        with pytest.raises(IndexError, match=f"of {len(clips)}"):
+            clips.batch([index])
+
+
+def test_settings_that_exclude_each_other_are_refused(store: Store) -> None:
+    with pytest.raises(HwmError, match="filter_overlaps decides where windows begin"):
+        Clips(store, 2, every=3, filter_overlaps=True)

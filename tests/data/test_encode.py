@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwm.data.encode import encode, thin_actions
-from hwm.data.store import Store, StoreError, Writer, merge
+from hwm.data.merge import merge
+from hwm.data.store import Store, StoreError, Writer
 from hwm.data.video import read_video, write_video
 from hwm.tokenizers.base import Pixels, Tokenizer
 from hwm.types import HwmError, LatentSpec
@@ -129,7 +130,7 @@ def test_three_channels_of_another_tokenizer_are_not_pixels(tmp_path: Path, reco
 def test_a_film_of_fewer_frames_than_actions_is_an_error(tmp_path: Path, recording: Store, kept: int) -> None:
     film = recording.video(recording.episodes[0])
     write_video(film, make_frames(kept), 10)
-    with pytest.raises(StoreError, match=rf"e0.mp4 shows {kept} steps, its actions are of 14"):
+    with pytest.raises(StoreError, match=rf"video of 'e0' shows {kept} steps, its actions are of 14"):
         encode(recording.path, Brightness(), tmp_path / "out")
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwm.data.store import Store, StoreError, Writer, merge
+from hwm.data.merge import merge
+from hwm.data.store import Store, StoreError, Writer
 from tests.conftest import make_store
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from hwm.data.video import read_video, to_uint8, to_video, write_video
+from hwm.data import video
+from hwm.data.video import count_frames, read_video, to_uint8, to_video, write_video
 from hwm.types import HwmError
 from tests.conftest import make_frames
 
@@ -145,3 +146,45 @@ def test_uint8_both_ways() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), dtype=np.uint8)
     assert np.array_equal(to_uint8(to_video(picture, (4, 6))), picture)
     assert to_uint8(torch.tensor([-1.0, 0.5, 2.0]).view(3, 1, 1)).ravel().tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("fps", [10, 30, 29.97])
+def test_a_jump_leads_to_the_same_frame(tmp_path: Path, fps: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "long.mp4"
+    write_video(path, make_frames(300, 32, 96), fps)  # a key frame every 60 frames, and frames that need later ones
+    whole = list(read_video(path))
+    for start in (1, 59, 60, 61, 119, 237, 299):
+        part = list(read_video(path, start=start, stop=start + 3))
+        assert len(part) == min(3, 300 - start)
+        assert all(np.array_equal(a, b) for a, b in zip(part, whole[start:], strict=False)), start
+    assert list(read_video(path, start=300)) == []
+    # it is a jump: of the frames before the key frame none is decoded
+    decoded = []
+    inner = video._numbered
+    monkeypatch.setattr(video, "_numbered", lambda *a: (decoded.append(n) or (n, f) for n, f in inner(*a)))
+    list(read_video(path, start=250, stop=251))
+    assert decoded[0] == 250
+
+
+def test_frames_that_do_not_lie_evenly_are_counted(tmp_path: Path) -> None:
+    path, frames = tmp_path / "uneven.mp4", make_frames(40, 32, 96)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 96, 32, "yuv420p"
+        stream.options = {"g": "10"}
+        for i, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            frame.pts = i + 2 * i // 5  # now and then one is left out
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    whole = list(read_video(path))
+    assert len(whole) == count_frames(path) == 40
+    for start in (1, 9, 17, 31, 39):
+        assert np.array_equal(next(read_video(path, start=start)), whole[start]), start
+
+
+def test_frames_are_counted(film: Path, tmp_path: Path) -> None:
+    assert count_frames(film) == 41
+    (tmp_path / "text.mp4").write_text("no film")
+    with pytest.raises(HwmError, match="cannot read the video"):
+        count_frames(tmp_path / "text.mp4")
