@@ -43,6 +43,10 @@ class Trainable(nn.Module):
     name: ClassVar[str]
     #: prefixes of the submodules whose matrices are not hidden ones: Muon leaves them to AdamW
     adamw_only: ClassVar[tuple[str, ...]] = ()
+    #: prefixes of the submodules that begin at random where the weights to begin from have none of them
+    fresh: ClassVar[tuple[str, ...]] = ()
+    #: how much wider than the model that the learning rate was found for (muP): AdamW divides that of hidden matrices
+    mup_width: float = 1.0
 
     def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

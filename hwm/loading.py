@@ -51,12 +51,15 @@ def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu"
 def copy_weights(name: str | Path, module: Trainable) -> None:
     """Give a module the weights of a shipped model or tokenizer, a folder or a run.
 
+    Submodules that a module calls `fresh` keep their own weights where the source has none.
+
     Raises:
         HwmError: there is nothing of that name, or its weights are of another size.
     """
     source = load_model(_find("model", name, MODELS | TOKENIZERS))
     try:
-        module.load_state_dict(source.state_dict())
+        own = {k: v for k, v in module.state_dict().items() if k.startswith(module.fresh)}
+        module.load_state_dict(own | source.state_dict())
     except RuntimeError as error:
         raise HwmError(f"the weights of {name} ({source.name!r}) do not fit this {module.name!r}: {error}") from error
 
@@ -69,6 +72,11 @@ def weights_fingerprint(module: torch.nn.Module) -> str:
             tensor.detach().cpu().to(torch.float16).contiguous().numpy().tobytes(), zlib.crc32(key.encode(), value)
         )
     return f"{value:08x}"
+
+
+def find_model(name: str | Path) -> Path:
+    """The folder of a world model: a shipped one by name, else a path."""
+    return _find("model", name, MODELS)
 
 
 def _find(kind: str, name: str | Path, shipped: dict[str, Path]) -> Path:

@@ -7,8 +7,11 @@ K actions a step, A action dimension, F frames, C channels, V vocabulary, N rows
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -165,17 +168,18 @@ class Prediction:
 
 def split_digits(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
     """Token ids (...) -> digits (..., len(levels)), least significant first."""
-    digits = []
-    for level in levels:
-        digits.append(ids % level)
-        ids = ids // level
-    return torch.stack(digits, -1)
+    base, size = _digit_sizes(levels, ids.device)
+    return ids[..., None] // base % size
 
 
 def join_digits(digits: Tensor, levels: tuple[int, ...]) -> Tensor:
     """Digits (..., len(levels)), least significant first -> token ids (...)."""
-    ids, base = torch.zeros_like(digits[..., 0]), 1
-    for i, level in enumerate(levels):
-        ids = ids + digits[..., i] * base
-        base *= level
-    return ids
+    return (digits * _digit_sizes(levels, digits.device)[0]).sum(-1)
+
+
+@lru_cache(maxsize=64)
+def _digit_sizes(levels: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """What one counts in each digit, and how many values it has; made outside inference mode, as all that is kept."""
+    with torch.inference_mode(False):
+        base = tuple(accumulate(levels[:-1], operator.mul, initial=1))
+        return torch.tensor(base, device=device), torch.tensor(levels, device=device)

@@ -85,7 +85,15 @@ class WorldModel(Trainable):
 
     def check(self, batch: Batch) -> None:
         """Raise `HwmError` when the batch does not fit the spec this model was built for."""
+        self.check_actions(batch)
         spec = self.spec.latent
+        if tuple(batch.latents.shape[-2:]) != spec.grid:
+            raise HwmError(f"latents have a grid of {spec.grid}, got shape {tuple(batch.latents.shape)}")
+        if batch.missing < 0:
+            raise HwmError(f"{batch.latents.shape[1]} latent steps but only {batch.actions.shape[1]} steps of actions")
+
+    def check_actions(self, batch: Batch) -> None:
+        """The part of `check` that is about actions, for a model that takes none to leave out."""
         if batch.embodiment not in self.spec.actions:
             raise HwmError(f"the model knows the embodiments {sorted(self.spec.actions)}, not {batch.embodiment!r}")
         action = self.spec.actions[batch.embodiment]
@@ -94,10 +102,6 @@ class WorldModel(Trainable):
                 f"actions of {batch.embodiment!r} have {action.per_step} x {action.dim} values a step, "
                 f"got shape {tuple(batch.actions.shape)}"
             )
-        if tuple(batch.latents.shape[-2:]) != spec.grid:
-            raise HwmError(f"latents have a grid of {spec.grid}, got shape {tuple(batch.latents.shape)}")
-        if batch.missing < 0:
-            raise HwmError(f"{batch.latents.shape[1]} latent steps but only {batch.actions.shape[1]} steps of actions")
 
 
 def join(parts: list[Prediction]) -> Prediction:

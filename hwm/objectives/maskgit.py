@@ -19,7 +19,6 @@ from torch.utils.checkpoint import checkpoint
 
 from hwm.types import Generator
 
-
 # Logits that the loss holds at a time, 128 MiB in float32: 524 tokens of a vocabulary of 64,000.
 LOGITS_AT_ONCE = 2**25
 

@@ -65,7 +65,8 @@ def masked_hwm_shared_factors() -> Recipe:
     spec = onex_v2()
     factors = replace(spec, latent=LatentSpec((32, 32), 65_536, stride=8))
     return masked_hwm_shared().but(
-        model=dict(clip_factors=3, past=3, horizon=3), data=DataConfig(steps=6, expects=factors)
+        model=dict(clip_factors=3, past=3, horizon=3),
+        data=DataConfig(steps=6, reader="1x-v2.0-joined", expects=factors),
     )
 
 

@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from hwm.types import ActionSpec, DataSpec, LatentSpec
-
-#: the 25 dimensions of 1X's humanoid, in the order of its data sets v1.1 and v2.0; the simulator has the same
-ACTIONS_1X = (
-    "HIP_YAW", "HIP_ROLL", "HIP_PITCH", "KNEE_PITCH", "ANKLE_ROLL", "ANKLE_PITCH",
-    "LEFT_SHOULDER_PITCH", "LEFT_SHOULDER_ROLL", "LEFT_SHOULDER_YAW", "LEFT_ELBOW_PITCH", "LEFT_ELBOW_YAW",
-    "LEFT_WRIST_PITCH", "LEFT_WRIST_ROLL",
-    "RIGHT_SHOULDER_PITCH", "RIGHT_SHOULDER_ROLL", "RIGHT_SHOULDER_YAW", "RIGHT_ELBOW_PITCH", "RIGHT_ELBOW_YAW",
-    "RIGHT_WRIST_PITCH", "RIGHT_WRIST_ROLL",
-    "NECK_PITCH", "LEFT_HAND_CLOSURE", "RIGHT_HAND_CLOSURE", "LINEAR_VELOCITY", "ANGULAR_VELOCITY",
-)  # fmt: skip
-COSMOS_LEVELS = (8, 8, 8, 5, 5, 5)
-
-
-def actions_1x(per_step: int) -> ActionSpec:
-    """The 1X layout before any statistics are known (mean 0, deviation 1)."""
-    n = len(ACTIONS_1X)
-    return ActionSpec(per_step, ACTIONS_1X, (0.0,) * n, (1.0,) * n)
-
-
-def onex_v2(tokenizer: str = "cosmos-dv8x8x8") -> DataSpec:
-    """1X v2.0: 17 frames of 256x256 at 30 Hz as three latent steps (1, 8, 8 frames) of Cosmos DV 8x8x8."""
-    latent = LatentSpec((32, 32), 64_000, stride=8, levels=COSMOS_LEVELS)
-    return DataSpec(latent, {"1x_eve": actions_1x(8)}, tokenizer, 30 / 8)
+from hwm.data.onex.specs import ACTIONS_1X as ACTIONS_1X
+from hwm.data.onex.specs import COSMOS_LEVELS as COSMOS_LEVELS
+from hwm.data.onex.specs import actions_1x as actions_1x
+from hwm.data.onex.specs import onex_v1 as onex_v1
+from hwm.data.onex.specs import onex_v2 as onex_v2
+from hwm.types import DataSpec, LatentSpec
 
 
 def mini() -> DataSpec:

@@ -17,10 +17,13 @@ class Tokenizer(ABC):
         latent: the spec of what `encode` returns.
         id: name and fingerprint of the weights; stores and checkpoints record it.
         size: (height, width) of the pictures.
+        published: the name by which published data sets know their tokenizer, if this is one of those: they record no
+            fingerprint.
         lookback: how many earlier steps `decode` needs to see to show a step as it shows it within a whole clip.
     """
 
     lookback = 0
+    published = ""
     latent: LatentSpec
     id: str
     size: tuple[int, int]
@@ -32,6 +35,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Video in [0, 1], `latent.frames(T)` frames."""
+
+    def answers_to(self, name: str) -> bool:
+        """Whether latents whose tokenizer is recorded as `name` are this one's."""
+        return bool(name) and name in (self.id, self.published)
 
     def shift(self, latents: Tensor, keep: int) -> Tensor:
         """The last `keep` steps as the beginning of a new clip.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,23 +18,29 @@ def optimizers(
 
     Muon (Jordan et al., 2024) suits the matrices between hidden features; embeddings, heads, biases and norms
     (`module.adamw_only`, and whatever is not a Linear weight) stay with AdamW. Weight decay applies to matrices only.
+
+    Where `module.mup_width` is not 1 (muP, arXiv 2203.03466), AdamW divides the learning rate of the hidden matrices by
+    it (`lr_share` of their group) and multiplies their weight decay, which leaves the product alone.
     """
     hidden: list[Tensor] = []
-    if kind == "muon":
+    if kind == "muon" or module.mup_width != 1:
         for name, m in module.named_modules():
             if isinstance(m, nn.Linear) and m.weight.requires_grad and not name.startswith(module.adamw_only):
                 hidden.append(m.weight)
     taken = {id(p) for p in hidden}
     rest = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if kind == "adamw":
+        decay = weight_decay * module.mup_width
+        groups.append({"params": hidden, "weight_decay": decay, "lr_share": 1 / module.mup_width})
+    used = [g for g in groups if g["params"]]
     made: list[torch.optim.Optimizer] = []
-    if rest:
-        used = [g for g in groups if g["params"]]
+    if used:
         made.append(torch.optim.AdamW(used, lr=lr, betas=betas, eps=1e-8, fused=fused))
-    if hidden:
+    if kind == "muon" and hidden:
         # this adjustment makes a Muon update as large as AdamW's, so that one learning rate serves both
         made.append(torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
     return made

@@ -6,6 +6,7 @@ killed and resumed equals one that was not, bit for bit on a CPU.
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import time
@@ -189,7 +190,7 @@ class Trainer:
                     if (spent or halted) and self.step < c.steps:
                         meter.note(f"stopped at update {self.step}; the same command goes on from there")
                         if halted:
-                            self.world.close()
+                            self._leave()
                             raise KeyboardInterrupt
                         break
         finally:
@@ -200,8 +201,15 @@ class Trainer:
             self.module.load_state_dict(self.average.weights)
         if self.world.leads and self.step == c.steps:
             checkpoint.save_model(self.run_folder, self.module, step=self.step)
-        self.world.close()
+        self._leave()
         return self.module.eval()
+
+    def _leave(self) -> None:
+        """Leave the other processes. The wrapper goes first: should it hold the last reference to the group, then
+        freeing it (PyTorch 2.13, gloo) waits, with the interpreter's lock, for a thread that waits for that lock."""
+        self.model = self.module
+        gc.collect()
+        self.world.close()
 
     def update(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """One optimizer update; returns detached scalars."""
@@ -225,7 +233,7 @@ class Trainer:
         rate = learning_rate(self.step, peak=c.lr, warmup=c.warmup, total=c.steps, floor=c.floor)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("lr_share", 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if self.average:

@@ -65,7 +65,7 @@ def test_muon_updates_are_as_large_as_those_of_adamw() -> None:
     for kind in ("adamw", "muon"):
         torch.manual_seed(0)
         module = torch.nn.Sequential(torch.nn.Linear(64, 64, bias=False))
-        module.adamw_only = ()  # type: ignore[assignment]
+        module.adamw_only, module.mup_width = (), 1.0  # type: ignore[assignment]
         before = module[0].weight.detach().clone()
         made = optimizers(module, kind, 1e-2, 0.0, (0.9, 0.95))  # type: ignore[arg-type]
         module(torch.randn(256, 64)).square().sum().backward()

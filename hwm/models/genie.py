@@ -1,0 +1,311 @@
+"""GENIE, the baseline of the 1X World Model Challenge: a spatio-temporal masked transformer over tokens of frames.
+
+Sources: github.com/1x-technologies/1xgpt (Apache-2.0), the published checkpoints GENIE_35M and GENIE_138M, and
+Genie (arXiv 2402.15391), after which it is named. muP: arXiv 2203.03466.
+
+Shape suffixes: B batch, T latent step of this pass, M steps remembered, P past step, H missing step, S cells, L digits
+of an id, K actions a step, A action dimension, D width, h heads, d = D/h head width. Inside the blocks time comes
+first (TBSD).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hwm.models.masked import MaskedModel
+from hwm.nn.actions import ActionEncoder
+from hwm.nn.attention import attend
+from hwm.nn.layers import init_weights
+from hwm.objectives.maskgit import MaskGITSampler, cosine_mask
+from hwm.types import Batch, DataSpec, HwmError, join_digits, split_digits
+
+# The width at which muP changes nothing but the attention scale: that of the smallest published model.
+BASE_WIDTH = 256
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+class Cache(NamedTuple):
+    """What is remembered of the first `steps` steps of a window: keys and values (M, B, S, h, d) over time, a block
+    each; empty when there are none."""
+
+    memory: tuple[KeysValues, ...]
+    steps: int
+
+
+class Window(NamedTuple):
+    """The past as remembered, and, in a model with actions, their embeddings (H, B, D) for the steps asked for."""
+
+    cache: Cache
+    actions: Tensor | None
+
+
+def noise(
+    batch: int,
+    steps: int,
+    *,
+    max_corrupt: float = 0.2,
+    non_mlm: float = 0.5,
+    prompt: int = 8,
+    fully_masked: float = 0.0,
+    device: torch.device | str = "cpu",
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """How strongly each step of a training clip is corrupted and masked, as documented for the released training code.
+
+    1. Every digit of every token, of the first step too, is replaced with probability u, u ~ U(0, max_corrupt).
+    2. With probability `non_mlm` a clip is "closer to autoregressive": the first masked step f is uniform on
+       prompt..T-1, and from f on every digit is also replaced with probability 1 - c, where c starts at U(0.25, 1)
+       and is multiplied by a U(0.9, 1) at f and at every step after it. Else f = 1.
+    3. Each step from f on has its own mask ratio cos(pi/2 U(0, 1)).
+
+    The release draws u and f once a batch; here each clip draws its own. Both replacements of a digit are uniform, so
+    they are made as one, with probability 1 - (1 - u) c.
+
+    Args:
+        fully_masked: share of the masked steps that are masked whole. 0 in the release.
+
+    Returns:
+        rate (B, T): the probability that a digit is replaced. ratio (B, T): that a token is masked; 0 before f.
+    """
+
+    def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        return low + (high - low) * torch.rand(*shape, device=device, generator=generator)
+
+    step_T, prompt = torch.arange(steps, device=device), max(1, min(prompt, steps - 1))
+    keep_B1 = 1 - uniform(batch, 1, high=max_corrupt)
+    autoregressive_B1 = uniform(batch, 1) < non_mlm
+    drawn_B1 = (prompt + (uniform(batch, 1) * (steps - prompt)).long()).clamp(max=steps - 1)
+    late_BT = step_T >= torch.where(autoregressive_B1, drawn_B1, 1)
+    shrink_BT = torch.where(late_BT, uniform(batch, steps, low=0.9), 1.0).cumprod(1)
+    drift_BT = torch.where(autoregressive_B1 & late_BT, uniform(batch, 1, low=0.25) * shrink_BT, 1.0)
+    ratio_BT = torch.cos(math.pi / 2 * uniform(batch, steps))
+    ratio_BT = torch.where(uniform(batch, steps) < fully_masked, 1.0, ratio_BT)
+    return 1 - keep_B1 * drift_BT, torch.where(late_BT, ratio_BT, 0.0)
+
+
+def corrupt_digits(
+    ids_BTS: Tensor, rate_BT: Tensor, levels: tuple[int, ...], generator: torch.Generator | None = None
+) -> Tensor:
+    """Replace each digit of each token by itself, with a step's probability, by a uniform one."""
+    digits = split_digits(ids_BTS, levels)
+    drawn = [torch.randint(n, ids_BTS.shape, device=ids_BTS.device, generator=generator) for n in levels]
+    hit = torch.rand(digits.shape, device=ids_BTS.device, generator=generator) < rate_BT[..., None, None]
+    return join_digits(torch.where(hit, torch.stack(drawn, -1), digits), levels)
+
+
+class SelfAttention(nn.Module):
+    """The weights of self-attention: one projection laid out (3, h, d), an optional norm, and one projection out.
+
+    With `qk_norm` one affine LayerNorm(d) serves queries and keys. Logits are scaled by 1 / sqrt(d), under muP by 8 / d
+    (the same at d = 64).
+    """
+
+    def __init__(self, dim: int, heads: int, *, qk_norm: bool, qkv_bias: bool, proj_bias: bool, mup: bool) -> None:
+        super().__init__()
+        if dim % heads:
+            raise HwmError(f"a width of {dim} does not split into {heads} heads")
+        self.heads, self.head_dim = heads, dim // heads
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim, qkv_bias), nn.Linear(dim, dim, proj_bias)
+        self.norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.scale = 8 / self.head_dim if mup else self.head_dim**-0.5
+
+    def project(self, x_D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(..., D) -> queries, keys and values, each (..., h, d)."""
+        q, k, v = self.qkv(x_D).unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
+        return self.norm(q).to(v.dtype), self.norm(k).to(v.dtype), v
+
+    def attend(self, q_NhLd: Tensor, k_NhMd: Tensor, v_NhMd: Tensor, mask_LM: Tensor | None = None) -> Tensor:
+        """softmax(scale q k^T) v.
+
+        In float32 the fused kernel is the better one on a CPU as well: for 16 x 8 problems of 256 cells and heads of
+        32, forward and backward take 60 ms on one core and 123 ms with the scores written out, and the 134 MB of scores
+        are never held. In bfloat16 it is the slower one (76 ms against 43 ms).
+        """
+        if q_NhLd.dtype == torch.float32:
+            return F.scaled_dot_product_attention(q_NhLd, k_NhMd, v_NhMd, attn_mask=mask_LM, scale=self.scale)
+        return attend(q_NhLd * (self.scale * self.head_dim**0.5), k_NhMd, v_NhMd, mask_LM)
+
+
+class Block(nn.Module):
+    """Attention among the cells of each step, causal attention over the steps of each cell, and an MLP; residual.
+
+    LayerNorms precede the first and the last part; there is none before attention over time. With `qk_norm` there are
+    none at all but those of queries and keys.
+    """
+
+    def __init__(self, config: Genie.Config) -> None:
+        super().__init__()
+        c, dim = config, config.dim
+        self.norm1, self.norm2 = (nn.Identity() if c.qk_norm else nn.LayerNorm(dim) for _ in range(2))
+        self.space, self.time = (
+            SelfAttention(dim, c.heads, qk_norm=c.qk_norm, qkv_bias=c.qkv_bias, proj_bias=c.proj_bias, mup=c.mup)
+            for _ in range(2)
+        )
+        hidden = int(dim * c.mlp_ratio)
+        self.fc1, self.fc2 = nn.Linear(dim, hidden, c.mlp_bias), nn.Linear(hidden, dim, c.mlp_bias)
+        self.drop = nn.Dropout(c.mlp_drop)
+
+    def forward(self, x_TBSD: Tensor, memory: KeysValues | None, wanted: bool = True) -> tuple[Tensor, KeysValues]:
+        """Run T steps through the block.
+
+        Args:
+            memory: keys and values of the M steps before, which every step of this pass sees.
+            wanted: whether anyone reads the states that come out; if not, only the memory is made.
+
+        Returns:
+            the states, and keys and values of the M + T steps so far.
+        """
+        T = x_TBSD.shape[0]
+        q, k, v = self.space.project(self.norm1(x_TBSD))
+        o = self.space.attend(*(t.flatten(0, 1).transpose(1, 2) for t in (q, k, v)))
+        x_TBSD = x_TBSD + self.space.proj(o.transpose(1, 2).reshape(x_TBSD.shape))
+        q, k, v = self.time.project(x_TBSD)
+        if memory is not None:
+            k, v = torch.cat([memory[0], k]), torch.cat([memory[1], v])
+        if not wanted:
+            return x_TBSD, (k, v)
+        M = k.shape[0] - T
+        mask = None if T == 1 else torch.ones(T, M + T, dtype=torch.bool, device=x_TBSD.device).tril(M)
+        q, k_NhMd, v_NhMd = (t.flatten(1, 2).permute(1, 2, 0, 3) for t in (q, k, v))
+        o = self.time.attend(q, k_NhMd, v_NhMd, mask)
+        x_TBSD = x_TBSD + self.time.proj(o.permute(2, 0, 1, 3).reshape(x_TBSD.shape))
+        h = self.drop(F.gelu(self.fc1(self.norm2(x_TBSD))))
+        return x_TBSD + self.drop(self.fc2(h)), (k, v)
+
+
+class Genie(MaskedModel, name="genie"):
+    """Each step is guessed from the steps before it and from its own tokens that are not masked.
+
+    Cells of a step see one another, and a cell sees itself at earlier steps; so no step depends on later ones, the past
+    is run through the blocks once, and it is kept from step to step while the window stands. In training all steps but
+    the first are partly masked and guessed at once, and see the masked ones before them.
+
+    There is no norm after the last block. Under muP the head reads the states divided by dim / 256.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MaskedModel.Config):
+        """The defaults are those of the published GENIE_35M, but for `hop`, which nothing published has.
+
+        Attributes:
+            past, horizon: of the past + horizon steps of a window each has its learned positions.
+            hop: 8 goes on from the last 8 to 15 steps once the window of 16 is full.
+            prompt: in the training mode closer to autoregressive, steps at the start of a clip that are never masked.
+            mup: attention scale 8 / d, smaller initial weights and learning rates of hidden matrices, and a head that
+                reads states divided by dim / 256: what the learning rate of a small model needs to suit a wide one.
+            qk_norm: LayerNorm on queries and keys, and no other norm.
+            qkv_bias, proj_bias, mlp_bias: which Linear layers of a block have biases.
+            actions: add to all tokens of a step an embedding of the actions that lead to it. No published model has it.
+        """
+
+        dim: int = 256
+        depth: int = 32
+        heads: int = 8
+        past: int = 15
+        horizon: int = 1
+        hop: int = 8
+        prompt: int = 8
+        factorized: bool = True
+        mup: bool = True
+        qk_norm: bool = False
+        qkv_bias: bool = False
+        proj_bias: bool = True
+        mlp_bias: bool = True
+        actions: bool = False
+        sampler: MaskGITSampler = field(default_factory=lambda: MaskGITSampler(steps=2, order="random"))
+
+    adamw_only = ("embed", "head", "actions")  # type: ignore[assignment]
+    fresh = ("actions",)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        """A config that tests and dry runs use."""
+        return cls.Config(dim=32, depth=2, heads=2, past=4, hop=2, prompt=2, actions=True)
+
+    def __init__(self, config: Config, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        c = config
+        if c.own_past:
+            raise HwmError("own_past needs the parallel layout of Masked-HWM, which GENIE does not have; leave it at 0")
+        if not 1 <= c.hop <= c.past:
+            raise HwmError(f"hop={c.hop} must be between 1 and past={c.past}: a window keeps at least one step")
+        self.levels = spec.latent.levels if c.factorized else (self.vocab,)
+        self.mup_width = c.dim / BASE_WIDTH if c.mup else 1.0
+        self.position = nn.Parameter(torch.zeros(c.past + c.horizon, spec.latent.cells, c.dim))
+        self.actions = ActionEncoder(spec, c.dim, positions=1, ordered=True, deep=False) if c.actions else None
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
+        init_weights(self)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.data.mul_(self.mup_width**-0.5)
+
+    def check_actions(self, batch: Batch) -> None:
+        """A model that takes no actions takes those of any robot."""
+        if self.actions is not None:
+            super().check_actions(batch)
+
+    def split(self, ids_BTS: Tensor) -> tuple[Tensor, Tensor]:
+        """All steps of a training clip but the first are guessed."""
+        if not 2 <= ids_BTS.shape[1] <= len(self.position):
+            raise HwmError(
+                f"GENIE trains on clips of 2 to past + horizon = {len(self.position)} steps, not {ids_BTS.shape[1]}"
+            )
+        return ids_BTS[:, :1], ids_BTS[:, 1:]
+
+    def corrupt_and_mask(
+        self, ids_BTS: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        c, (batch, steps) = self.config, ids_BTS.shape[:2]
+        rate_BT, ratio_BT = noise(
+            batch, steps, max_corrupt=c.max_corrupt, non_mlm=c.non_mlm, prompt=c.prompt, fully_masked=c.fully_masked,
+            device=ids_BTS.device, generator=generator,
+        )  # fmt: skip
+        past_BPS, shown_BHS = self.split(corrupt_digits(ids_BTS, rate_BT, self.levels, generator))
+        ratio_BH = ratio_BT[:, 1:]
+        masked_BHS = cosine_mask(ratio_BH, ids_BTS.shape[2], generator) & (ratio_BH > 0)[..., None]
+        return past_BPS, shown_BHS, masked_BHS
+
+    def cache_of(self, window: Window) -> Cache:
+        return window.cache
+
+    def run(
+        self, ids_BTS: Tensor, masked_BTS: Tensor | None, actions_TBD: Tensor | None, cache: Cache, wanted: bool = True
+    ) -> tuple[Tensor, Cache]:
+        """The steps after those of a cache through all blocks: states (T, B, S, D), and a cache of them as well."""
+        start, stop = cache.steps, cache.steps + ids_BTS.shape[1]
+        x_TBSD = self.embed(ids_BTS.transpose(0, 1), None if masked_BTS is None else masked_BTS.transpose(0, 1))
+        x_TBSD = x_TBSD + self.position[start:stop, None]
+        if actions_TBD is not None:
+            x_TBSD = x_TBSD + actions_TBD[:, :, None]
+        memory = []
+        for i, block in enumerate(self.blocks):
+            inner = i < len(self.blocks) - 1
+            x_TBSD, kept = block(x_TBSD, cache.memory[i] if cache.memory else None, inner or wanted)
+            memory.append(kept)
+        return x_TBSD, Cache(tuple(memory), stop)
+
+    def observe(
+        self, ids_BPS: Tensor, actions_BTKA: Tensor, embodiment: str, missing: int, cache: Cache | None = None
+    ) -> Window:
+        past, steps = ids_BPS.shape[1], actions_BTKA.shape[1]
+        if steps > len(self.position):
+            raise HwmError(f"only past + horizon = {len(self.position)} steps have positions, not {steps}")
+        actions_TBD = None if self.actions is None else self.actions(actions_BTKA, embodiment)
+        cache = cache or Cache((), 0)
+        if cache.steps < past:
+            new = slice(cache.steps, past)
+            _, cache = self.run(
+                ids_BPS[:, new], None, None if actions_TBD is None else actions_TBD[new], cache, wanted=False
+            )
+        return Window(cache, None if actions_TBD is None else actions_TBD[past:])
+
+    def look(self, window: Window, ids_BHS: Tensor, masked_BHS: Tensor) -> Tensor:
+        x_HBSD, _ = self.run(ids_BHS, masked_BHS, window.actions, window.cache)
+        return (x_HBSD / self.mup_width).transpose(0, 1)

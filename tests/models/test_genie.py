@@ -1,0 +1,416 @@
+"""GENIE: recorded outputs of the public implementation, corruption, causality, caches, actions, muP."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hwm.convert import genie as convert
+from hwm.data.onex.specs import onex_v1
+from hwm.evaluate.scenarios import temporally_teacher_forced
+from hwm.loading import copy_weights
+from hwm.models.genie import Genie, corrupt_digits, noise
+from hwm.objectives import maskgit
+from hwm.objectives.maskgit import MaskGITSampler, masked_counts
+from hwm.train.checkpoint import save_model
+from hwm.train.optim import optimizers
+from hwm.train.trainer import TrainConfig, Trainer
+from hwm.types import Batch, DataSpec, HwmError, LatentSpec, split_digits
+from tests.models.test_registry import OneClip
+from tests.models.toys import LEVELS, toy_batch, toy_spec
+from tests.parity import Case, recorded
+
+CASES = ("plain", "mup", "qknorm", "mup-qknorm-onevocab", "threevocab")
+
+
+# ---------------------------------------------------------------------- recorded outputs
+class Recorded(NamedTuple):
+    """A recorded case and our model with its weights, read from a folder as published ones are."""
+
+    case: Case
+    model: Genie
+    tokens: Tensor
+
+    def batch(self, prompt: int) -> Batch:
+        return Batch(self.tokens[:, :prompt], torch.zeros(*self.tokens.shape[:2], 1, 1), "nobody")
+
+    def close(self, name: str, value: Tensor) -> None:
+        expected = self.case.out[name]
+        torch.testing.assert_close(value.reshape(expected.shape), expected, rtol=0, atol=self.case.tolerance[name])
+
+
+@pytest.fixture(params=CASES)
+def reference(request: pytest.FixtureRequest, tmp_path: Path) -> Recorded:
+    case = recorded(f"genie-{request.param}")
+    (tmp_path / "config.json").write_text(json.dumps(case.config))
+    save_file(case.weights, tmp_path / "model.safetensors")
+    side = math.isqrt(case.config["S"])
+    return Recorded(case, convert.read(tmp_path), case.given["tokens"].unflatten(1, (-1, side, side)))
+
+
+def reference_counts(steps: int, cells: int) -> tuple[int, ...]:
+    """The released schedule. Ours differs where a look of it settles nothing, such as the first of 4 at 9 cells."""
+    return (*(math.ceil(math.cos(math.pi / 2 * k / steps) * cells) for k in range(1, steps)), 0)
+
+
+def replay(monkeypatch: pytest.MonkeyPatch, numbers: Tensor) -> None:
+    """Let the random order of reveals be the recorded one, look by look."""
+    left: Iterator[Tensor] = iter(numbers.flatten(0, -4).flatten(2))
+    monkeypatch.setattr(maskgit, "uniform_like", lambda x, generator=None: next(left)[:, None])
+
+
+def test_recorded_logits(reference: Recorded) -> None:
+    model, ids = reference.model, reference.tokens.flatten(2)
+    with torch.no_grad():
+        window = model.observe(ids[:, :0], torch.zeros(*ids.shape[:2], 1, 1), "nobody", ids.shape[1])
+        whole = model.head(model.look(window, ids, torch.zeros_like(ids, dtype=torch.bool)))
+    reference.close("logits", whole.permute(0, 3, 1, 2))
+
+
+def test_recorded_training_loss(reference: Recorded) -> None:
+    model, given = reference.model, reference.case.given
+    ids, labels = (given[name].view(reference.tokens.flatten(2).shape) for name in ("masked_ids", "labels"))
+    masked = ids == model.vocab
+    shown = torch.where(masked, 0, ids)
+    with torch.no_grad():
+        window = model.observe(shown[:, :1], torch.zeros(*ids.shape[:2], 1, 1), "nobody", ids.shape[1] - 1)
+        hidden = model.look(window, shown[:, 1:], masked[:, 1:])
+        loss, accuracy = model.head.loss(hidden, labels[:, 1:], masked[:, 1:])
+    reference.close("loss", loss)
+    reference.close("acc", accuracy)
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "uncached"])
+@pytest.mark.parametrize("looks", [1, 2, 4])
+def test_recorded_generation(reference: Recorded, looks: int, cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maskgit, "masked_counts", reference_counts)
+    sampler = MaskGITSampler(steps=looks, order="confidence")
+    out = reference.model.rollout(
+        reference.batch(reference.case.config["num_prompt_frames"]), sampler=sampler, use_cache=cached
+    )
+    assert torch.equal(out.latents, reference.case.out[f"maskgit_K{looks}"])
+
+
+def test_recorded_generation_in_random_order(reference: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maskgit, "masked_counts", reference_counts)
+    replay(monkeypatch, reference.case.given["unmask_rand_K4"])
+    start = reference.batch(reference.case.config["num_prompt_frames"])
+    out = reference.model.rollout(start, sampler=MaskGITSampler(steps=4, order="random"))
+    assert torch.equal(out.latents, reference.case.out["maskgit_random_K4"])
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+def test_recorded_evaluation(reference: Recorded, looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    replay(monkeypatch, reference.case.given["eval_unmask_rand_K2"])
+    batch, sampler = reference.batch(reference.tokens.shape[1]), MaskGITSampler(steps=looks, order="random")
+    out = temporally_teacher_forced(reference.model, batch, 1, sampler=sampler, logits=True)
+    loss = out.cross_entropy(batch.latents[:, 1:])
+    assert loss is not None
+    assert torch.equal(out.latents, reference.case.out[f"eval_samples_K{looks}"])
+    reference.close("eval_ce_per_frame", loss)
+    reference.close(f"eval_ce_K{looks}", loss.mean())
+    reference.close(f"eval_acc_K{looks}", (out.latents == batch.latents[:, 1:]).float().mean())
+
+
+def test_the_schedule_of_published_models_is_the_released_one() -> None:
+    assert masked_counts(2, 256) == (182, 0)
+    assert masked_counts(4, 256) == (237, 182, 98, 0)
+    assert masked_counts(8, 256) == (252, 237, 213, 182, 143, 98, 50, 0)
+    for looks in range(1, 18):
+        assert masked_counts(looks, 256) == reference_counts(looks, 256)
+
+
+# ---------------------------------------------------------------------- sizes
+@pytest.mark.parametrize(
+    ("dim", "qk_norm", "parameters"),
+    [(256, False, 35_218_688), (256, True, 35_190_016), (512, False, 137_545_216), (512, True, 137_487_872)],
+)
+def test_parameters_are_those_of_the_published_models(dim: int, qk_norm: bool, parameters: int) -> None:
+    with torch.device("meta"):
+        model = Genie.Config(dim=dim, qk_norm=qk_norm).build(onex_v1())
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def build(seed: int = 0, spec: DataSpec | None = None, **changes: Any) -> Genie:
+    torch.manual_seed(seed)
+    return replace(Genie.tiny(), **changes).build(spec or toy_spec())
+
+
+def shaken(model: Genie) -> Genie:
+    """Every parameter away from zero and one, so that each of them matters."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    return model.eval()
+
+
+def test_an_untrained_model_knows_nothing() -> None:
+    model = build(spec=DataSpec(LatentSpec((4, 4), 2**18, levels=(512, 512)), {}), actions=False, mup=True)
+    ids = torch.randint(2**18, (8, 5, 4, 4))
+    loss, _ = model.loss(Batch(ids, torch.zeros(8, 5, 1, 1), "nobody"))
+    assert abs(loss.item() - 2 * math.log(512)) < 0.1
+
+
+# ---------------------------------------------------------------------- corruption and masking
+@given(st.integers(2, 20), st.integers(1, 25), st.sampled_from([0.0, 1.0]), st.integers(0, 2**31))
+def test_which_steps_are_corrupted_and_masked(steps: int, prompt: int, non_mlm: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rate, ratio = noise(32, steps, max_corrupt=0.2, non_mlm=non_mlm, prompt=prompt, generator=generator)
+    late = ratio > 0
+    assert rate.min() >= 0
+    assert rate.max() <= 1
+    assert not late[:, 0].any()
+    assert late[:, -1].all()
+    first = late.int().argmax(1, keepdim=True)
+    assert torch.equal(late, torch.arange(steps) >= first), "from its first masked step on, every step is masked"
+    before = rate.gather(1, first - 1)
+    assert (rate[~late] <= 0.2).all()
+    if non_mlm:
+        assert (first >= min(prompt, steps - 1)).all()
+        after = torch.where(late, rate, before)
+        assert (after.diff(dim=1) >= -1e-6).all(), "later steps are more corrupt"
+    else:
+        assert (first == 1).all()
+        torch.testing.assert_close(rate, before.expand_as(rate))
+
+
+def test_how_much_is_corrupted_and_masked() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rate, ratio = noise(40_000, 16, prompt=8, generator=generator)
+    # a masked step has a mean ratio of 2 / pi; 15 steps of 16 are, or 8 to 1 of them, with equal chances
+    assert ratio.mean().item() == pytest.approx(2 / math.pi * (15 + 4.5) / 32, abs=5e-3)
+    assert rate[:, 0].mean().item() == pytest.approx(0.1, abs=2e-3)
+    # the last step is kept at a mean rate of 0.9 without drift, and 0.9 * 0.625 * 0.95^n, n = 1..8, with it
+    drift = sum(0.95**n for n in range(1, 9)) / 8 * 0.625
+    assert 1 - rate[:, -1].mean().item() == pytest.approx(0.9 * (1 + drift) / 2, abs=5e-3)
+    assert noise(100, 16, fully_masked=1.0)[1][:, 8:].eq(1).any()
+
+
+def test_digits_are_corrupted_each_by_itself() -> None:
+    ids = torch.full((1, 2, 40_000), 7 + 3 * 512)
+    rate = torch.tensor([[0.0, 0.3]])
+    out = corrupt_digits(ids, rate, (512, 512), torch.Generator().manual_seed(0))
+    assert torch.equal(out[:, 0], ids[:, 0])
+    hit = split_digits(out[0, 1], (512, 512)) != torch.tensor([7, 3])
+    chance = 0.3 * 511 / 512
+    assert hit.float().mean(0).tolist() == pytest.approx([chance, chance], abs=0.01)
+    assert hit.all(-1).float().mean().item() == pytest.approx(chance**2, abs=0.01)
+    assert 0 <= out.min() <= out.max() < 512**2
+    drawn = corrupt_digits(ids, torch.ones(1, 2), (512, 512), torch.Generator().manual_seed(0))
+    assert split_digits(drawn, (512, 512)).float().mean((0, 1, 2)).tolist() == pytest.approx([255.5] * 2, abs=3)
+
+
+def test_some_token_of_every_masked_step_is_masked_and_none_of_the_others() -> None:
+    model = build()
+    ids = torch.randint(60, (64, 5, 16))
+    past, shown, masked = model.corrupt_and_mask(ids)
+    assert (past.shape, shown.shape, masked.shape) == ((64, 1, 16), (64, 4, 16), (64, 4, 16))
+    steps = masked.any(-1)
+    assert steps[:, -1].all()
+    assert not steps.all()
+    assert (steps.int().diff(dim=1) >= 0).all()
+
+
+# ---------------------------------------------------------------------- what sees what
+def hidden(model: Genie, ids: Tensor, actions: Tensor, masked: Tensor) -> Tensor:
+    with torch.no_grad():
+        window = model.observe(ids[:, :1], actions, "arm", ids.shape[1] - 1)
+        return model.look(window, ids[:, 1:], masked[:, 1:])
+
+
+@given(st.integers(1, 4), st.booleans(), st.integers(0, 1000))
+def test_no_step_depends_on_later_ones(changed: int, qk_norm: bool, seed: int) -> None:
+    model, batch = shaken(build(seed, qk_norm=qk_norm)), toy_batch(toy_spec(), 5, seed=seed)
+    ids = batch.latents.flatten(2)
+    other, actions = ids.clone(), batch.actions.clone()
+    other[:, changed:] = (other[:, changed:] + 1) % 60
+    actions[:, changed:] += 1
+    masked = torch.zeros_like(ids, dtype=torch.bool)
+    a, b = hidden(model, ids, batch.actions, masked), hidden(model, other, actions, masked)
+    assert torch.equal(a[:, : changed - 1], b[:, : changed - 1])
+    assert not torch.allclose(a[:, changed - 1], b[:, changed - 1])
+
+
+def test_what_is_masked_is_not_seen() -> None:
+    model, batch = shaken(build()), toy_batch(toy_spec(), 5)
+    ids, masked = batch.latents.flatten(2), torch.rand(2, 5, 16) < 0.5
+    other = torch.where(masked, (ids + 7) % 60, ids)
+    masked[:, 0] = False
+    other[:, 0] = ids[:, 0]
+    assert torch.equal(*(hidden(model, x, batch.actions, masked) for x in (ids, other)))
+
+
+def test_a_cell_sees_its_own_step_and_itself_in_earlier_ones() -> None:
+    model, batch = shaken(build(depth=1)), toy_batch(toy_spec(), 5)
+    ids, masked = batch.latents.flatten(2), torch.zeros(2, 5, 16, dtype=torch.bool)
+    other = ids.clone()
+    other[:, 2, 3] = (other[:, 2, 3] + 1) % 60
+    moved = (hidden(model, ids, batch.actions, masked) != hidden(model, other, batch.actions, masked)).any(-1)
+    assert moved[:, 1].all(), "all cells of the step"
+    # with one block, attention over time hands on what the cell has gathered in its step, so all cells of later steps
+    # may move; through values alone: the cell itself
+    assert moved[:, 2:].all()
+    assert not moved[:, 0].any()
+
+
+def test_rollouts_with_and_without_cache_are_alike_beyond_the_window() -> None:
+    model = shaken(build(past=5, hop=3))
+    full = toy_batch(toy_spec(), 14)
+    batch = Batch(full.latents[:, :2], full.actions, "arm")
+    sampler = MaskGITSampler(steps=2, order="confidence")
+    one, two = (model.rollout(batch, sampler=sampler, logits=True, use_cache=use) for use in (True, False))
+    assert torch.equal(one.latents, two.latents)
+    torch.testing.assert_close(one.logits, two.logits)
+
+
+def test_a_cached_step_runs_one_step_and_its_looks() -> None:
+    model, full, passed = build().eval(), toy_batch(toy_spec(), 5), []
+    model.blocks[0].register_forward_hook(lambda block, args, out: passed.append(args[0].shape[0]))
+    first = model.predict(full.window(0, 3, 4), sampler=MaskGITSampler(steps=2))
+    model.predict(full.window(0, 4, 5), sampler=MaskGITSampler(steps=2), cache=first.cache)
+    assert passed == [3, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_half_precision_stays_near(qk_norm: bool) -> None:
+    model, batch = shaken(build(qk_norm=qk_norm)), toy_batch(toy_spec(), 5)
+    window = batch.window(0, 4, 5)
+    exact = model.predict(window, logits=True).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model.predict(window, logits=True).logits
+    assert exact is not None
+    assert half is not None
+    assert (half - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+# ---------------------------------------------------------------------- actions
+def test_actions_are_of_their_step_and_all_its_cells() -> None:
+    model, batch = shaken(build()), toy_batch(toy_spec(), 5)
+    ids, masked = batch.latents.flatten(2), torch.ones(2, 5, 16, dtype=torch.bool)
+    actions = batch.actions.clone()
+    actions[:, 3, 1, 0] += 1
+    moved = (hidden(model, ids, batch.actions, masked) != hidden(model, ids, actions, masked)).any(-1)
+    assert moved.all(-1).all(0).tolist() == [False, False, True, True]
+    assert not moved[:, :2].any()
+    # which of a step's actions came first matters too
+    turned = hidden(model, ids, batch.actions.flip(2), masked)
+    assert (turned != hidden(model, ids, batch.actions, masked)).any()
+
+
+def test_without_actions_those_of_any_robot_will_do() -> None:
+    model = build(spec=DataSpec(toy_spec().latent, {}), actions=False).eval()
+    batch = toy_batch(toy_spec(), 5)
+    other = Batch(batch.latents, torch.randn(2, 5, 7, 9), "somebody")
+    assert not [name for name, _ in model.named_parameters() if "action" in name]
+    a, b = (model.predict(x.window(0, 4, 5), sampler=MaskGITSampler(steps=1)).latents for x in (batch, other))
+    assert torch.equal(a, b)
+    with pytest.raises(HwmError, match="a grid of"):
+        model.predict(Batch(batch.latents[..., :3], batch.actions, "arm"))
+    with pytest.raises(HwmError, match="the model knows the embodiments"):
+        build().predict(Batch(batch.latents[:, :4], batch.actions, "leg"))
+
+
+def test_a_model_with_actions_begins_from_weights_without(tmp_path: Path) -> None:
+    published = shaken(build(spec=DataSpec(toy_spec().latent, {}), actions=False))
+    save_model(tmp_path / "published", published)
+    model = build(1).eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    copy_weights(tmp_path / "published", model)
+    after = model.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in published.state_dict().items())
+    assert all(torch.equal(after[k], before[k]) for k in after if k.startswith("actions."))
+    save_model(tmp_path / "ours", model)
+    with pytest.raises(HwmError, match="do not fit"):
+        copy_weights(tmp_path / "ours", build(actions=False))
+
+
+# ---------------------------------------------------------------------- muP
+def test_mup_scales_attention_head_weights_and_learning_rates() -> None:
+    wide, base = (build(dim=dim, heads=4, mup=True, depth=1) for dim in (512, 256))
+    assert (wide.mup_width, base.mup_width) == (2.0, 1.0)
+    assert (wide.blocks[0].space.scale, base.blocks[0].time.scale) == (8 / 128, 8 / 64)
+    plain = build(dim=256, heads=4, mup=False)
+    assert (plain.mup_width, plain.blocks[0].space.scale) == (1.0, 64**-0.5)
+    for name in ("space.qkv", "time.proj", "fc1", "fc2"):
+        stds = [m.blocks[0].get_submodule(name).weight.std().item() for m in (wide, base)]
+        assert stds == pytest.approx([0.02 / 2**0.5, 0.02], rel=0.05)
+    assert [m.head.weight.std().item() for m in (wide, base)] == pytest.approx([0.02, 0.02], rel=0.1)
+    optimizer, *more = optimizers(wide, "adamw", 1e-3, 0.1, (0.9, 0.95))
+    assert not more
+    names = {id(p): n for n, p in wide.named_parameters()}
+    groups = {
+        names[id(p)]: (g.get("lr_share", 1.0), g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]
+    }
+    assert len(groups) == len(names)
+    hidden = {n for n, value in groups.items() if value == (0.5, 0.2)}
+    assert hidden == {n for n in groups if n.startswith("blocks.") and n.endswith("weight") and "norm" not in n}
+    assert {v for n, v in groups.items() if n not in hidden} == {(1.0, 0.1), (1.0, 0.0)}
+    assert all(
+        "lr_share" not in g or g["lr_share"] == 1
+        for g in optimizers(base, "adamw", 1e-3, 0, (0.9, 0.9))[0].param_groups
+    )
+
+
+def test_the_trainer_gives_each_group_its_share(tmp_path: Path) -> None:
+    model = build()
+    config = TrainConfig(steps=4, batch_size=2, warmup=2, lr=1e-3, threads=1)
+    trainer = Trainer(config, model, OneClip(toy_batch(model.spec, 5), model.spec), None, tmp_path)  # type: ignore[arg-type]
+    rate = trainer.update(trainer._batches())["lr"].item()
+    rates = {g.get("lr_share", 1.0): g["lr"] for g in trainer.optimizers[0].param_groups}
+    assert rates == pytest.approx({1.0: rate, 8.0: 8 * rate})  # 32 is an eighth of the base width
+
+
+def test_the_head_reads_states_divided_by_the_width() -> None:
+    model, batch = shaken(build(dim=64, mup=True)), toy_batch(toy_spec(), 5)
+    ids, masked = batch.latents.flatten(2), torch.zeros(2, 5, 16, dtype=torch.bool)
+    divided = hidden(model, ids, batch.actions, masked)
+    model.mup_width = 1.0
+    torch.testing.assert_close(divided / 4, hidden(model, ids, batch.actions, masked))
+
+
+# ---------------------------------------------------------------------- mistakes
+def test_other_grids_and_whole_ids() -> None:
+    spec = DataSpec(LatentSpec((2, 3), 11), toy_spec().actions)
+    model = build(spec=spec, factorized=False)
+    ids = torch.randint(11, (2, 5, 2, 3))
+    actions = torch.randn(2, 5, 2, 3)
+    assert model.loss(Batch(ids, actions, "arm"))[0].isfinite()
+    out = model.eval().predict(Batch(ids[:, :4], actions, "arm"), logits=True)
+    assert out.logits is not None
+    assert out.logits.shape == (2, 1, 2, 3, 11)
+    assert build().predict(toy_batch(toy_spec(), 5).window(0, 4, 5), logits=True).levels == LEVELS
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"own_past": 0.5}, "own_past needs the parallel layout"),
+        ({"hop": 5}, "hop=5 must be between 1 and past=4"),
+        ({"hop": 0}, "hop=0 must be between"),
+        ({"heads": 3}, "does not split into 3 heads"),
+    ],
+)
+def test_configs_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(HwmError, match=message):
+        build(**changes)
+
+
+def test_clips_of_another_length_are_refused() -> None:
+    model = build()
+    for steps in (1, 6):
+        with pytest.raises(HwmError, match="trains on clips of 2 to past \\+ horizon = 5 steps"):
+            model.loss(toy_batch(toy_spec(), steps))
+    assert model.loss(toy_batch(toy_spec(), 3))[0].isfinite()
+    with pytest.raises(HwmError, match="only past \\+ horizon = 5 steps have positions"):
+        model.observe(torch.zeros(1, 4, 16, dtype=torch.long), torch.zeros(1, 6, 2, 3), "arm", 2)
