@@ -90,6 +90,19 @@ class MaskedModel(WorldModel):
     def look(self, window: Any, ids_BHS: Tensor, masked_BHS: Tensor) -> Tensor:
         """Hidden states (B, H, S, D) of the missing steps, of which some tokens are known and others masked."""
 
+    def first_look(
+        self,
+        ids_BPS: Tensor,
+        actions_BTKA: Tensor,
+        embodiment: str,
+        ids_BHS: Tensor,
+        masked_BHS: Tensor,
+        cache: Any = None,
+    ) -> tuple[Any, Tensor]:
+        """`observe` and the first `look`: the window and the hidden states, for a backbone that has both at once."""
+        window = self.observe(ids_BPS, actions_BTKA, embodiment, ids_BHS.shape[1], cache)
+        return window, self.look(window, ids_BHS, masked_BHS)
+
     def cache_of(self, window: Any) -> object | None:
         """What of an observed window the next prediction may reuse."""
         return None
@@ -182,18 +195,20 @@ class MaskedModel(WorldModel):
             raise HwmError('pick="mean" is for factorised vocabularies with ordered digits; use pick="sample"')
         ids_BPS = self.tokens(batch.latents)
         missing //= self.group
-        window = self.observe(ids_BPS, batch.actions, batch.embodiment, missing, cache)
         ids_BHS = torch.zeros_like(ids_BPS[:, :1]).repeat_interleave(missing, 1)
         masked_BHS = torch.ones(ids_BHS.shape[:3], dtype=torch.bool, device=ids_BHS.device)
+        window, hidden_BHSD = self.first_look(ids_BPS, batch.actions, batch.embodiment, ids_BHS, masked_BHS, cache)
         first: Tensor | None = None
         for count in maskgit.masked_counts(sampler.steps, masked_BHS.shape[2]):
-            logits_BHSV = self.head(self.look(window, ids_BHS, masked_BHS))
+            if first is not None:
+                hidden_BHSD = self.look(window, ids_BHS, masked_BHS)
+            logits_BHSV = self.head(hidden_BHSD)
             first = logits_BHSV if first is None else first
             drawn = [maskgit.pick(part, sampler, generator) for part in self.head.draws(logits_BHSV)]
             ids_new = self.head.join(tuple(ids for ids, _ in drawn))
             ids_BHS = torch.where(maskgit.like(masked_BHS, ids_new), ids_new, ids_BHS)
             if count:
-                logp_BHS = torch.stack([logp for _, logp in drawn]).sum(0)
+                logp_BHS = torch.cat([logp for _, logp in drawn], -1).sum(-1)
                 masked_BHS = maskgit.remask(maskgit.keep_score(logp_BHS, sampler, generator), masked_BHS, count)
         shown = self.latents(self.head.by_id(first)) if logits else None
         return Prediction(self.latents(ids_BHS), shown, self.head.levels, self.cache_of(window))

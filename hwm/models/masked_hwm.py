@@ -7,6 +7,7 @@ dimension, D width. Inside the blocks time comes first (TBSD).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -141,29 +142,13 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
     def cache_of(self, window: Window) -> Cache:
         return window.cache
 
-    def view(self, role: str, times: range, remembered: int, device: torch.device) -> View:
-        """How steps at `times` see the steps 0..remembered and one another."""
+    def view(self, past: range, future: range, remembered: int, asked: int, device: torch.device) -> View:
+        """See `view`."""
         c = self.config
-        head, grid = c.dim // c.heads, self.spec.latent.grid
-        cells = rope_2d(grid, head, device, published=c.published_rope)
-        time = rope_1d(tuple(times), head, device)
-        # Targets of the parallel layout never see one another, nor the clean copy of their own step.
-        alone = role == "future" and self.parallel
-        sees = tuple(
-            tuple(m < t for m in range(remembered)) + tuple(s == t if alone else s <= t for s in times) for t in times
-        )
-        mask = None if all(map(all, sees)) else constant(sees, device, torch.bool)
-        near: tuple[tuple[int, ...], ...] = ()
-        if role == "future":
-            near = tuple(tuple(max(min(t, remembered) - j, 0) for t in times) for j in range(c.reach, 0, -1))
-        return View(
-            ((role, len(times)),),
-            (cells[0][:, None], cells[1][:, None]),
-            (time[0][:, None, None, None], time[1][:, None, None, None]),
-            mask,
-            near,
-            keep_cells=role == "past" and c.reach > 0,
-        )
+        return view(
+            past, future, remembered, asked, device, grid=self.spec.latent.grid, head=c.dim // c.heads, reach=c.reach,
+            alone=self.parallel, published=c.published_rope,
+        )  # fmt: skip
 
     def placed(self, x_TBSD: Tensor, times: range) -> Tensor:
         """Token embeddings with the learned positions of their cells, and of their steps where steps have them."""
@@ -174,27 +159,97 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
     def observe(
         self, ids_BPS: Tensor, actions_BTKA: Tensor, embodiment: str, missing: int, cache: Cache | None = None
     ) -> Window:
-        past, steps = ids_BPS.shape[1], actions_BTKA.shape[1]
-        if 1 < self.config.learned_steps < steps:
-            raise HwmError(f"only learned_steps={self.config.learned_steps} steps have a position, not {steps}")
-        asked = range(steps - missing, steps)
-        actions_TBD = self.actions(actions_BTKA, embodiment)
-        done = cache.steps if cache else 0
+        actions_TBD, asked = self.embed_actions(actions_BTKA, embodiment, missing)
+        past, done = ids_BPS.shape[1], cache.steps if cache else 0
         if cache is None or done < past:
-            times = range(done, past)
             e_TBSD = self.embed(ids_BPS[:, done:].transpose(0, 1))
-            x_TBSD = self.placed(e_TBSD, times)
-            view = self.view("past", times, done, x_TBSD.device)
-            _, new = self.blocks(x_TBSD, actions_TBD[done:past], view, cache.memory if cache else None, last=False)
-            memory = tuple(a.then(b) for a, b in zip(cache.memory, new, strict=True)) if cache else new
+            x_TBSD = self.placed(e_TBSD, range(done, past))
+            view = self.view(range(done, past), range(0), done, asked.start, x_TBSD.device)
+            memory = cache.memory if cache else None
+            _, memory = self.blocks(x_TBSD, actions_TBD[done:past], view, memory, first=past - done)
             cache = Cache(memory, past, e_TBSD[asked.start - 1 - done :])
         return Window(cache, actions_TBD[asked.start :], asked)
 
     def look(self, window: Window, ids_BHS: Tensor, masked_BHS: Tensor) -> Tensor:
         cache, times = window.cache, window.times
-        x_HBSD = self.placed(self.embed(ids_BHS.transpose(0, 1), masked_BHS.transpose(0, 1)), times)
-        if self.previous is not None:
-            x_HBSD = x_HBSD + self.previous(cache.last)
-        view = self.view("future", times, cache.steps, x_HBSD.device)
+        x_HBSD = self.embed_asked(ids_BHS, masked_BHS, cache.last, times)
+        view = self.view(range(0), times, cache.steps, times.start, x_HBSD.device)
         x_HBSD, _ = self.blocks(x_HBSD, window.actions, view, cache.memory)
         return self.norm(x_HBSD).transpose(0, 1)
+
+    def first_look(
+        self,
+        ids_BPS: Tensor,
+        actions_BTKA: Tensor,
+        embodiment: str,
+        ids_BHS: Tensor,
+        masked_BHS: Tensor,
+        cache: Cache | None = None,
+    ) -> tuple[Window, Tensor]:
+        """The past that is not remembered yet and the steps asked for go through the blocks together: on a CPU what a
+        step of a small model takes is as much the number of calls as the work in them."""
+        past, done = ids_BPS.shape[1], cache.steps if cache else 0
+        if done == past:
+            return super().first_look(ids_BPS, actions_BTKA, embodiment, ids_BHS, masked_BHS, cache)
+        actions_TBD, asked = self.embed_actions(actions_BTKA, embodiment, ids_BHS.shape[1])
+        e_TBSD, times = self.embed(ids_BPS[:, done:].transpose(0, 1)), range(done, past)
+        last = e_TBSD[-1:]
+        x_TBSD = torch.cat([self.placed(e_TBSD, times), self.embed_asked(ids_BHS, masked_BHS, last, asked)])
+        view = self.view(times, asked, done, past, x_TBSD.device)
+        memory = cache.memory if cache else None
+        x_HBSD, memory = self.blocks(x_TBSD, actions_TBD[done:], view, memory, first=len(times))
+        cache = Cache(tuple(m.without_last(len(asked)) for m in memory), past, last)
+        return Window(cache, actions_TBD[past:], asked), self.norm(x_HBSD).transpose(0, 1)
+
+    def embed_actions(self, actions_BTKA: Tensor, embodiment: str, missing: int) -> tuple[Tensor, range]:
+        """The embedded actions (T, B, D) of a window, and the times of the steps that are missing."""
+        steps = actions_BTKA.shape[1]
+        if 1 < self.config.learned_steps < steps:
+            raise HwmError(f"only learned_steps={self.config.learned_steps} steps have a position, not {steps}")
+        return self.actions(actions_BTKA, embodiment), range(steps - missing, steps)
+
+    def embed_asked(self, ids_BHS: Tensor, masked_BHS: Tensor, last_1BSD: Tensor, times: range) -> Tensor:
+        """The embedded steps (H, B, S, D) that are looked at."""
+        x_HBSD = self.placed(self.embed(ids_BHS.transpose(0, 1), masked_BHS.transpose(0, 1)), times)
+        return x_HBSD if self.previous is None else x_HBSD + self.previous(last_1BSD)
+
+
+@lru_cache(maxsize=256)
+def view(
+    past: range,
+    future: range,
+    remembered: int,
+    asked: int,
+    device: torch.device,
+    *,
+    grid: tuple[int, int],
+    head: int,
+    reach: int,
+    alone: bool,
+    published: bool,
+) -> View:
+    """How a pass of past and future steps at these times sees the steps 0..remembered, and one another.
+
+    Args:
+        asked: the first step that is ever asked for: what comes `reach` steps before it, or later, is kept for it.
+        alone: whether future steps do not see one another.
+    """
+    times, known = (*past, *future), past.stop if past else remembered
+    cells, time = rope_2d(grid, head, device, published=published), rope_1d(times, head, device)
+
+    def sees(t: int, s: int) -> bool:
+        """Clean steps see those up to their own time. Others see only earlier clean ones, not their own clean copy."""
+        if s in future:
+            return s == t if alone else s <= t
+        return s < t or (t in past and s == t)
+
+    seen = tuple(tuple(m < t for m in range(remembered)) + tuple(sees(t, s) for s in times) for t in times)
+    before = range(reach, 0, -1) if future else range(0)
+    return View(
+        roles=tuple((role, len(steps)) for role, steps in (("past", past), ("future", future)) if steps),
+        cells=(cells[0][:, None], cells[1][:, None]),
+        times=(time[0][:, None, None, None], time[1][:, None, None, None]),
+        mask=None if all(map(all, seen)) else constant(seen, device, torch.bool),
+        near=tuple(tuple(max(min(t, known) - j, 0) - remembered for t in future) for j in before),
+        keep_cells=times[-1] + 1 - max(min(asked, known) - reach, 0) if past and reach else 0,
+    )

@@ -141,8 +141,8 @@ class MaskedHWMShared(MaskedModel, name="masked_hwm_shared"):
             (cells[0][:, None], cells[1][:, None]),
             (time[0][:, None, None, None], time[1][:, None, None, None]),
         )
-        x_TBSD, _ = self.blocks(x_TBSD, window.actions, view)
-        return self.norm(x_TBSD[past:]).transpose(0, 1)
+        x_HBSD, _ = self.blocks(x_TBSD, window.actions, view, first=past)
+        return self.norm(x_HBSD).transpose(0, 1)
 
 
 class ClipEmbedding(nn.Module):

@@ -14,7 +14,7 @@ Time comes first in every tensor here: then both attentions are views of the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,13 +33,16 @@ class View:
     """Which steps a pass runs, when they are, and what they may see.
 
     Attributes:
-        roles: runs of steps in order, as (role, number of steps): which weights a step uses.
+        roles: runs of steps in order, as (role, number of steps), the role "past" or "future": which weights a step
+            uses.
         cells: rotary tables of the cells, (S, 1, d/2).
         times: rotary tables of the steps, (T, 1, 1, d/2).
         mask: (T, M + T) bool, which remembered and own steps each step sees; None is all of them. It holds for video
             and actions alike: an action sits at the time of the step that it leads to.
-        near: for each earlier step whose cells spatial attention reads too, its index in the memory, by step.
-        keep_cells: whether later passes will read this pass's cells so.
+        near: for each earlier step whose cells spatial attention reads too, its index by step: from 0 on for steps of
+            this pass, from -1 backwards for remembered ones. There is an index for each of the pass's last steps; the
+            steps before those read no cells but their own.
+        keep_cells: of how many of the last steps later passes will read the cells so.
     """
 
     roles: Roles
@@ -47,29 +50,54 @@ class View:
     times: Table
     mask: Tensor | None = None
     near: tuple[tuple[int, ...], ...] = ()
-    keep_cells: bool = False
+    keep_cells: int = 0
+
+    @property
+    def video(self) -> Roles:
+        """The roles of video steps, as the rows of blocks name them."""
+        return tuple((f"{role}_video", n) for role, n in self.roles)
+
+    @property
+    def action(self) -> Roles:
+        """The roles of action steps."""
+        return tuple((f"{role}_action", n) for role, n in self.roles)
 
 
 class Memory(NamedTuple):
     """Keys and values that steps left in one block.
 
     Attributes:
-        cells: of spatial attention, each (M, B, S, h, d); empty where nobody reads them.
-        video: of attention over time, each (M, B, S, h, d).
+        cells: of spatial attention, each (at most M, B, S, h, d): the last steps; empty where nobody reads them.
+        video: of attention over time, each (M, B, cells, h, d), as the kind of attention wants them.
         action: each (M, B, h, d).
     """
 
     cells: tuple[Tensor, ...]
-    video: tuple[Tensor, Tensor]
-    action: tuple[Tensor, Tensor]
+    video: tuple[Tensor, ...]
+    action: tuple[Tensor, ...]
 
-    def then(self, later: Memory) -> Memory:
-        """This memory, and the steps that came later."""
-        return Memory(*(tuple(map(_after, a, b)) for a, b in zip(self, later, strict=True)))  # type: ignore[arg-type]
+    def without_last(self, steps: int) -> Memory:
+        return Memory(*(tuple(x[:-steps] for x in part) for part in self))
 
 
-def _after(earlier: Tensor, later: Tensor) -> Tensor:
-    return torch.cat([earlier, later])
+def grown(earlier: tuple[Tensor, ...], later: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Keys and values of earlier steps, if there are any, and of later ones."""
+    return tuple(map(_cat, zip(earlier, later, strict=True))) if earlier else later
+
+
+def _cat(parts: Iterable[Tensor], axis: int = 0) -> Tensor:
+    """The parts as one; one part as it is, without a copy."""
+    parts = tuple(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
+
+
+def later(roles: Roles, first: int) -> Roles:
+    """The roles of the steps from `first` on."""
+    found = []
+    for role, steps in roles:
+        found += [(role, steps - first)] if first < steps else []
+        first = max(0, first - steps)
+    return tuple(found)
 
 
 def _over_time(x_TBhd: Tensor) -> Tensor:
@@ -77,7 +105,7 @@ def _over_time(x_TBhd: Tensor) -> Tensor:
     return x_TBhd.flatten(1, -3).permute(1, 2, 0, 3)
 
 
-def attend_over_time(q_Thd: Tensor, keys_Mhd: Sequence[Tensor], mask_TM: Tensor | None) -> Tensor:
+def attend_over_time(q_Thd: Tensor, keys_Mhd: Iterable[Tensor], mask_TM: Tensor | None) -> Tensor:
     """Queries (T, ..., h, d) to keys and values (M, ..., h, d), each of the axes between by itself: (T, ..., D)."""
     k, v = keys_Mhd
     o_NhTd = attend(_over_time(q_Thd), _over_time(k), _over_time(v), mask_TM)
@@ -125,28 +153,44 @@ class SpaceAttention(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.attn = PerStream(row, lambda: Attention(dim, heads, qk_norm))
 
-    def forward(self, x_TBSD: Tensor, view: View, memory: Memory | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        kept: list[tuple[Tensor, Tensor]] = []
+    def forward(self, x_TBSD: Tensor, view: View, memory: Memory | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The video with what it read added, and the keys and values of its cells, each (T, B, S, h, d)."""
+        own: tuple[Tensor, ...] = ()
+        alone = x_TBSD.shape[0] - len(view.near[0]) if view.near else x_TBSD.shape[0]
 
         def run(h_TBSD: Tensor, role: str) -> Tensor:
-            attn = self.attn.of(role)
-            q, k, v = attn.project(h_TBSD, view.cells)
-            kept.append((k, v))
-            if memory is not None and view.near:
-                near = ([_pick(old, index) for index in view.near] for old in memory.cells)
-                k, v = (torch.cat([*old, own], 2) for old, own in zip(near, (k, v), strict=True))
-            o = attend(*(t.flatten(0, 1).transpose(1, 2) for t in (q, k, v)))
-            return attn.proj(o.transpose(1, 2).reshape(h_TBSD.shape))
+            nonlocal own
+            attn, before = self.attn.of(role), own[0].shape[0] if own else 0
+            q, *keys = attn.project(h_TBSD, view.cells)
+            own = grown(own, tuple(keys))
+            # the first steps of the run look at their own cells alone, the others at those of earlier steps too
+            mine = max(0, min(alone - before, q.shape[0]))
+            read = [_among_cells(q[:mine], [[x[:mine]] for x in keys])] if mine else []
+            if mine < q.shape[0]:
+                index = [steps[before + mine - alone :] for steps in view.near]
+                old = memory.cells if memory is not None else (None, None)
+                near = [[_pick(m, o, i) for i in index] + [x[mine:]] for m, o, x in zip(old, own, keys, strict=True)]
+                read.append(_among_cells(q[mine:], near))
+            return attn.proj(_cat(read))
 
-        x_TBSD = x_TBSD + by_run(self.norm(x_TBSD), view.roles, (self.attn,), run)
-        return x_TBSD, tuple(t[0] if len(t) == 1 else torch.cat(t) for t in zip(*kept, strict=True))  # type: ignore[return-value]
+        return x_TBSD + by_run(self.norm(x_TBSD), view.video, (self.attn,), run), own
 
 
-def _pick(x_M: Tensor, index: tuple[int, ...]) -> Tensor:
-    """Steps of a memory by index; a slice where the indices are a range, which costs nothing."""
-    if index == tuple(range(index[0], index[0] + len(index))):
-        return x_M[index[0] : index[0] + len(index)]
-    return torch.stack([x_M[i] for i in index])
+def _among_cells(q_TBShd: Tensor, keys: Iterable[list[Tensor]]) -> Tensor:
+    """Queries of cells to the keys and values, a list each of (T, B, S, h, d), of some steps' cells: (T, B, S, D)."""
+    q, k, v = (x.flatten(0, 1).transpose(1, 2) for x in (q_TBShd, *(_cat(parts, 2) for parts in keys)))
+    return attend(q, k, v).transpose(1, 2).reshape(*q_TBShd.shape[:3], -1)
+
+
+def _pick(old_M: Tensor | None, own_T: Tensor, index: tuple[int, ...]) -> Tensor:
+    """Steps by index, as in `View.near`; a slice where the indices are a range, which costs nothing."""
+    first, count = index[0], len(index)
+    source = own_T if first >= 0 else old_M
+    assert source is not None
+    if index == tuple(range(first, first + count)) and (first >= 0 or first + count <= 0):
+        first %= source.shape[0]
+        return source[first : first + count]
+    return torch.stack([source[i] if i < 0 else own_T[i] for i in index])
 
 
 class JointTime(nn.Module):
@@ -172,30 +216,38 @@ class JointTime(nn.Module):
         self.stream = nn.Parameter(torch.zeros(4, dim)) if stream_embedding else None
 
     def forward(
-        self, x_TBSD: Tensor, a_TBD: Tensor, view: View, memory: Memory | None, outputs: tuple[bool, bool]
+        self, x_TBSD: Tensor, a_TBD: Tensor, view: View, memory: Memory | None, first: int
     ) -> tuple[Tensor, Tensor, Memory]:
-        """Video and actions with what they read added (where `outputs` asks for them), and the keys and values left."""
-        video, action = self.norm(x_TBSD), self.norm(a_TBD)
+        """Video and actions with what they read added, of the steps from `first` on, and the memory of all steps.
+
+        The action of a step runs along as one more cell. That cell's keys and values of video are the mean of the
+        others', and this is how they are remembered.
+        """
+        x_TBCD = torch.cat([x_TBSD, a_TBD[:, :, None]], 2)
+        h_TBCD = self.norm(x_TBCD)
         if self.pool:
-            video = video.mean(2, keepdim=True)
+            h_TBCD = torch.cat([h_TBCD[:, :, :-1].mean(2, keepdim=True), h_TBCD[:, :, -1:]], 2)
         if self.stream is not None:
             which = torch.cat([self.stream[[i, i + 2]].expand(n, 2, -1) for i, (_, n) in enumerate(view.roles)])
-            video, action = video + which[:, 0, None, None], action + which[:, 1, None]
-        q, k, v = self.attn.project(video, view.times)
-        qa, ka, va = self.attn.project(action, tuple(t[:, 0] for t in view.times))  # type: ignore[arg-type]
-        own = Memory((), (k, v), (ka, va))
-        # Keys and values of [remembered video, own video, remembered actions, own actions]: the halves share a mask.
-        passes = [own] if memory is None else [memory, own]
-        mask = None if view.mask is None else torch.cat([view.mask, view.mask], 1)
-        sources = [([m.video[i] for m in passes], [m.action[i] for m in passes]) for i in (0, 1)]
-        if outputs[0]:
-            size = (-1, -1, q.shape[2], -1, -1)
-            keys = [torch.cat([*vs, *(a[:, :, None].expand(size) for a in actions)]) for vs, actions in sources]
-            x_TBSD = x_TBSD + self.attn.proj(attend_over_time(q, keys, mask))
-        if outputs[1]:
-            keys = [torch.cat([*(s.mean(2) for s in vs), *actions]) for vs, actions in sources]
-            a_TBD = a_TBD + self.attn.proj(attend_over_time(qa, keys, mask))
-        return x_TBSD, a_TBD, own
+            cells = h_TBCD.shape[2] - 1
+            h_TBCD = h_TBCD + torch.cat([which[:, :1].expand(-1, cells, -1), which[:, 1:]], 1)[:, None]
+        q, *keys = self.attn.project(h_TBCD, view.times)
+        video = tuple(torch.cat([x[:, :, :-1], x[:, :, :-1].mean(2, keepdim=True)], 2) for x in keys)
+        old = memory or Memory((), (), ())
+        action = grown(old.action, tuple(x[:, :, -1] for x in keys))
+        x_TBCD, q = x_TBCD[first:], q[first:]
+        if not x_TBCD.shape[0]:
+            return x_TBCD[:, :, :-1], x_TBCD[:, :, -1], Memory((), grown(old.video, video), action)
+        # Keys and values of [video, actions], whose halves share a mask; the first half is what is remembered.
+        for_all = tuple(x[:, :, None].expand(-1, -1, q.shape[2], -1, -1) for x in action)
+        both = [torch.cat(parts) for parts in zip(*filter(None, (old.video, video, for_all)), strict=True)]
+        left = Memory((), tuple(x[: len(x) // 2] for x in both), action)
+        mask = None if view.mask is None else torch.cat([view.mask, view.mask], 1)[first:]
+        o_TBCD = self.attn.proj(attend_over_time(q, both, mask))
+        if self.pool:
+            o_TBCD = torch.cat([o_TBCD[:, :, :1].expand(-1, -1, x_TBSD.shape[2], -1), o_TBCD[:, :, 1:]], 2)
+        x_TBCD = x_TBCD + o_TBCD
+        return x_TBCD[:, :, :-1], x_TBCD[:, :, -1], left
 
 
 class SplitTime(nn.Module):
@@ -213,28 +265,30 @@ class SplitTime(nn.Module):
         self.cross_norm, self.cross_attn = nn.LayerNorm(dim), CrossAttention(dim, heads)
 
     def forward(
-        self, x_TBSD: Tensor, a_TBD: Tensor, view: View, memory: Memory | None, outputs: tuple[bool, bool]
+        self, x_TBSD: Tensor, a_TBD: Tensor, view: View, memory: Memory | None, first: int
     ) -> tuple[Tensor, Tensor, Memory]:
         """As `JointTime.forward`; the actions come back as they were."""
         times = tuple(t[:, 0] for t in view.times)
         qa, ka, va = self.action_attn.project(self.action_norm(a_TBD), times)  # type: ignore[arg-type]
-        old = memory.action if memory is not None else (ka[:0], va[:0], ka[:0], va[:0])
-        action_keys = tuple(map(_after, old[:2], (ka, va)))
+        old = memory or Memory((), (), ())
+        action_keys = grown(old.action[:2], (ka, va))
         read = a_TBD + self.action_attn.proj(attend_over_time(qa, action_keys, view.mask))
-        kc, vc = self.cross_attn.keys(read, times)  # type: ignore[arg-type]
-        q, k, v = self.attn.project(self.norm(x_TBSD), view.times)
-        own = Memory((), (k, v), (ka, va, kc, vc))  # type: ignore[arg-type]
-        if outputs[0]:
-            keys = own.video if memory is None else tuple(map(_after, memory.video, own.video))
-            x_TBSD = x_TBSD + self.attn.proj(attend_over_time(q, keys, view.mask))
+        cross_keys = grown(old.action[2:], self.cross_attn.keys(read, times))  # type: ignore[arg-type]
+        q, *keys = self.attn.project(self.norm(x_TBSD), view.times)
+        left = Memory((), grown(old.video, tuple(keys)), (*action_keys, *cross_keys))
+        x_TBSD, q = x_TBSD[first:], q[first:]
+        T, _, S, _ = x_TBSD.shape
+        if T:
+            mask = None if view.mask is None else view.mask[first:]
+            x_TBSD = x_TBSD + self.attn.proj(attend_over_time(q, left.video, mask))
             # Cells are only more queries to the same few keys: (B, h, T*S, d) against (B, h, M+T, d).
-            T, _, S, _ = x_TBSD.shape
-            q = self.cross_attn.queries(self.cross_norm(x_TBSD), view.times).permute(1, 3, 0, 2, 4).flatten(2, 3)
-            k, v = map(_over_time, map(_after, old[2:], (kc, vc)))
-            mask = None if view.mask is None else view.mask.repeat_interleave(S, 0)
+            times = tuple(t[first:] for t in view.times)
+            q = self.cross_attn.queries(self.cross_norm(x_TBSD), times).permute(1, 3, 0, 2, 4).flatten(2, 3)  # type: ignore[arg-type]
+            k, v = map(_over_time, cross_keys)
+            mask = None if mask is None else mask.repeat_interleave(S, 0)
             o = attend(q, k, v, mask).unflatten(2, (T, S)).permute(2, 0, 3, 1, 4).reshape(x_TBSD.shape)
             x_TBSD = x_TBSD + self.cross_attn.proj(o)
-        return x_TBSD, a_TBD, own
+        return x_TBSD, a_TBD[first:], left
 
 
 class Mlps(nn.Module):

@@ -9,12 +9,12 @@ Shape suffixes as in `hwm.nn.st`: T steps of a pass, B batch, S cells, D width, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from hwm.nn.st import JointTime, Memory, Mlps, SpaceAttention, SplitTime, View
+from hwm.nn.st import JointTime, Memory, Mlps, SpaceAttention, SplitTime, View, grown, later
 
 PAST_VIDEO, FUTURE_VIDEO, PAST_ACTION, FUTURE_ACTION = "past_video", "future_video", "past_action", "future_action"
 STREAMS = (PAST_VIDEO, FUTURE_VIDEO, PAST_ACTION, FUTURE_ACTION)
@@ -79,45 +79,49 @@ class Block(nn.Module):
         self.moves_actions = PAST_ACTION in row.mlp
 
     def forward(
-        self, x_TBSD: Tensor, a_TBD: Tensor, view: View, memory: Memory | None, outputs: tuple[bool, bool]
+        self, x_TBSD: Tensor, a_TBD: Tensor, view: View, memory: Memory | None, first: int = 0, actions: bool = True
     ) -> tuple[Tensor, Tensor, Memory]:
         """Run a pass's steps through the block.
 
         Args:
-            outputs: whether anyone reads the video and the actions that come out; without, only the memory is made.
+            first: from which step on anyone reads what comes out; the steps before it only leave their memory.
+            actions: whether anyone reads the actions that come out.
 
         Returns:
-            video, actions, and the keys and values that later passes may read.
+            video and actions of the steps from `first` on, and the keys and values of all steps so far.
         """
-        video = tuple((f"{role}_video", n) for role, n in view.roles)
-        action = tuple((f"{role}_action", n) for role, n in view.roles)
-        seen = replace(view, roles=video)
-        x_TBSD, cells = self.space(x_TBSD, seen, memory)
+        x_TBSD, cells = self.space(x_TBSD, view, memory)
         if self.space_mlp is not None:
-            x_TBSD = self.space_mlp(x_TBSD, video)
-        x_TBSD, a_TBD, own = self.time(x_TBSD, a_TBD, seen, memory, outputs)
-        if outputs[0]:
-            x_TBSD = self.mlp(x_TBSD, video)
-        if outputs[1] and self.moves_actions:
-            a_TBD = self.mlp(a_TBD, action)
-        return x_TBSD, a_TBD, own._replace(cells=cells if view.keep_cells else ())
+            x_TBSD = self.space_mlp(x_TBSD, view.video)
+        x_TBSD, a_TBD, left = self.time(x_TBSD, a_TBD, view, memory, first)
+        if x_TBSD.shape[0]:
+            x_TBSD = self.mlp(x_TBSD, later(view.video, first))
+            if actions and self.moves_actions:
+                a_TBD = self.mlp(a_TBD, later(view.action, first))
+        if view.keep_cells:
+            if memory and view.keep_cells > cells[0].shape[0]:
+                cells = grown(memory.cells, cells)
+            left = left._replace(cells=tuple(x[-view.keep_cells :] for x in cells))
+        return x_TBSD, a_TBD, left
 
 
 class Stack(nn.ModuleList):
     """Blocks in a row, each with its own memory."""
 
     def forward(
-        self, x_TBSD: Tensor, a_TBD: Tensor, view: View, memory: tuple[Memory, ...] | None = None, *, last: bool = True
+        self, x_TBSD: Tensor, a_TBD: Tensor, view: View, memory: tuple[Memory, ...] | None = None, *, first: int = 0
     ) -> tuple[Tensor, tuple[Memory, ...]]:
-        """The video that comes out and each block's keys and values.
+        """The video that comes out, and each block's keys and values of all steps so far.
 
         Args:
             memory: what earlier passes left, a block each.
-            last: whether the video that comes out is wanted; if not, the last block only makes its memory.
+            first: from which step on the video that comes out is wanted: of the steps before it the last block only
+                makes its memory.
         """
         left = []
         for i, block in enumerate(self):
-            inner = i < len(self) - 1
-            x_TBSD, a_TBD, own = block(x_TBSD, a_TBD, view, memory[i] if memory else None, (inner or last, inner))
-            left.append(own)
+            last = i == len(self) - 1
+            old = memory[i] if memory else None
+            x_TBSD, a_TBD, so_far = block(x_TBSD, a_TBD, view, old, first if last else 0, not last)
+            left.append(so_far)
         return x_TBSD, tuple(left)

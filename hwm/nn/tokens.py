@@ -10,7 +10,7 @@ Shape suffixes: ... any leading axes, D width, V vocabulary, L number of digits,
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 import torch
 import torch.nn.functional as F
@@ -75,12 +75,12 @@ class TokenHead(nn.Linear):
             return loss, (self(h_ND[::every]).argmax(-1) == ids_N[::every]).float().mean()
 
     def draws(self, logits_V: Tensor) -> tuple[Tensor, ...]:
-        """The independent distributions that make up one token."""
-        return (logits_V,)
+        """The independent distributions that make up one token, (..., number, values): those of one size together."""
+        return (logits_V[..., None, :],)
 
     def join(self, draws: tuple[Tensor, ...]) -> Tensor:
-        """One choice for each of `draws` -> ids."""
-        return draws[0]
+        """A choice for each distribution of `draws`, (..., number) -> ids."""
+        return draws[0][..., 0]
 
     def by_id(self, logits_V: Tensor) -> Tensor:
         """Logits shaped as the ids they are about, with the logits of one id last."""
@@ -96,7 +96,7 @@ class DigitHead(TokenHead):
 
     def loss(self, h_D: Tensor, ids: Tensor, masked: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """As `TokenHead.loss`; a token counts as right when all of its digits are."""
-        parts_N = self.draws(self(h_D).flatten(0, -2))
+        parts_N = self(h_D).flatten(0, -2).split(self.levels, -1)
         digits_NL, masked_N = split_digits(ids.flatten(), self.levels), masked.flatten()
         loss = digit_cross_entropy(parts_N, digits_NL, masked_N, smoothing)
         with torch.no_grad():
@@ -109,7 +109,9 @@ class DigitHead(TokenHead):
         nn.init.zeros_(self.bias)
 
     def draws(self, logits_V: Tensor) -> tuple[Tensor, ...]:
-        return logits_V.split(self.levels, -1)
+        sizes = [(level, len(tuple(same))) for level, same in groupby(self.levels)]
+        parts = logits_V.split([level * count for level, count in sizes], -1)
+        return tuple(part.unflatten(-1, (count, level)) for part, (level, count) in zip(parts, sizes, strict=True))
 
     def join(self, draws: tuple[Tensor, ...]) -> Tensor:
-        return join_digits(torch.stack(draws, -1), self.levels)
+        return join_digits(torch.cat(draws, -1), self.levels)

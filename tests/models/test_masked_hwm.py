@@ -169,13 +169,18 @@ def test_one_look_at_temperature_zero_is_argmax(factorized):
 def test_looks_follow_the_schedule_and_returned_logits_are_those_of_the_first(steps, monkeypatch):
     model, seen = tiny(), []
     batch = Batch(toy_batch(model.spec, 2).latents, toy_batch(model.spec, 3).actions, "arm")
-    look = model.look
+    look, first_look = model.look, model.first_look
 
     def counting(window, ids, masked):
         seen.append((ids.clone(), masked.clone()))
         return look(window, ids, masked)
 
+    def counting_first(past, actions, embodiment, ids, masked, cache):
+        seen.append((ids.clone(), masked.clone()))
+        return first_look(past, actions, embodiment, ids, masked, cache)
+
     monkeypatch.setattr(model, "look", counting)
+    monkeypatch.setattr(model, "first_look", counting_first)
     out = model.predict(batch, sampler=MaskGITSampler(steps=steps), logits=True)
     assert [int(m[0].sum()) for _, m in seen] == [16, *maskgit.masked_counts(steps, 16)[:-1]]
     for (_, before), (ids, masked) in pairwise(seen):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from hwm.nn import attention
 from hwm.nn.actions import CLAMP, ActionEncoder
-from hwm.nn.attention import attend
+from hwm.nn.attention import FEW_KEYS, attend
 from hwm.nn.st import PerStream, by_run, runs
 from hwm.nn.streams import FULL, MODALITY, OWN
 from hwm.nn.tokens import DigitEmbedding, DigitHead, TokenEmbedding, TokenHead
@@ -16,9 +16,10 @@ LEVELS = (3, 4, 5)
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_written_out_equals_the_fused_kernel(masked, monkeypatch):
-    q, k, v = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 6, 8), torch.randn(2, 3, 6, 8)
-    mask = torch.rand(4, 6) < 0.5
+@pytest.mark.parametrize("keys", [6, FEW_KEYS + 1])
+def test_attention_written_out_equals_the_fused_kernel(keys, masked, monkeypatch):
+    q, k, v = torch.randn(2, 3, 4, 8), torch.randn(2, 3, keys, 8), torch.randn(2, 3, keys, 8)
+    mask = torch.rand(4, keys) < 0.5
     mask[:, 0] = True
     written_out = attend(q, k, v, mask if masked else None)
     monkeypatch.setattr(attention, "PLAIN_KEYS", 0)
