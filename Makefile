@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
-EXTRAS ?= dev,sim,eval
+EXTRAS ?= dev,sim,eval,web,env
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help setup demo test lint format soak clean
+.PHONY: help setup demo play test lint format clean
 
 help:
 	@echo "make demo    evaluate the shipped world model, train a toy one, write a report with videos (demo/report.html)"
+	@echo "make play    drive a humanoid through the model's world, in the browser"
 	@echo "make test    run the tests"
 	@echo "make lint    style and types"
 	@echo "make setup   only install, into $(VENV)"
@@ -30,6 +31,9 @@ setup: $(VENV)/.installed
 
 demo: setup
 	$(BIN)/hwm demo --out demo
+
+play: setup
+	$(BIN)/hwm play
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

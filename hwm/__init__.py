@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from hwm.interact.session import Session
     from hwm.loading import load, load_tokenizer
     from hwm.models.base import WorldModel
     from hwm.recipes import Recipe
@@ -14,14 +15,15 @@ if TYPE_CHECKING:
     from hwm.types import Batch, DataSpec, HwmError, LatentSpec, Prediction
 
 __all__ = [
-    "Batch", "DataSpec", "HwmError", "LatentSpec", "Prediction", "Recipe", "Tokenizer", "WorldModel", "load",
-    "load_tokenizer",
+    "Batch", "DataSpec", "HwmError", "LatentSpec", "Prediction", "Recipe", "Session", "Tokenizer", "WorldModel",
+    "load", "load_tokenizer",
 ]  # fmt: skip
 
 _HOMES = {
     "Batch": "hwm.types", "DataSpec": "hwm.types", "HwmError": "hwm.types", "LatentSpec": "hwm.types",
-    "Prediction": "hwm.types", "Recipe": "hwm.recipes", "Tokenizer": "hwm.tokenizers.base",
-    "WorldModel": "hwm.models.base", "load": "hwm.loading", "load_tokenizer": "hwm.loading",
+    "Prediction": "hwm.types", "Recipe": "hwm.recipes", "Session": "hwm.interact.session",
+    "Tokenizer": "hwm.tokenizers.base", "WorldModel": "hwm.models.base", "load": "hwm.loading",
+    "load_tokenizer": "hwm.loading",
 }  # fmt: skip
 
 

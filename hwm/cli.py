@@ -12,16 +12,23 @@ from hwm.types import HwmError
 
 def _verbs() -> dict[str, tuple[str, Callable[[list[str]], Any]]]:
     from hwm import commands as c
+    from hwm.convert.commands import convert
+    from hwm.data.commands import data
+    from hwm.interact import commands as interact
 
     return {
         "demo": ("evaluate the shipped model, train a toy one for a minute, write a report with videos", c.demo),
         "record": ("record the simulated humanoid as a store of video and actions", c.record),
         "encode": ("turn a recorded store into a store of latents", c.encode),
+        "data": ("fetch 1X's published data, or make a small set in its layout", data),
         "merge": ("join stores into one", c.merge),
         "view": ("show what is in a store: episodes, statistics, a contact sheet", c.view),
         "train": ("train a recipe, or any importable function that returns one", c.train),
         "evaluate": ("measure a model on held-out clips against honest baselines", c.evaluate),
         "generate": ("write videos of a model's rollouts beside the truth", c.generate),
+        "play": ("drive a humanoid through a model's world, in the browser", interact.play),
+        "policies": ("judge policies in a model, and by the true simulator", interact.policies),
+        "convert": ("turn a published checkpoint into one of this program, or back", convert),
         "recipes": ("list the recipes, or their exact parameter counts", c.recipes),
     }
 

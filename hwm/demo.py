@@ -40,10 +40,9 @@ def demo(o: DemoOptions) -> Path:
     """Run the demo; returns the path of the report."""
     from rich.console import Console
 
-    from hwm.assets import resolve_store
     from hwm.commands import EvaluateOptions, run_evaluation, train_recipe
     from hwm.data.clips import Clips
-    from hwm.data.store import Store
+    from hwm.data.readers import open_store
     from hwm.evaluate.obey import obey
     from hwm.evaluate.report import write_report
     from hwm.evaluate.show import contact_sheet, save_examples, save_png
@@ -67,7 +66,7 @@ def demo(o: DemoOptions) -> Path:
 
     console.rule("2. does it do what it is told?")
     model = load(o.model)
-    clips = Clips(Store(resolve_store(o.store)), model.config.past + 8)
+    clips = Clips(open_store(o.store), model.config.past + 8)
     tokenizer = load_tokenizer(clips.store.header.tokenizer)
     obedience = obey(model, tokenizer, clips, COMMANDS, starts=6, steps=10)
     for command, motion in obedience.motion.items():

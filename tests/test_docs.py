@@ -1,7 +1,8 @@
 """The documentation is held to what it says.
 
 - Every ```python block of a page runs, in order, in one namespace and one empty folder. A comment before a block can
-  say otherwise: `<!-- not run: reason -->`; `<!-- needs: mini tiny -->` (skipped while a shipped asset is absent);
+  say otherwise: `<!-- not run: reason -->`; `<!-- needs: mini gymnasium -->` (assets or modules without which it is
+  skipped);
   `<!-- file: name.py -->` (the block is that file, and is imported).
 - Every `hwm` command line, in ```bash blocks and in `inline code`, is parsed by the real command line, and not run.
 - Links lead somewhere; options, figures, actions and parameter counts agree with the code.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import re
 import shlex
@@ -112,9 +114,9 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.Mod
     torch.set_num_threads(threads)
 
 
-def absent(assets: str) -> list[str]:
-    """Those of the named assets that are not in the package yet."""
-    return [a for a in assets.split() if not STORES.get(a, ASSETS / a).exists()]
+def absent(needs: str) -> list[str]:
+    """Those of the named assets and modules that are not there."""
+    return [n for n in needs.split() if not STORES.get(n, ASSETS / n).exists() and importlib.util.find_spec(n) is None]
 
 
 def run(block: Block, page: Path, module: types.ModuleType) -> None:

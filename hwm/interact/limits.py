@@ -1,4 +1,4 @@
-"""What commands an embodiment may be given, and how fast they may change: what the data shows, not what is imaginable."""
+"""What commands an embodiment may be given, and how fast they may change: what the data shows, no more."""
 
 from __future__ import annotations
 
@@ -77,17 +77,22 @@ class Limits:
         return np.clip(wanted, self.low, self.high)
 
     def towards(self, wanted: np.ndarray, last: np.ndarray, count: int) -> np.ndarray:
-        """(count, A): from the last command to the wanted one, no faster than commands change in the data."""
+        """(count, A): from the last command to the wanted one, within the limits, no faster than commands change in the
+        data."""
         steps = np.arange(1, count + 1, dtype=np.float32)[:, None] * self.change.astype(np.float32)
         way = wanted - last
-        return (last + np.sign(way) * np.minimum(np.abs(way), steps)).astype(np.float32)
+        path = last + np.sign(way) * np.minimum(np.abs(way), steps)
+        return np.clip(path, self.low, self.high).astype(np.float32)
 
 
 def number(value: object, name: str) -> float:
     """A value that must be a real number."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
         raise HwmError(f"{name!r} must be a number, got {short(value)}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise HwmError(f"{name!r} is too large a number") from None
 
 
 def short(value: object, most: int = 60) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class World:
 
     def __post_init__(self) -> None:
         wanted = self.model.spec.tokenizer
-        if wanted and wanted != self.tokenizer.id:
+        if wanted and not self.tokenizer.answers_to(wanted):
             raise HwmError(f"the model was trained on latents of {wanted}, and this tokenizer is {self.tokenizer.id}")
         self.model.eval()
         self.device = next(self.model.parameters()).device
@@ -72,8 +73,7 @@ class World:
         dtype: torch.dtype = torch.float32,
     ) -> World:
         """A shipped model by name, a run or a checkpoint folder; starts from a store of its tokenizer, or none."""
-        from hwm.assets import resolve_store
-        from hwm.data.store import Store
+        from hwm.data.readers import open_store
         from hwm.loading import load, load_tokenizer
 
         loaded = load(model, device)
@@ -81,7 +81,7 @@ class World:
         limits = {name: Limits.of_spec(action) for name, action in spec.actions.items()}
         gallery = None
         if store is not None:
-            opened = Store(resolve_store(store))
+            opened = open_store(store)
             h = opened.header
             if h.tokenizer != spec.tokenizer or h.embodiment not in spec.actions:
                 raise HwmError(
@@ -92,6 +92,12 @@ class World:
             gallery = Gallery(opened, loaded.config.past)
         tok = load_tokenizer(tokenizer or spec.tokenizer, device)
         return cls(loaded, tok, limits, gallery, str(model), dtype)
+
+    def show(self, latents: Tensor) -> np.ndarray:
+        """The frames of what `Session.shown` gave, (F, H, W, 3) uint8."""
+        with torch.inference_mode():
+            video = self.tokenizer.decode(latents[None])
+        return to_uint8(video[0, -self.model.group * self.tokenizer.latent.stride :])
 
     def start(self, name: str | Start) -> Start:
         """A start by its name, checked against the model.
@@ -195,13 +201,22 @@ class Session:
         advance([self], [self.plan(action, ramp)])
         return self.frames()
 
+    def shown(self) -> Tensor:
+        """The latents that `World.show` needs for the frames of the last step."""
+        self._begun()
+        return torch.cat(self.latents[-self.world.model.group - self.world.tokenizer.lookback :])
+
     def frames(self) -> np.ndarray:
         """The frames of the last step (of the last `group` of them), (F, H, W, 3) uint8."""
+        return self.world.show(self.shown())
+
+    def snapshot(self) -> Session:
+        """This session as it is now, for reading while the original goes on."""
         self._begun()
-        tokenizer, group = self.world.tokenizer, self.world.model.group
-        with torch.inference_mode():
-            video = tokenizer.decode(torch.cat(self.latents[-group - tokenizer.lookback :])[None])
-        return to_uint8(video[0, -group * tokenizer.latent.stride :])
+        other = copy(self)
+        other.latents, other.actions, other.hashes = list(self.latents), list(self.actions), list(self.hashes)
+        other._cache, other._cached_start = None, -1
+        return other
 
     def undo(self, steps: int = 1) -> np.ndarray:
         """Go back by some steps, at most to the start; the frames shown then."""
@@ -278,7 +293,7 @@ class Session:
         done = len(self.latents)
         start = model.window_start(done)
         cache = self._cache if start == self._cached_start else None
-        generator = torch.Generator(self.world.device).manual_seed(_mix(self.seed, done))
+        generator = torch.Generator(self.world.device).manual_seed(mix(self.seed, done))
         actions = np.concatenate([np.stack(self.actions[start:]), actions_GKA]).astype(np.float32)
         latents = torch.cat(self.latents[start:])
         key = (self._start.embodiment, len(latents), cache is None, self.sampler)
@@ -373,6 +388,6 @@ def map_tensors(function: Callable[[list[Tensor]], Tensor], *trees: Any) -> Any:
     return first
 
 
-def _mix(seed: int, step: int) -> int:
+def mix(seed: int, step: int) -> int:
     """One number of two, of 63 bits."""
     return (seed * 0x9E3779B97F4A7C15 + step * 0xC2B2AE3D27D4EB4F + 0x165667B1) % (1 << 63)

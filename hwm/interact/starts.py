@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from hwm.data.store import Episode, Store
-from hwm.data.video import read_video, to_video
+from hwm.data.video import frame_size, read_video, to_video
 from hwm.tokenizers.base import Tokenizer
 from hwm.types import ActionSpec, HwmError
+
+MOST_PIXELS, MOST_FRAMES = 1 << 25, 3000
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,17 @@ class Gallery:
 
     def __init__(self, store: Store, past: int, count: int = 12, name: str = "start") -> None:
         self.store, self.past, self.name = store, past, name
-        episodes = [e for e in store.episodes if e.steps >= past]
+        candidates = np.unique(np.linspace(0, len(store.episodes) - 1, 16 * count).round().astype(int))
+        episodes = [e for i in candidates if (e := store.episodes[i]).steps >= past]
         if not episodes:
             raise HwmError(f"{store.path}: no episode has the {past} steps of a start")
+        if len(episodes) > count:
+            episodes = [episodes[i] for i in np.linspace(0, len(episodes) - 1, count).round().astype(int)]
         self.places: list[tuple[Episode, int]] = []
         for i in range(count):
             episode = episodes[i % len(episodes)]
             room, part = episode.steps - past, (i // len(episodes) + 0.5) / -(-count // len(episodes))
-            self.places.append((episode, round(part * room)))
+            self.places.append((episode, round(part * room) // store.clip_steps * store.clip_steps))
 
     def __len__(self) -> int:
         return len(self.places)
@@ -76,14 +81,19 @@ class Gallery:
         Raises:
             HwmError: there is no such start.
         """
+        episode, step = self.place(key)
+        return self._start(f"{self.name}:{str(key).removeprefix(f'{self.name}:')}", episode, step)
+
+    def place(self, key: str | int) -> tuple[Episode, int]:
+        """The episode that a start lies in, and the number of its first step there; raises like `[]`."""
         text = str(key).removeprefix(f"{self.name}:")
         if text.isdecimal() and int(text) < len(self):
-            return self._start(f"{self.name}:{text}", *self.places[int(text)])
+            return self.places[int(text)]
         name, at, step = text.rpartition("@")
-        if at and step.isdecimal():
+        if at and step.isdecimal() and int(step) % self.store.clip_steps == 0:
             for episode in self.store.episodes:
                 if episode.id == name and int(step) + self.past <= episode.steps:
-                    return self._start(f"{self.name}:{text}", episode, int(step))
+                    return episode, int(step)
         raise HwmError(
             f"there is no start {str(key)[:80]!r}: give {self.name}:0 to {self.name}:{len(self) - 1}, "
             f"or {self.name}:EPISODE@STEP with {self.past} steps after STEP"
@@ -93,7 +103,8 @@ class Gallery:
         first = episode.start + step
         rows = slice(first, first + self.past)
         h, latents = self.store.header, self.store.latents
-        assert latents is not None and h.latent is not None
+        assert latents is not None
+        assert h.latent is not None
         kind = np.float32 if h.latent.channels is not None else np.int64
         seed = episode.info.get("seed")
         origin = None
@@ -102,7 +113,7 @@ class Gallery:
         return Start(
             name,
             torch.from_numpy(np.asarray(latents[rows]).astype(kind)),
-            np.asarray(self.store.actions[rows], np.float32),
+            np.array(self.store.actions[rows], np.float32),
             h.embodiment,
             origin,
         )
@@ -135,14 +146,17 @@ def cropped(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def start_of_file(path: str | Path, tokenizer: Tokenizer, past: int, **more: Any) -> Start:
-    """A start of a picture or a short video file, anything that FFmpeg reads.
+    """A start of a picture or of the last of a short video's first `MOST_FRAMES` frames, anything that FFmpeg reads.
 
     Raises:
-        HwmError: the file holds no picture.
+        HwmError: the file holds no picture, or too large a one.
     """
+    width, height = frame_size(path)
+    if width * height > MOST_PIXELS:
+        raise HwmError(f"{path}: pictures of {width} x {height} are too large; give at most {MOST_PIXELS:,} pixels")
     count = tokenizer.latent.frames(past)
     frames: list[np.ndarray] = []
-    for frame in read_video(path):
+    for frame in read_video(path, stop=MOST_FRAMES):
         frames.append(frame)
         del frames[:-count]
     if not frames:
