@@ -12,8 +12,10 @@ from hwm.types import HwmError
 
 def _verbs() -> dict[str, tuple[str, Callable[[list[str]], Any]]]:
     from hwm import commands as c
+    from hwm.challenge.commands import challenge
     from hwm.convert.commands import convert
     from hwm.data.commands import data
+    from hwm.evaluate import commands as evaluation
     from hwm.interact import commands as interact
 
     return {
@@ -24,10 +26,12 @@ def _verbs() -> dict[str, tuple[str, Callable[[list[str]], Any]]]:
         "merge": ("join stores into one", c.merge),
         "view": ("show what is in a store: episodes, statistics, a contact sheet", c.view),
         "train": ("train a recipe, or any importable function that returns one", c.train),
-        "evaluate": ("measure a model on held-out clips against honest baselines", c.evaluate),
-        "generate": ("write videos of a model's rollouts beside the truth", c.generate),
+        "evaluate": ("measure a model on held-out clips against honest baselines", evaluation.evaluate),
+        "generate": ("write videos of a model's rollouts beside the truth", evaluation.generate),
         "play": ("drive a humanoid through a model's world, in the browser", interact.play),
+        "presets": ("measure the named ways to sample a model: quality and frames a second", interact.presets),
         "policies": ("judge policies in a model, and by the true simulator", interact.policies),
+        "challenge": ("write and check submissions to the two tracks of the 1X World Model Challenge", challenge),
         "convert": ("turn a published checkpoint into one of this program, or back", convert),
         "recipes": ("list the recipes, or their exact parameter counts", c.recipes),
     }

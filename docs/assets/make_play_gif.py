@@ -23,7 +23,7 @@ from play_browser import find_browser  # noqa: E402
 from play_load import server  # noqa: E402
 
 FRAMES_A_SECOND = 8
-WIDTH = 880
+WIDTH = 760
 COLOURS = 256
 MOST_BYTES = 2_500_000
 DRIVE = (
@@ -63,7 +63,7 @@ def save(path: Path, pictures: list[Image.Image], durations: list[int]) -> None:
     for i, picture in enumerate(sample):
         sheet.paste(picture, (0, i * height))
     palette = sheet.quantize(COLOURS, method=Image.Quantize.MEDIANCUT)
-    frames = [picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in small]
+    frames = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in small]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
     size = path.stat().st_size
     print(f"{path}: {len(frames)} pictures, {sum(durations) / 1e3:.1f} s, {size / 1e6:.2f} MB")

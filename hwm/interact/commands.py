@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -102,6 +103,72 @@ def play(args: list[str]) -> None:
         webbrowser.open(address)
     with contextlib.suppress(KeyboardInterrupt):  # raised again after everybody was sent away
         asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetsOptions:
+    """Measure the named ways to sample a model: quality on held-out clips, and frames a second when played.
+
+    Attributes:
+        model: a shipped model, a checkpoint folder or a run; its presets lie beside its weights, in presets.json.
+        store: an encoded store of held-out clips, best with video.
+        clips: how many clips, spread evenly over the store.
+        seconds: how long each is played.
+        threads: CPU threads of the model; 0 leaves one core to pictures, as play does.
+        write: note the figures in presets.json.
+        json: print one JSON object instead of a table.
+    """
+
+    model: str = "masked_hwm_mini"
+    store: str = "mini_heldout"
+    clips: int = 96
+    seconds: float = 20.0
+    threads: int = 0
+    write: bool = False
+    json: bool = False
+
+
+def presets(args: list[str]) -> None:
+    """`hwm presets [--model M] [--store S] [--write]`."""
+    o = tyro.cli(PresetsOptions, args=args, prog="hwm presets")
+    import json
+
+    import torch
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    from hwm.data.clips import Clips
+    from hwm.data.readers import open_store
+    from hwm.interact.presets import HORIZON, load_presets, measure, save_presets
+    from hwm.interact.session import World
+    from hwm.loading import find_model
+
+    if o.clips < 1 or o.threads < 0 or o.seconds <= 0:
+        raise HwmError("clips must be at least 1, threads cannot be negative, seconds must be positive")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    world, folder = World.open(o.model, store=o.store, device=device), find_model(o.model)
+    clips = Clips(open_store(o.store), world.model.config.past + HORIZON)
+    console = Console(stderr=True)
+    measured = [
+        measure(preset, world, clips, count=o.clips, seconds=o.seconds, threads=o.threads)
+        for preset in track(
+            list(load_presets(folder, world.model).values()), "presets", console=console,
+            transient=True, disable=not console.is_terminal,
+        )
+    ]  # fmt: skip
+    if o.json:
+        print(json.dumps({preset.name: preset.figures for preset in measured}, indent=1))
+    else:
+        table = Table("preset", "PSNR step 1", f"step {HORIZON}", "delta-PSNR there", "frames/s", box=None)
+        for preset in measured:
+            f = preset.figures or {}
+            values = ("" if f[key] is None else f"{f[key]:.2f}" for key in ("psnr", "psnr_8", "delta_psnr", "fps"))
+            table.add_row(preset.name, *values)
+        Console().print(table)
+    if o.write:
+        path = save_presets(folder, measured)
+        print(f"{path}", file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True)

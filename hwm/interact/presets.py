@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hwm.config import from_json, to_json
+from hwm.data.clips import Clips
+from hwm.data.files import write_atomically
+from hwm.interact.engine import Engine, Shown
+from hwm.interact.session import Session, World
 from hwm.models.base import WorldModel
 from hwm.types import HwmError
 
 FILE = "presets.json"
+HORIZON = 8
+"""Steps of the rollouts that presets are judged by."""
+IN_FLIGHT = 3
+"""Steps under way at once, as the page has them: one computed, one made a picture of, one waiting."""
 
 
 @dataclass(frozen=True)
@@ -60,3 +75,60 @@ def load_presets(folder: Path, model: WorldModel) -> dict[str, Preset]:
     for preset in presets:
         preset.build(model)
     return {preset.name: preset for preset in presets}
+
+
+def save_presets(folder: Path, presets: Sequence[Preset]) -> Path:
+    """Write the presets beside a model's weights."""
+    path = folder / FILE
+    write_atomically(path, (json.dumps([asdict(p) for p in presets], indent=1, allow_nan=False) + "\n").encode())
+    return path
+
+
+def measure(preset: Preset, world: World, clips: Clips, *, count: int, seconds: float, threads: int = 0) -> Preset:
+    """The preset with figures: PSNR of the first step and of the last of 8 in dB, delta-PSNR of that last step with
+    jump-free swaps in dB, all of `count` clips, and frames a second of a player alone.
+
+    Args:
+        clips: held-out windows of the model's past and 8 more steps.
+        seconds: how long to play.
+        threads: of the model; 0 as the server chooses.
+    """
+    from hwm.evaluate.evaluate import evaluate
+
+    found = evaluate(
+        world.model, world.tokenizer, clips, clips_count=count, horizon=HORIZON, swaps=("jump_free",),
+        sampler=preset.build(world.model), examples=0,
+    )  # fmt: skip
+    psnr, delta = found.mean("psnr"), found.mean("delta_psnr")
+    assert psnr is not None
+    figures = {
+        "psnr": psnr[0],
+        "psnr_8": psnr[-1],
+        "delta_psnr": delta[-1] if delta else None,
+        "fps": frames_per_second(world, preset, seconds, threads),
+        "device": found.device if world.device.type == "cuda" else f"{os.cpu_count()} CPU cores",
+        "threads": torch.get_num_threads(),
+        "clips": found.clips,
+        "store": found.store,
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+    return replace(preset, figures={k: round(v, 2) if isinstance(v, float) else v for k, v in figures.items()})
+
+
+def frames_per_second(world: World, preset: Preset, seconds: float, threads: int = 0) -> float:
+    """Frames a second that one player gets of the engine, computed, decoded and made into pictures."""
+    engine, session = Engine(world, threads=threads), Session(world, preset.build(world.model))
+    try:
+        engine.change(session, Session.reset).result()
+        under_way: deque[Future[Shown]] = deque(engine.step(session, {}) for _ in range(IN_FLIGHT))
+        for _ in range(2 * IN_FLIGHT):  # what is only done once
+            under_way.popleft().result()
+            under_way.append(engine.step(session, {}))
+        frames, begun = 0, time.perf_counter()
+        while time.perf_counter() - begun < seconds:
+            frames += len(under_way.popleft().result().pictures)
+            under_way.append(engine.step(session, {}))
+        return frames / (time.perf_counter() - begun)
+    finally:
+        engine.close()

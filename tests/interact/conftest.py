@@ -17,6 +17,7 @@ from hwm.interact.starts import Start
 from hwm.models.base import WorldModel
 from hwm.tokenizers.base import Tokenizer
 from hwm.types import DataSpec, HwmError
+from tests.interact.pages import address, browser, model, page  # noqa: F401  fixtures
 from tests.models.toys import toy_batch, toy_spec
 
 FAMILIES = sorted(n for n, c in REGISTRY.items() if issubclass(c, WorldModel) and c.__module__.startswith("hwm."))

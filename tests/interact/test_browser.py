@@ -2,171 +2,39 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
-import re
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import threading
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("playwright.sync_api")
-from playwright.sync_api import sync_playwright
 
-from hwm.assets import ROOT as ASSETS
 from hwm.data.video import read_video
-from hwm.evaluate.obey import MOTIONS, motion_by_step
+from hwm.evaluate.obey import MOTIONS
 from hwm.interact.replay import Replay
+from tests.interact.pages import (
+    DESKTOP,
+    NEEDS,
+    PATIENCE,
+    begin,
+    begun,
+    canvas,
+    film,
+    hold,
+    motion,
+    page_of,
+    toy_server,
+    wait,
+)
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed"),
-    pytest.mark.skipif(
-        not (ASSETS / "masked_hwm_mini" / "model.safetensors").exists(), reason="needs the shipped model"
-    ),
-]
-
-DESKTOP = {"viewport": {"width": 1280, "height": 800}}
-PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
-PATIENCE = 60_000  # ms; tests run beside others
-PRESETS = [
-    {"name": "quick", "label": "Quick", "sampler": {}, "figures": {"psnr": 20.2, "fps": 23.0, "device": "a machine"}},
-    {"name": "careful", "label": "Careful", "sampler": {"steps": 2, "temperature": 1.0, "pick": "sample"}},
-]
-
-
-@contextmanager
-def play(model: Path, port: int = 0) -> Iterator[str]:
-    """`hwm play` in a process of its own; its address."""
-    command = [sys.executable, "-m", "hwm.cli", "play", "--model", str(model), "--port", str(port), "--no-open"]
-    process = subprocess.Popen([*command, "--threads", "1"], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        found = re.search(r"http://\S+", process.stdout.readline())
-        assert found, "the server did not start"
-        yield found[0]
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(30)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped model with presets of our own."""
-    folder = tmp_path_factory.mktemp("models") / "shipped"
-    shutil.copytree(ASSETS / "masked_hwm_mini", folder)
-    (folder / "presets.json").write_text(json.dumps(PRESETS))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def address(model: Path) -> Iterator[str]:
-    with play(model) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER)
-        yield browser
-        browser.close()
-
-
-@contextmanager
-def page_of(browser: Any, address: str, init: str = "", **context: Any) -> Iterator[Any]:
-    """A page that is connected. In the end nothing may have gone wrong in it, and nothing been asked of other hosts."""
-    made = browser.new_context(**(context or DESKTOP))
-    made.set_default_timeout(PATIENCE)
-    page, problems, asked = made.new_page(), list[str](), list[str]()
-    page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    if init:
-        page.add_init_script(init)
-    page.goto(address)
-    wait(page, "hwm.connected")
-    yield page
-    assert problems == []
-    assert all(url.startswith((address, "blob:")) for url in asked), asked
-    made.close()
-
-
-@pytest.fixture
-def page(browser: Any, address: str) -> Iterator[Any]:
-    with page_of(browser, address) as page:
-        yield page
-
-
-def wait(page: Any, condition: str) -> None:
-    """Until a JavaScript expression is true; `hwm` is what the page tells of itself."""
-    page.wait_for_function(f"() => window.hwm && ({condition})")
-
-
-def hold(page: Any, key: str, steps: int = 4) -> None:
-    """Hold a key for some steps."""
-    n = page.evaluate("hwm.n")
-    page.keyboard.down(key)
-    wait(page, f"hwm.n >= {n + steps}")
-    page.keyboard.up(key)
-
-
-@contextmanager
-def begun(page: Any) -> Iterator[None]:
-    """What is done inside begins the world anew; time stands still until a key is pressed."""
-    before = page.evaluate("hwm.begins")
-    yield
-    wait(page, f"hwm.begins > {before} && (hwm.idle || (hwm.paused && hwm.inFlight === 0))")
-
-
-def begin(page: Any, start: int) -> None:
-    """From a start of the gallery."""
-    with begun(page):
-        page.locator("#gallery button").nth(start).click()
-
-
-def canvas(page: Any, name: str = "model") -> np.ndarray:
-    """What a picture of the page shows, (128, 128, 3) in 0..1."""
-    page.evaluate("() => new Promise(requestAnimationFrame)")
-    url = page.evaluate(f"() => document.getElementById('{name}-view').toDataURL()")
-    picture = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB").resize((128, 128), 1)
-    return np.asarray(picture, np.float32) / 255
-
-
-def film(page: Any, start: int, key: str, steps: int = 8) -> np.ndarray:
-    """What the page shows from a start while a key is held, step by step, (steps + 1, 128, 128, 3)."""
-    begin(page, start)
-    if not page.evaluate("hwm.paused"):
-        page.keyboard.press("Space")
-    page.keyboard.down(key)
-    seen = [canvas(page)]
-    for n in range(1, steps + 1):
-        drawn = page.evaluate("hwm.drawn")
-        page.keyboard.press(".")
-        wait(page, f"hwm.n === {n} && hwm.drawn > {drawn}")
-        seen.append(canvas(page))
-    page.keyboard.up(key)
-    return np.stack(seen)
-
-
-def motion(frames: np.ndarray) -> dict[str, float]:
-    moved = motion_by_step(torch.from_numpy(frames).permute(0, 3, 1, 2)[None], 1)[0].mean(0)
-    return dict(zip(MOTIONS, moved.tolist(), strict=True))
+pytestmark = NEEDS
 
 
 # ---------------------------------------------------------------------- playing
@@ -332,160 +200,6 @@ def test_the_true_simulator_side_by_side(page: Any) -> None:
     assert 0.001 < np.abs(dream - truth).mean() < 0.3
     button.click()
     wait(page, "document.getElementById('twin').hidden")
-
-
-# ---------------------------------------------------------------------- hands and eyes
-def test_a_gamepad(browser: Any, address: str) -> None:
-    init = """
-        const buttons = Array.from({length: 16}, () => ({pressed: false, value: 0}));
-        window.pad = {axes: [0, 0, 0, 0], buttons, connected: true};
-        navigator.getGamepads = () => [window.pad];
-    """
-    with page_of(browser, address, init) as page:
-        page.evaluate("() => { dispatchEvent(new Event('gamepadconnected')); }")
-        page.evaluate("() => { pad.axes[1] = -1; pad.axes[0] = 0.6; pad.buttons[5] = {pressed: true, value: 1}; }")
-        wait(page, "hwm.applied.LINEAR_VELOCITY > 0.85 && hwm.n > 5")
-        velocity, arm = page.evaluate("[hwm.wanted.ANGULAR_VELOCITY, hwm.wanted.RIGHT_SHOULDER_PITCH]")
-        assert -1 < velocity < -0.5  # as far as the stick is tilted
-        page.evaluate("() => { pad.axes = [0.1, 0.05, 0, 0]; pad.buttons[5] = {pressed: false, value: 0}; }")
-        wait(page, "hwm.idle")
-        assert page.evaluate("hwm.applied.RIGHT_SHOULDER_PITCH") < max(arm, -1.0)
-        page.evaluate("() => { pad.buttons[9] = {pressed: true, value: 1}; }")
-        wait(page, "hwm.paused")
-
-
-def test_a_phone(browser: Any, address: str, tmp_path: Path) -> None:
-    for scheme in ("light", "dark"):
-        with page_of(browser, address, **PHONE, color_scheme=scheme) as page:
-            page.evaluate("() => document.querySelectorAll('details').forEach((one) => (one.open = true))")
-            page.screenshot(path=tmp_path / f"phone_{scheme}.png", full_page=True)
-            assert page.evaluate("document.documentElement.scrollWidth") == 360
-            assert not page.locator("#keys-left").is_visible()
-            stick = page.locator("#stick-one")
-            stick.scroll_into_view_if_needed()
-            box = stick.bounding_box()
-            x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-            page.mouse.move(x, y)
-            page.mouse.down()
-            page.mouse.move(x, y - box["height"] / 2, steps=3)
-            wait(page, "hwm.applied.LINEAR_VELOCITY > 0.8")
-            page.mouse.up()
-            wait(page, "hwm.idle && hwm.applied.LINEAR_VELOCITY === 0")
-            page.get_by_role("button", name="Left hand").tap()
-            wait(page, "hwm.applied.LEFT_HAND_CLOSURE > 0.4 || hwm.wanted.LEFT_HAND_CLOSURE === 0")
-
-
-TABBABLE = """() => {
-    const seen = (one) => one.checkVisibility({visibilityProperty: true}) && !one.disabled && one.tabIndex >= 0;
-    const all = [...document.querySelectorAll('a[href], button, input, summary, select, textarea')].filter(seen);
-    const chosen = (one) => one.type !== 'radio' || one.checked;  // of a group, the tab key reaches one
-    return all.filter(chosen).map((one, i) => {
-        one.dataset.tab = i;
-        return (one.ariaLabel || one.labels?.[0]?.textContent || one.textContent).trim();
-    });
-}"""
-FOCUS = """() => {
-    const one = document.activeElement;
-    const ring = (other) => other && getComputedStyle(other).outlineStyle !== 'none';
-    return [one.dataset.tab ?? null, ring(one) || ring(one.nextElementSibling) || ring(one.closest('label'))];
-}"""
-
-
-def test_the_tab_key_reaches_everything_and_shows_where_it_is(page: Any) -> None:
-    page.evaluate("() => document.querySelectorAll('details').forEach((one) => (one.open = true))")
-    names = page.evaluate(TABBABLE)
-    assert len(names) > 60
-    assert all(names), names
-    reached = set()
-    for _ in range(len(names) + 3):
-        page.keyboard.press("Tab")
-        tab, marked = page.evaluate(FOCUS)
-        if tab is not None:
-            assert marked, names[int(tab)]
-            reached.add(int(tab))
-    assert {names[i] for i in range(len(names)) if i not in reached} == set()
-    page.locator("#undo").focus()
-    page.keyboard.down("w")  # letters drive wherever the focus is, but for boxes that one writes in
-    wait(page, "hwm.wanted.LINEAR_VELOCITY > 0.5")
-    page.keyboard.down("Shift")
-    wait(page, "hwm.applied.LINEAR_VELOCITY > 0.89")
-    page.keyboard.up("Shift")
-    wait(page, "hwm.applied.LINEAR_VELOCITY < 0.6")
-    page.keyboard.up("w")
-    page.get_by_label("Drive: forward (W)").focus()
-    page.keyboard.down("Enter")
-    wait(page, "hwm.wanted.LINEAR_VELOCITY > 0.5")
-    page.keyboard.up("Enter")
-    wait(page, "hwm.idle")
-    n = page.evaluate("hwm.n")
-    page.get_by_label("Seed", exact=True).focus()
-    page.keyboard.type("3w")
-    page.wait_for_timeout(300)
-    assert page.evaluate("hwm.n") == n
-
-
-CONTRAST = """() => {
-    const paint = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-    const rgba = (colour) => {
-        paint.clearRect(0, 0, 1, 1);
-        paint.fillStyle = colour;
-        paint.fillRect(0, 0, 1, 1);
-        return [...paint.getImageData(0, 0, 1, 1).data].map((c) => c / 255);
-    };
-    const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-    const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b) + 0.05;
-    const behind = (one) => {
-        const colour = rgba(getComputedStyle(one).backgroundColor);
-        return colour[3] === 1 ? colour : behind(one.parentElement);
-    };
-    const text = (one) => [...one.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim());
-    const left_out = 'figure, .fixed, .over';  // on pictures, disabled, invisible
-    const all = [...document.querySelectorAll('header *, #stage *, #panel *')];
-    return all.filter((one) => one.checkVisibility() && text(one) && !one.closest(left_out)).map((one) => {
-        const [ink, ground] = [light(rgba(getComputedStyle(one).color)), light(behind(one))];
-        return [Math.max(ink, ground) / Math.min(ink, ground), one.textContent.trim().slice(0, 40)];
-    });
-}"""
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_in_light_and_dark(browser: Any, address: str, scheme: str, tmp_path: Path) -> None:
-    with page_of(browser, address, **DESKTOP, color_scheme=scheme, reduced_motion="reduce") as page:
-        page.evaluate("() => document.querySelectorAll('details').forEach((one) => (one.open = true))")
-        page.screenshot(path=tmp_path / f"{scheme}.png")
-        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert (sum(map(int, re.findall(r"\d+", ground))) > 384) == (scheme == "light")
-        contrasts = page.evaluate(CONTRAST)
-        assert len(contrasts) > 60
-        assert [c for c in contrasts if c[0] < 4.5] == []
-        assert page.evaluate("getComputedStyle(document.querySelector('button')).transitionDuration") == "0s"
-        page.keyboard.press("?")
-        assert page.get_by_role("dialog", name="All keys").is_visible()
-        page.keyboard.press("Escape")
-        assert not page.locator("#legend").is_visible()
-
-
-# ---------------------------------------------------------------------- other worlds, other times
-@contextmanager
-def toy_server(folder: Path, port: int = 0) -> Iterator[str]:
-    """A server of another robot in this process; its address."""
-    import uvicorn
-
-    from hwm.interact.server import LOCAL, application
-    from tests.interact.test_server import make_server
-
-    server = make_server(folder)
-    server.hosts = LOCAL
-    running = uvicorn.Server(uvicorn.Config(application(server), log_level="warning", timeout_graceful_shutdown=3))
-    listening = socket.create_server(("127.0.0.1", port))
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-    finally:
-        running.should_exit = True
-        thread.join(30)
-        listening.close()
 
 
 def test_a_robot_of_other_actions_has_sliders_alone(browser: Any, tmp_path: Path) -> None:

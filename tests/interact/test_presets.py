@@ -1,0 +1,94 @@
+"""Presets: read, refused when they do not fit, measured and noted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hwm.assets import resolve_store
+from hwm.cli import main
+from hwm.data.clips import Clips
+from hwm.data.readers import open_store
+from hwm.evaluate.evaluate import evaluate
+from hwm.interact.presets import FILE, Preset, frames_per_second, load_presets, measure, save_presets
+from hwm.interact.session import World
+from hwm.types import HwmError
+from tests.interact.conftest import a_start, build_world
+
+
+def test_without_a_file_there_is_the_models_own_way(tmp_path: Path) -> None:
+    world = build_world()
+    (preset,) = load_presets(tmp_path, world.model).values()
+    assert preset.build(world.model) == world.model.config.sampler
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("[", "list of presets"),
+        ("{}", "no preset"),
+        ("[]", "no preset"),
+        ('[{"name": "a"}]', "label"),
+        ('[{"name": "a", "label": "A", "sampler": {"stepz": 2}}]', "steps"),
+        ('[{"name": "a", "label": "A", "sampler": {"steps": "two"}}]', "steps"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, text: str, word: str) -> None:
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(HwmError, match=word):
+        load_presets(tmp_path, build_world().model)
+
+
+def test_saved_presets_come_back(tmp_path: Path) -> None:
+    presets = [Preset("a", "A", {"steps": 3}, {"psnr": 20.5}), Preset("b", "B", {})]
+    save_presets(tmp_path, presets)
+    world = build_world()
+    again = load_presets(tmp_path, world.model)
+    assert list(again.values()) == presets
+    assert again["a"].build(world.model).steps == 3
+
+
+def test_the_shipped_presets_have_figures_that_an_evaluation_gives() -> None:
+    world = World.open()
+    from hwm.loading import find_model
+
+    presets = load_presets(find_model("masked_hwm_mini"), world.model)
+    assert len(presets) > 1
+    for preset in presets.values():
+        assert preset.figures is not None
+        assert {"psnr", "psnr_8", "delta_psnr", "fps"} <= set(preset.figures)
+    clips = Clips(open_store(resolve_store("mini_heldout")), world.model.config.past + 8)
+    name = "smooth"
+    found = evaluate(world.model, world.tokenizer, clips, clips_count=8, sampler=presets[name].build(world.model))
+    new = measure(presets[name], world, clips, count=8, seconds=0.1, threads=1)
+    assert new.figures is not None
+    psnr = found.mean("psnr")
+    assert psnr is not None
+    assert new.figures["psnr"] == pytest.approx(psnr[0], abs=0.006)
+    assert new.figures["psnr_8"] == pytest.approx(psnr[-1], abs=0.006)
+    assert new.figures["fps"] > 0
+
+
+def test_frames_are_counted() -> None:
+    world = build_world()
+
+    class OneStart:
+        def __getitem__(self, name: str) -> object:
+            return a_start(world)
+
+    world.gallery = OneStart()  # type: ignore[assignment]
+    assert frames_per_second(world, Preset("a", "A", {"steps": 1}), 0.2, threads=1) > 0
+
+
+def test_the_verb_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from hwm.loading import find_model
+
+    for file in find_model("masked_hwm_mini").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    save_presets(tmp_path, [Preset("only", "Only", {"steps": 1})])
+    assert main(["presets", "--model", str(tmp_path), "--clips", "2", "--seconds", "0.1", "--json", "--write"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / FILE).read_text())[0]["figures"] == printed["only"]
+    assert printed["only"]["clips"] == 2
