@@ -140,7 +140,8 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
         return (ids_BTS[:, :-1], ids_BTS[:, 1:]) if self.parallel else super().split(ids_BTS)
 
     def cache_of(self, window: Window) -> Cache:
-        return window.cache
+        memory, steps, last = window.cache
+        return Cache(tuple(m.owned() for m in memory), steps, last.clone())
 
     def view(self, past: range, future: range, remembered: int, asked: int, device: torch.device) -> View:
         """See `view`."""

@@ -79,6 +79,14 @@ class Memory(NamedTuple):
     def without_last(self, steps: int) -> Memory:
         return Memory(*(tuple(x[:-steps] for x in part) for part in self))
 
+    def owned(self) -> Memory:
+        """The same in storage of its own: a slice keeps alive all that it is a slice of."""
+        return Memory(*(tuple(map(_owned, part)) for part in self))
+
+
+def _owned(x: Tensor) -> Tensor:
+    return x if x.untyped_storage().nbytes() == x.nbytes else x.clone()
+
 
 def grown(earlier: tuple[Tensor, ...], later: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Keys and values of earlier steps, if there are any, and of later ones."""
