@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 
@@ -205,124 +205,6 @@ def count_parameters(name: str) -> int:
     with torch.device("meta"):
         module = made.model.build(spec)
     return sum(p.numel() for p in module.parameters())
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutOptions:
-    """Which model predicts which clips, and how.
-
-    Attributes:
-        model: a shipped model, a checkpoint folder or a run.
-        store: an encoded store, best with video.
-        tokenizer: whose latents the store holds; by default the one that the store names.
-        clips: how many clips, spread evenly over the store.
-        prompt: steps of context; by default all that the model looks back on.
-        horizon: steps to predict.
-        stride: distance between the steps of a clip (15 for 1X v1.1, which has 30 a second).
-        filter_overlaps: choose among clips of which none shares a step with another, as 1X's evaluation does.
-        scenario: autoregressive (the model sees its own predictions) or temporally_teacher_forced.
-        sampler: changes to the model's sampler as NAME=VALUE, such as steps=4 temperature=0.9 pick=sample.
-        batch_size: clips at once.
-        seed: of action swaps and sampling.
-        threads: CPU threads; 0 leaves torch's choice.
-    """
-
-    model: str = "masked_hwm_mini"
-    store: str = "mini_heldout"
-    tokenizer: str | None = None
-    clips: int = 96
-    prompt: int | None = None
-    horizon: int = 8
-    stride: int = 1
-    filter_overlaps: bool = False
-    scenario: tuple[Literal["autoregressive", "temporally_teacher_forced"], ...] = ("autoregressive",)
-    sampler: tuple[str, ...] = ()
-    batch_size: int = 16
-    seed: int = 0
-    threads: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(RolloutOptions):
-    """Measure a model on held-out clips: without arguments the shipped model on the shipped held-out rooms.
-
-    Attributes:
-        json: print one JSON object instead of tables.
-        report: also write a self-contained HTML report here.
-    """
-
-    json: bool = False
-    report: Path | None = None
-
-
-def evaluate(args: list[str]) -> None:
-    """`hwm evaluate [--model M] [--store S] [--json] [--report FILE]`."""
-    o = tyro.cli(EvaluateOptions, args=args, prog="hwm evaluate")
-    results = run_evaluation(o, "hwm evaluate " + " ".join(args), progress=not o.json)
-    if o.json:
-        print(json.dumps(results.json(), indent=1))
-    else:
-        from rich.console import Console
-
-        Console().print(results.table())
-    if o.report:
-        from hwm.evaluate.report import write_report
-
-        write_report(o.report, results)
-        print(f"report: {o.report}")
-
-
-def run_evaluation(o: RolloutOptions, command: str, examples: int = 4, progress: bool = True) -> Any:
-    """Load what the options name, and evaluate."""
-    import torch
-
-    from hwm.config import parse_changes, replace
-    from hwm.data.clips import Clips
-    from hwm.data.readers import open_store
-    from hwm.evaluate.evaluate import evaluate as run
-    from hwm.evaluate.swaps import SWAPS
-    from hwm.loading import load, load_tokenizer
-
-    if o.threads:
-        torch.set_num_threads(o.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    store = open_store(o.store)
-    model = load(o.model, device)
-    tokenizer = load_tokenizer(o.tokenizer or store.header.tokenizer, device)
-    prompt = o.prompt or model.config.past
-    clips = Clips(store, prompt + o.horizon, stride=o.stride, filter_overlaps=o.filter_overlaps)
-    return run(
-        model, tokenizer, clips, clips_count=o.clips, prompt=prompt, horizon=o.horizon,
-        scenarios=o.scenario, swaps=tuple(SWAPS) if o.clips > 1 else (), batch_size=o.batch_size, seed=o.seed,
-        sampler=replace(model.config.sampler, parse_changes(model.config.sampler, o.sampler)), command=command,
-        progress=progress, examples=examples,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateOptions(RolloutOptions):
-    """Write videos of rollouts beside the truth, and a contact sheet.
-
-    Attributes:
-        out: folder for the videos.
-    """
-
-    out: Path = Path("generated")
-    clips: int = 8
-    horizon: int = 16
-
-
-def generate(args: list[str]) -> None:
-    """`hwm generate [--model M] [--store S] [--out DIR]`."""
-    o = tyro.cli(GenerateOptions, args=args, prog="hwm generate")
-    from hwm.evaluate.show import contact_sheet, save_examples, save_png
-
-    results = run_evaluation(o, "hwm generate " + " ".join(args), examples=o.clips)
-    o.out.mkdir(parents=True, exist_ok=True)
-    for path in save_examples(o.out, results):
-        print(path)
-    print(save_png(o.out / "contact_sheet.png", contact_sheet(results)))
-    print(results.save(o.out / "figures.json"))
 
 
 def demo(args: list[str]) -> None:

@@ -40,9 +40,10 @@ def demo(o: DemoOptions) -> Path:
     """Run the demo; returns the path of the report."""
     from rich.console import Console
 
-    from hwm.commands import EvaluateOptions, run_evaluation, train_recipe
+    from hwm.commands import train_recipe
     from hwm.data.clips import Clips
     from hwm.data.readers import open_store
+    from hwm.evaluate.commands import EvaluateOptions, run_evaluation
     from hwm.evaluate.obey import obey
     from hwm.evaluate.report import write_report
     from hwm.evaluate.show import contact_sheet, save_examples, save_png

@@ -19,6 +19,10 @@ DECODE_FRAMES = 128
 """Frames that are decoded at once; a clip is never split."""
 
 
+WORTH_A_JUMP = 30
+"""Frames between two windows from which on they are jumped over; a jump decodes from the key frame before."""
+
+
 def episode_of(clips: Clips, index: int) -> Episode:
     """The episode that a window lies in."""
     return clips.store.episodes[int(clips.store.segments[int(clips.starts[index])])]
@@ -54,7 +58,7 @@ def frame_numbers(clips: Clips, index: int, steps: int) -> np.ndarray:
 def camera_video(clips: Clips, indices: np.ndarray, steps: int, size: tuple[int, int]) -> Tensor:
     """Camera frames of the first `steps` steps of these windows, (B, F, 3, *size) in [0, 1].
 
-    Each episode's video is read once for all the windows that lie in it.
+    A frame that several windows show is read once, and long stretches that none shows are not read.
 
     Raises:
         HwmError: a video is missing or ends too early.
@@ -66,13 +70,13 @@ def camera_video(clips: Clips, indices: np.ndarray, steps: int, size: tuple[int,
         mine = [i for i in wanted if episodes[i].id == episode.id]
         numbers = np.unique(np.concatenate([wanted[i] for i in mine]))
         keep, frames = set(numbers.tolist()), []
-        first, stop = int(numbers[0]), int(numbers[-1]) + 1
-        for number, frame in enumerate(clips.store.frames(episode, start=first, stop=stop), first):
-            if number in keep:
-                frames.append(frame)
+        for run in np.split(numbers, np.flatnonzero(np.diff(numbers) > WORTH_A_JUMP) + 1):
+            first, stop = int(run[0]), int(run[-1]) + 1
+            shown = enumerate(clips.store.frames(episode, start=first, stop=stop), first)
+            frames += [frame for number, frame in shown if number in keep]
         if len(frames) < len(numbers):
             raise HwmError(
-                f"{clips.store.path}: the video of {episode.id!r} ends before frame {stop - 1}, which the store's "
+                f"{clips.store.path}: the video of {episode.id!r} ends before frame {numbers[-1]}, which the store's "
                 f"{episode.steps} steps of that episode need; the video does not belong to these latents, or "
                 "frames_per_step is wrong"
             )

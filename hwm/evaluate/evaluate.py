@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -33,7 +33,10 @@ from hwm.types import Batch, HwmError, Prediction
 SWAPPED = {"jump_free": "swapped_actions", "random": "random_actions", "other_clip": "other_clip_actions"}
 DELTA = {"jump_free": "delta_psnr", "random": "delta_psnr_random", "other_clip": "delta_psnr_other_clip"}
 """How the figures of a swap are called."""
-METRICS = {"psnr": metrics.psnr, "ssim": metrics.ssim}
+Metric = Callable[[Tensor, Tensor], Tensor]
+"""Pictures and truth, both (..., C, H, W) in [0, 1], to a value a picture (...)."""
+
+METRICS: dict[str, Metric] = {"psnr": metrics.psnr, "ssim": metrics.ssim}
 """Metrics of pictures; each is taken of the prediction and of every baseline."""
 
 Figures = dict[str, np.ndarray | None]
@@ -53,7 +56,9 @@ def evaluate(
     batch_size: int = 8,
     seed: int = 0,
     sampler: Any = None,
+    extra_metrics: Mapping[str, Metric] | None = None,
     examples: int = 4,
+    checkpoint: str = "",
     command: str = "",
     progress: bool = True,
 ) -> Results:
@@ -70,8 +75,9 @@ def evaluate(
         scenarios: names out of `SCENARIOS`; the first is the one that headlines quote.
         swaps: names out of `SWAPS`.
         sampler: passed on to the model; None is the model's own.
+        extra_metrics: metrics of pictures besides those of `METRICS`, such as `LPIPS`.
         examples: how many clips to keep as pictures.
-        command: recorded in the results.
+        checkpoint, command: recorded in the results.
         progress: show a progress bar where the output is a terminal.
 
     Raises:
@@ -81,7 +87,8 @@ def evaluate(
     _check(model, tokenizer, clips, prompt, horizon, scenarios, swaps)
     count = min(clips_count, len(clips))
     indices = np.unique(np.linspace(0, len(clips) - 1, count).round().astype(int))
-    run = _Run(model, tokenizer, clips, prompt, horizon, sampler, seed, examples)
+    table = {**METRICS, **(extra_metrics or {})}
+    run = _Run(model, tokenizer, clips, table, prompt, horizon, sampler, seed, examples)
     wrong = run.wrong_actions(indices, batch_size, swaps)
 
     parts: dict[str, list[Figures]] = {name: [] for name in scenarios}
@@ -117,7 +124,7 @@ def evaluate(
         prompt=prompt,
         horizon=horizon,
         seed=seed,
-        batch_size=batch_size,
+        batch_size=min(batch_size, len(indices)),
         sampler=_describe(sampler),
         device=_device_name(run.device),
         torch=torch.__version__,
@@ -130,6 +137,7 @@ def evaluate(
         seconds_per_step={name: float(np.median(values)) for name, values in seconds.items()},
         swap_distance=run.swap_distance,
         examples=[example for _, example in run.examples],
+        checkpoint=checkpoint,
         command=command,
     )
 
@@ -138,7 +146,14 @@ class _Look:
     """A batch of clips with the pictures that predictions are compared with, computed once for all scenarios."""
 
     def __init__(
-        self, indices: np.ndarray, batch: Batch, camera: Tensor, reconstruction: Tensor, prompt: int, stride: int
+        self,
+        indices: np.ndarray,
+        batch: Batch,
+        camera: Tensor,
+        reconstruction: Tensor,
+        prompt: int,
+        stride: int,
+        table: Mapping[str, Metric],
     ) -> None:
         last = (prompt - 1) * stride
         self.indices, self.batch, self.camera, self.reconstruction = indices, batch, camera, reconstruction
@@ -148,11 +163,14 @@ class _Look:
         kept = batch.latents[:, prompt - 1 : prompt].expand_as(target)
         matched = metrics.accuracy(kept, target)
         self.figures: Figures = {"accuracy_copy": None if matched is None else _numpy(matched)}
-        for name, metric in METRICS.items():
-            self.figures[f"{name}_copy"] = _numpy(per_step(metric, copy.expand_as(self.truth), self.truth))
-            rebuilt = per_step(metric, copy_rebuilt.expand_as(self.truth), self.truth)
-            self.figures[f"{name}_copy_reconstruction"] = _numpy(rebuilt)
-            self.figures[f"{name}_reconstruction"] = _numpy(per_step(metric, self.rebuilt, self.truth))
+        for name, metric in table.items():
+            for figure, pictures, truth in (
+                ("copy", copy, self.truth),
+                ("copy_reconstruction", copy_rebuilt, self.truth),
+                ("copy_reconstruction_reference", copy_rebuilt, self.rebuilt),
+                ("reconstruction", self.rebuilt, self.truth),
+            ):
+                self.figures[f"{name}_{figure}"] = _numpy(per_step(metric, pictures.expand_as(truth), truth))
 
 
 class _Run:
@@ -163,13 +181,14 @@ class _Run:
         model: WorldModel,
         tokenizer: Tokenizer,
         clips: Clips,
+        table: Mapping[str, Metric],
         prompt: int,
         horizon: int,
         sampler: Any,
         seed: int,
         examples: int,
     ) -> None:
-        self.model, self.tokenizer, self.clips, self.sampler = model, tokenizer, clips, sampler
+        self.model, self.tokenizer, self.clips, self.table, self.sampler = model, tokenizer, clips, table, sampler
         self.prompt, self.steps, self.seed = prompt, prompt + horizon, seed
         self.stride = tokenizer.latent.stride
         self.device = device_of(model, torch.device("cpu"))
@@ -183,6 +202,8 @@ class _Run:
 
     def wrong_actions(self, indices: np.ndarray, batch_size: int, swaps: Sequence[str]) -> dict[str, Tensor]:
         """Swapped actions of all clips at once, (N, T, K, A) each: they do not depend on the batches."""
+        if not swaps:
+            return {}
         groups = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
         actions = torch.cat([self.batch(group).actions for group in groups])
         spec = self.clips.spec().actions[self.clips.embodiment]
@@ -202,7 +223,7 @@ class _Run:
         camera = reconstruction
         if self.clips.store.has_video:
             camera = camera_video(self.clips, indices, self.steps, self.tokenizer.size).to(self.device)
-        return _Look(indices, batch, camera, reconstruction, self.prompt, self.stride)
+        return _Look(indices, batch, camera, reconstruction, self.prompt, self.stride, self.table)
 
     def predict(self, scenario: str, batch: Batch, first: int, logits: bool) -> tuple[Prediction, float]:
         """A prediction, always with the same random numbers for the same clips, and its seconds a step and clip."""
@@ -239,18 +260,18 @@ class _Run:
         """All figures of one batch in one scenario, each (B, T), and seconds a step and clip."""
         batch, truth = shown.batch, shown.truth
         prediction, took = self.predict(scenario, batch, first, logits=True)
-        target = batch.latents[:, self.prompt :]
-        video = self.video(shown, prediction)
-        pictures = future(video, self.prompt, self.stride)
-        out = dict(shown.figures)
-        for name, metric in METRICS.items():
-            out[name] = _numpy(per_step(metric, pictures, truth))
-            out[f"{name}_reconstruction_reference"] = _numpy(per_step(metric, pictures, shown.rebuilt))
+        target, out = batch.latents[:, self.prompt :], dict(shown.figures)
         for name, values in (
             ("ce", metrics.cross_entropy(prediction, target)),
             ("accuracy", metrics.accuracy(prediction.latents, target)),
         ):
             out[name] = None if values is None else _numpy(values)
+        prediction.logits = None  # over a large vocabulary the largest thing there is
+        video = self.video(shown, prediction)
+        pictures = future(video, self.prompt, self.stride)
+        for name, metric in self.table.items():
+            out[name] = _numpy(per_step(metric, pictures, truth))
+            out[f"{name}_reconstruction_reference"] = _numpy(per_step(metric, pictures, shown.rebuilt))
         psnr, swapped = _numpy(per_step(metrics.psnr, pictures, truth)), None
         for swap, actions in wrong.items():
             # the same random numbers, so that only the actions differ; no logits, so that its time is that of playing

@@ -14,7 +14,7 @@ from hwm.data.store import write_atomically
 from hwm.evaluate import show
 from hwm.evaluate.obey import MOTIONS, Obedience
 from hwm.evaluate.plot import Series, line_chart
-from hwm.evaluate.results import GROUPS, LABELS, MOVING_RULE, Results, best, digits, shown_steps
+from hwm.evaluate.results import GROUPS, LABELS, MOVING_RULE, Results, best, quoted, shown_steps
 from hwm.evaluate.words import Finding, cautions, findings, verdict
 
 CURVES = (
@@ -289,7 +289,7 @@ def _figures(results: Results, scenario: str, moving: bool) -> str:
             for t in columns:
                 wins, loses = name in best(rows, t), name.startswith("delta") and row[t] <= 0
                 kind = ' class="best"' if wins else ' class="below"' if loses else ""
-                cells.append(f"<td{kind}>{row[t]:.{digits(name)}f}</td>")
+                cells.append(f"<td{kind}>{quoted(name, row[t])}</td>")
             body.append(f"<tr><td>{escape(LABELS[name])}</td>{''.join(cells)}</tr>")
     head = "".join(f"<th>{t + 1}</th>" for t in columns)
     title = f"{scenario.replace('_', ' ')}, {who}"
@@ -304,6 +304,7 @@ def _about(results: Results, data: str) -> str:
     scenarios = {
         "autoregressive": "autoregressive (each step from the model's own earlier predictions)",
         "temporally_teacher_forced": "temporally teacher-forced (each step from the true steps before it)",
+        "fully_teacher_forced": "fully teacher-forced (each token from the true tokens before it)",
     }
     rows = {
         "model": f"{results.model}, {results.parameters:,} parameters",

@@ -31,6 +31,7 @@ LABELS = {
     "psnr_reconstruction": "tokenizer alone (ceiling)",
     "psnr_swapped_actions": "prediction, wrong actions",
     "psnr_reconstruction_reference": "against the reconstruction",
+    "psnr_copy_reconstruction_reference": "repeated, against it",
     "delta_psnr": "jump-free swap",
     "delta_psnr_other_clip": "another clip's actions",
     "delta_psnr_random": "random actions",
@@ -39,9 +40,17 @@ LABELS = {
     "ssim_copy_reconstruction": "its reconstruction repeated",
     "ssim_reconstruction": "tokenizer alone (ceiling)",
     "ssim_reconstruction_reference": "against the reconstruction",
+    "ssim_copy_reconstruction_reference": "repeated, against it",
+    "lpips": "prediction",
+    "lpips_copy": "last camera frame repeated",
+    "lpips_copy_reconstruction": "its reconstruction repeated",
+    "lpips_reconstruction": "tokenizer alone (ceiling)",
+    "lpips_reconstruction_reference": "against the reconstruction",
+    "lpips_copy_reconstruction_reference": "repeated, against it",
     "win_rate_copy": "against the repeated frame",
     "win_rate_copy_reconstruction": "against its reconstruction",
     "ce": "cross-entropy in nats",
+    "perplexity": "perplexity",
     "accuracy": "accuracy",
     "accuracy_copy": "accuracy of repeating",
 }
@@ -50,20 +59,25 @@ LABELS = {
 GROUPS: dict[str, tuple[str, ...]] = {
     "PSNR in dB": (
         "psnr", "psnr_copy", "psnr_copy_reconstruction", "psnr_reconstruction", "psnr_swapped_actions",
-        "psnr_reconstruction_reference",
+        "psnr_reconstruction_reference", "psnr_copy_reconstruction_reference",
     ),
     "delta-PSNR in dB": ("delta_psnr", "delta_psnr_other_clip", "delta_psnr_random"),
     "SSIM": (
         "ssim", "ssim_copy", "ssim_copy_reconstruction", "ssim_reconstruction", "ssim_reconstruction_reference",
+        "ssim_copy_reconstruction_reference",
+    ),
+    "LPIPS, lower is better": (
+        "lpips", "lpips_copy", "lpips_copy_reconstruction", "lpips_reconstruction", "lpips_reconstruction_reference",
+        "lpips_copy_reconstruction_reference",
     ),
     "share of clips won": ("win_rate_copy", "win_rate_copy_reconstruction"),
-    "tokens": ("ce", "accuracy", "accuracy_copy"),
+    "tokens": ("ce", "perplexity", "accuracy", "accuracy_copy"),
 }  # fmt: skip
 """The figures in the order of the tables."""
 
 CONTESTS = (
-    ("psnr", "psnr_copy", "psnr_copy_reconstruction"),
-    ("ssim", "ssim_copy", "ssim_copy_reconstruction"),
+    *((m, f"{m}_copy", f"{m}_copy_reconstruction") for m in ("psnr", "ssim", "lpips")),
+    *((f"{m}_reconstruction_reference", f"{m}_copy_reconstruction_reference") for m in ("psnr", "ssim", "lpips")),
     ("accuracy", "accuracy_copy"),
 )
 """Rows that compete; the best of them is marked. Ceilings and swapped actions do not compete."""
@@ -114,6 +128,7 @@ class Results:
         seconds_per_step: scenario -> wall time of one step of one clip at `batch_size`, without decoding.
         swap_distance: swap -> (N, T), see `swaps.distance`.
         examples: some clips to look at, drawn at random among the moving ones without regard to any score.
+        checkpoint: which weights, where that is known: a shipped model's name or a folder.
         command: how it was started, where that is known.
     """
 
@@ -140,6 +155,7 @@ class Results:
     seconds_per_step: dict[str, float]
     swap_distance: dict[str, np.ndarray] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
+    checkpoint: str = ""
     command: str = ""
 
     @property
@@ -151,8 +167,18 @@ class Results:
         """The first scenario: the one that the flat keys of `json` are of."""
         return next(iter(self.figures))
 
+    def seconds_per_frame(self, scenario: str | None = None) -> float:
+        """Wall time of one frame of one clip at `batch_size`, without decoding."""
+        return self.seconds_per_step[scenario or self.scenario] / self.frames_per_step
+
     def mean(self, name: str, moving: bool = False, scenario: str | None = None) -> list[float] | None:
-        """Mean over the clips, by step; None for a figure that does not apply or when no clip moves."""
+        """Mean over the clips, by step; None for a figure that does not apply or when no clip moves.
+
+        `perplexity` is exp of the mean `ce`.
+        """
+        if name == "perplexity":
+            nats = self.mean("ce", moving, scenario)
+            return None if nats is None else [perplexity(v) for v in nats]
         values = self._values(name, moving, scenario)
         return None if values is None or not len(values) else [float(v) for v in values.mean(0)]
 
@@ -191,7 +217,8 @@ class Results:
             name: getattr(self, name)
             for name in (
                 "model", "parameters", "embodiment", "store", "source", "tokenizer", "prompt", "horizon", "seed",
-                "batch_size", "device", "torch", "date", "reference", "steps_per_second", "frames_per_step", "command",
+                "batch_size", "device", "torch", "date", "reference", "steps_per_second", "frames_per_step",
+                "checkpoint", "command",
             )
         }  # fmt: skip
         return {
@@ -208,12 +235,14 @@ class Results:
             "rival": self.rival(),
             "moving": {**self._means(True, self.scenario), "rival": self.rival(True)},
             "seconds_per_step": self.seconds_per_step[self.scenario],
+            "seconds_per_frame": self.seconds_per_frame(),
             "swap_distance": {k: [_plain(float(x)) for x in v.mean(0)] for k, v in self.swap_distance.items()},
             "by_scenario": {
                 name: {
                     **self._means(False, name),
                     "moving": self._means(True, name),
                     "seconds_per_step": self.seconds_per_step[name],
+                    "seconds_per_frame": self.seconds_per_frame(name),
                 }
                 for name in self.figures
             },
@@ -232,6 +261,9 @@ class Results:
             if name in ("psnr", "gain_copy", "gain_copy_reconstruction") or name.startswith("delta_psnr"):
                 error = self.stderr(name, moving, scenario)
                 out[f"{name}_stderr"] = None if error is None else [_plain(v) for v in error]
+        nats, each = self.overall("ce", moving, scenario), self.mean("perplexity", moving, scenario)
+        out["perplexity"] = None if nats is None else _plain(perplexity(nats[0]))
+        out["perplexity_by_step"] = None if each is None else [_plain(v) for v in each]
         return out
 
     def save(self, path: str | Path) -> Path:
@@ -249,9 +281,9 @@ class Results:
             parts.append(self._table(scenario, False, f"{title}: all {self.clips} clips, {count} of which move"))
             if 0 < count < self.clips:
                 parts.append(self._table(scenario, True, f"{title}: the {count} clips that move"))
-            parts.append(
-                Text(f"{self.seconds_per_step[scenario] * 1e3:.1f} ms a step and clip at batch {self.batch_size}")
-            )
+            step, frame = self.seconds_per_step[scenario] * 1e3, self.seconds_per_frame(scenario) * 1e3
+            each = f" ({frame:.1f} ms a frame)" if self.frames_per_step > 1 else ""
+            parts.append(Text(f"{step:.1f} ms a step and clip{each} at batch {self.batch_size}, without decoding"))
         parts.append(Text(MOVING_RULE, style="dim"))
         parts.append(Text("* best of the rows that compete; ceilings and swapped actions do not compete", style="dim"))
         if self.reference != "camera":
@@ -289,8 +321,9 @@ def best(rows: Mapping[str, Sequence[float]], step: int) -> set[str]:
     for contest in CONTESTS:
         values = {name: rows[name][step] for name in contest if name in rows}
         if len(values) > 1:
-            top = max(values.values())
-            winners |= {name for name, value in values.items() if value > top - 1e-3}
+            sign = -1 if contest[0].startswith("lpips") else 1
+            top = max(sign * value for value in values.values())
+            winners |= {name for name, value in values.items() if sign * value > top - 1e-3}
     return winners
 
 
@@ -299,14 +332,22 @@ def shown_steps(horizon: int, most: int = 8) -> list[int]:
     return sorted({int(x) for x in np.linspace(0, horizon - 1, min(most, horizon)).round()})
 
 
-def digits(name: str) -> int:
-    """Decimals that a figure is quoted with."""
-    return 3 if name.startswith(("ssim", "accuracy")) else 2
+def quoted(name: str, value: float) -> str:
+    """A figure with as many decimals as it is quoted with."""
+    if name == "perplexity":
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
+    return f"{value:.3f}" if name.startswith(("ssim", "lpips", "accuracy")) else f"{value:.2f}"
 
 
 def _cell(name: str, value: float, wins: bool) -> Text:
     style = "bold green" if wins else "red" if name.startswith("delta") and value <= 0 else ""
-    return Text(f"{value:.{digits(name)}f}" + ("*" if wins else " "), style=style)
+    return Text(quoted(name, value) + ("*" if wins else " "), style=style)
+
+
+def perplexity(nats: float) -> float:
+    """exp of a mean cross-entropy: among how many equally likely tokens the model is as unsure."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(nats))
 
 
 def _plain(value: float) -> float | None:

@@ -1,11 +1,13 @@
-"""Pictures to look at: side-by-side videos with captions, and contact sheets. Nothing but numpy draws them."""
+"""Pictures to look at: side-by-side videos and GIFs with captions, and contact sheets. Nothing but numpy draws them."""
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,7 @@ def compose(
     captions: Sequence[str],
     *,
     context: int = 0,
+    context_names: Mapping[str, str] | None = None,
     columns: int | None = None,
     scale: int | None = None,
 ) -> Iterator[np.ndarray]:
@@ -57,6 +60,7 @@ def compose(
         panels: name -> (F, H, W, 3) uint8, all alike in shape.
         captions: the line below, one a frame.
         context: how many of the frames are context: there the line and the bar are grey and not orange.
+        context_names: what panels are called there, where that is another name.
         columns: panels in a row; None puts all into one.
         scale: whole factor of enlargement; None chooses one that makes panels about 256 wide.
 
@@ -85,11 +89,11 @@ def compose(
     blank = np.empty((total_height + total_height % 2, total_width + total_width % 2, 3), np.uint8)
     blank[:] = PAPER
     places = [((i // columns) * (head + high), (i % columns) * (wide + GAP)) for i in range(len(panels))]
-    for (top, left), name in zip(places, panels, strict=True):
-        draw_text(blank, name, left + 3 * letters, top + 2 * letters, INK, letters)
     for f in range(count):
         frame, colour = blank.copy(), CONTEXT_COLOUR if f < context else FUTURE_COLOUR
-        for (top, left), video in zip(places, panels.values(), strict=True):
+        others = (context_names or {}) if f < context else {}
+        for (top, left), (name, video) in zip(places, panels.items(), strict=True):
+            draw_text(frame, others.get(name, name), left + 3 * letters, top + 2 * letters, INK, letters)
             frame[top + head : top + head + high, left : left + wide] = enlarge(video[f], scale)
         bottom = rows * (head + high)
         _bar(frame, bottom, total_width, f, count, context)
@@ -106,31 +110,36 @@ def _bar(frame: np.ndarray, top: int, width: int, now: int, count: int, context:
         frame[top + 1 : top + GAP - 1, edges[i] : max(edges[i] + 1, edges[i + 1] - 1)] = shade
 
 
+PROMPTED = {"generated": "prompt", "swapped actions": "prompt"}
+"""What a model was given is shown in the place of what it made of it, and says so."""
+
+
 def side_by_side(
     example: Example, fps: float, frames_per_step: int = 1, *, columns: int | None = None, hold: float = 0.0
 ) -> Iterator[np.ndarray]:
-    """Truth, prediction, their difference and, where there is one, the prediction under swapped actions.
+    """Truth, prompt and prediction, their difference and, where there is one, the prediction under swapped actions.
 
     Args:
         fps: frames a second.
         hold: seconds for which the last frame stays.
     """
     panels = {
-        "truth": example.truth,
-        "prediction": example.prediction,
+        "ground truth": example.truth,
+        "generated": example.prediction,
         "difference x2": difference(example.truth, example.prediction),
     }
     if example.swapped is not None:
         panels["swapped actions"] = example.swapped
-    frames = list(compose(panels, captions(example, fps, frames_per_step), context=example.context, columns=columns))
+    lines = captions(example, fps, frames_per_step)
+    frames = list(compose(panels, lines, context=example.context, context_names=PROMPTED, columns=columns))
     yield from frames
     for _ in range(round(hold * fps)):
         yield frames[-1]
 
 
 def captions(example: Example, fps: float, frames_per_step: int = 1) -> list[str]:
-    """The line below each frame of an example: context, or time since then and the scores of that step in dB."""
-    lines = [f"context {i + 1} of {example.context}" for i in range(example.context)]
+    """The line below each frame of an example: prompt, or time since then and the scores of that step in dB."""
+    lines = [f"prompt {i + 1} of {example.context}" for i in range(example.context)]
     for i in range(len(example.truth) - example.context):
         step = i // frames_per_step
         scores = f"model {example.psnr[step]:.1f}  copy {example.rival[step]:.1f} dB"
@@ -162,6 +171,48 @@ def save_examples(folder: str | Path, results: Results, *, columns: int | None =
     for number, example in enumerate(results.examples):
         paths.append(Path(folder) / f"clip_{number}.mp4")
         save_video(paths[-1], side_by_side(example, fps, results.frames_per_step, columns=columns, hold=hold), fps)
+    return paths
+
+
+def save_gif(path: str | Path, frames: Sequence[np.ndarray], fps: float, hold: float = 1.0) -> Path:
+    """Write pictures (H, W, 3) uint8 as a GIF that repeats for ever, whole or not at all, at their true speed.
+
+    All frames share one palette, so that what stands still does not flicker.
+
+    Args:
+        hold: seconds for which the last frame stays.
+
+    Raises:
+        HwmError: pillow is not installed, or there is nothing to write.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        raise HwmError("GIFs need pillow: pip install 'humanoid-world-models[eval]'") from None
+    if not frames:
+        raise HwmError(f"no frames to write to {path}")
+    sample = frames[:: max(1, len(frames) // 8)]
+    palette = Image.fromarray(np.concatenate(sample)).quantize(256, method=Image.Quantize.MEDIANCUT)
+    pictures = [Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
+    ends = [round(100 * (i + 1) / fps) for i in range(len(frames))]  # a GIF counts in hundredths of a second
+    lasting = [10 * (b - a) for a, b in pairwise([0, *ends])]
+    lasting[-1] += round(1000 * hold)
+    file = io.BytesIO()
+    pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=lasting, loop=0, disposal=1)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, file.getvalue())
+    return path
+
+
+def save_gifs(folder: str | Path, results: Results) -> list[Path]:
+    """A GIF of each example of an evaluation: the prompt and what was generated from it, beside the truth."""
+    fps, paths = frames_per_second(results), []
+    for number, example in enumerate(results.examples):
+        panels = {"generated": example.prediction, "ground truth": example.truth}
+        lines = captions(example, fps, results.frames_per_step)
+        frames = list(compose(panels, lines, context=example.context, context_names=PROMPTED))
+        paths.append(save_gif(Path(folder) / f"clip_{number}.gif", frames, fps))
     return paths
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from hwm.evaluate.obey import MOTIONS, Obedience
-from hwm.evaluate.results import Results
+from hwm.evaluate.results import Results, perplexity, quoted
 
 COPIES = {
     "copy": "the last camera frame repeated",
@@ -205,7 +205,8 @@ def _tokens(results: Results) -> list[Finding]:
     entropy, hits, copy = results.overall("ce"), results.overall("accuracy"), results.overall("accuracy_copy")
     parts = []
     if entropy is not None:
-        parts.append(f"cross-entropy {entropy[0]:.2f} nats a token")
+        unsure = quoted("perplexity", perplexity(entropy[0]))
+        parts.append(f"cross-entropy {entropy[0]:.2f} nats a token, a perplexity of {unsure}")
     if hits is not None and copy is not None:
         parts.append(f"{hits[0]:.1%} of tokens exactly right, where repeating the last step gets {copy[0]:.1%}")
     if not parts:

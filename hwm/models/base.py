@@ -78,10 +78,32 @@ class WorldModel(Trainable):
             window = Batch(latents[:, start:done], batch.actions[:, start:stop], batch.embodiment)
             cache = cache if use_cache and start == cached_start else None
             part = self.predict(window, sampler=sampler, logits=logits, cache=cache, generator=generator)
-            cache, cached_start = part.cache, start
+            cache, cached_start, part.cache = part.cache, start, None  # each is as large as its window: one is kept
             latents, done = torch.cat([latents, part.latents], 1), stop
             parts.append(part)
         return join(parts)
+
+    def teacher_forced(self, batch: Batch, prompt: int) -> Prediction:
+        """The most likely token of each cell of the steps from `prompt` on, and its logits, given all the truth before.
+
+        For models whose tokens have an order: before a token come the true tokens of earlier steps, and of its own step
+        those that the order puts before it. A model that settles a block in one pass has no tokens before others in it.
+        Clips longer than the model's window are told from the windows that a rollout would use.
+
+        Args:
+            batch: latents and actions of all steps (B, T, H, W); nothing is missing.
+            prompt: how many steps are only looked back on, at least 1.
+
+        Returns:
+            latents (B, T - prompt, H, W), the argmax of the logits, and the logits.
+
+        Raises:
+            HwmError: the tokens of this model have no order.
+        """
+        raise HwmError(
+            f"{self.name} fills in the tokens of a step together and in no order, so there are no logits of a token "
+            "given the tokens before it; its scenarios are autoregressive and temporally_teacher_forced"
+        )
 
     def check(self, batch: Batch) -> None:
         """Raise `HwmError` when the batch does not fit the spec this model was built for."""

@@ -9,9 +9,10 @@ import torch
 from rich.console import Console
 
 from hwm.data.clips import Clips
+from hwm.evaluate import camera
 from hwm.evaluate.camera import camera_video, decode, frame_numbers
 from hwm.evaluate.evaluate import SWAPPED, evaluate
-from hwm.evaluate.results import best, shown_steps
+from hwm.evaluate.results import best, quoted, shown_steps
 from hwm.evaluate.scenarios import SCENARIOS
 from hwm.evaluate.swaps import SWAPS
 from hwm.types import HwmError
@@ -58,6 +59,22 @@ def test_camera_frames_are_those_of_the_steps(worlds) -> None:
         assert min(error) == error[2] < 0.05 < min(error[1], error[3]), "compression is all that differs"
         r = evaluate(build(CopyLast, clips), tokenizer, clips, clips_count=6, horizon=4, examples=0)
         assert min(r.mean("psnr_reconstruction")) > 26
+
+
+def test_stretches_that_no_window_shows_are_not_read(worlds, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, clips = worlds["pixels"]
+    indices = np.array([0, 1, 14, 16, 20])  # of the first episode, but for the last, which is alone in the second
+    whole = camera_video(clips, indices, 3, tokenizer.size)
+    read, frames = [], clips.store.frames
+
+    def noting(episode, start, stop):
+        read.append((episode.id, start, stop))
+        return frames(episode, start=start, stop=stop)
+
+    monkeypatch.setattr(camera, "WORTH_A_JUMP", 6)
+    monkeypatch.setattr(clips.store, "frames", noting)
+    assert torch.equal(camera_video(clips, indices, 3, tokenizer.size), whole)
+    assert read == [("episode_0", 0, 7), ("episode_0", 28, 37), ("episode_1", 6, 11)]
 
 
 def test_frame_numbers(worlds) -> None:
@@ -122,7 +139,7 @@ def test_deterministic_whatever_the_batch_size(worlds) -> None:
     twice = [evaluate(noisy, tokenizer, clips, clips_count=4, horizon=3, seed=3).json() for _ in range(2)]
     for r in twice:
         for part in (r, *r["by_scenario"].values()):
-            del part["seconds_per_step"]
+            del part["seconds_per_step"], part["seconds_per_frame"]
         del r["date"]
     assert twice[0] == twice[1]
     assert twice[0]["delta_psnr"] == [0.0] * 3, "the same noise for right and wrong actions"
@@ -150,6 +167,42 @@ def test_json_has_the_promised_keys(oracle_results, tmp_path) -> None:
     assert r["torch"] == torch.__version__
     assert set(r["swap_distance"]) == set(SWAPS) == set(SWAPPED)
     assert not [p for p in (tmp_path / "sub").iterdir() if p.name != "r.json"]
+
+
+def test_few_clips_are_one_small_batch(worlds) -> None:
+    tokenizer, clips = worlds["pixels"]
+    r = evaluate(build(CopyLast, clips), tokenizer, clips, clips_count=3, horizon=2, batch_size=16, swaps=())
+    assert r.batch_size == 3, "seconds are those of so many clips at once"
+
+
+def test_seconds_of_a_frame_and_of_a_step(worlds) -> None:
+    tokenizer, clips = worlds["pairs"]
+    r = evaluate(build(CopyLast, clips), tokenizer, clips, clips_count=3, horizon=2, swaps=())
+    assert r.seconds_per_frame() == r.seconds_per_step["autoregressive"] / 2, "two frames a step"
+    assert 0 < r.seconds_per_frame() < 1
+
+
+def test_metrics_are_taken_of_prediction_and_baselines(worlds) -> None:
+    """Against the camera, and against the reconstruction of the truth; each beside its copy."""
+    tokenizer, clips = worlds["blocks"]
+
+    def apart(pictures: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        return (pictures - truth).abs().mean((-3, -2, -1))
+
+    r = evaluate(
+        build(CopyLast, clips), tokenizer, clips, clips_count=5, horizon=3, swaps=(), extra_metrics={"apart": apart}
+    )
+    figures = r.figures["autoregressive"]
+    assert np.allclose(figures["apart"], figures["apart_copy_reconstruction"], atol=1e-6), "this model is the copy"
+    against = figures["apart_reconstruction_reference"]
+    assert np.allclose(against, figures["apart_copy_reconstruction_reference"], atol=1e-6)
+    assert not np.allclose(against, figures["apart"], atol=1e-3)
+    for metric in ("psnr", "ssim"):
+        assert np.allclose(
+            figures[f"{metric}_reconstruction_reference"], figures[f"{metric}_copy_reconstruction_reference"], atol=1e-4
+        )
+    assert (figures["apart_copy"] != figures["apart_copy_reconstruction"]).any()
+    assert (figures["apart_reconstruction"] > 0).all()
 
 
 def test_moving_is_the_recordings_affair(worlds, oracle_results) -> None:
@@ -188,6 +241,17 @@ def test_table_shows_baselines_and_marks_the_best(oracle_results) -> None:
     text = console.file.getvalue()
     for row in ("prediction", "last camera frame repeated", "tokenizer alone (ceiling)", "jump-free swap", "*"):
         assert row in text
+    assert "repeated, against it" in text, "the copy beside the prediction, against the reconstruction too"
+    assert "ms a step and clip at batch 4" in text
+    lower = {"lpips": [0.2], "lpips_copy": [0.3], "lpips_copy_reconstruction": [0.2005], "lpips_reconstruction": [0.0]}
+    assert best(lower, 0) == {"lpips", "lpips_copy_reconstruction"}, "the lowest is the best, and ties are shared"
+    assert [quoted("perplexity", v) for v in (1.0, 170.88, 264_245.1)] == ["1.0", "170.9", "264,245"]
+    assert [quoted(name, 0.12345) for name in ("psnr", "ssim_copy", "lpips", "ce")] == [
+        "0.12",
+        "0.123",
+        "0.123",
+        "0.12",
+    ]
     rows = {"psnr": [3.0], "psnr_copy": [3.0], "psnr_copy_reconstruction": [1.0], "psnr_reconstruction": [9.0]}
     assert best(rows, 0) == {"psnr", "psnr_copy"}, "a ceiling does not compete"
     assert shown_steps(5) == [0, 1, 2, 3, 4]

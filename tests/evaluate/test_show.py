@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import numpy as np
 import pytest
 
 from hwm.data.video import read_video
 from hwm.evaluate import show
+from hwm.evaluate.comic import comic_strip
 from hwm.evaluate.font import draw_text, glyph, text_width
 from hwm.types import HwmError
 
@@ -68,6 +70,14 @@ def test_compose(columns: int | None) -> None:
     assert (frames[3] == np.array(show.FUTURE_COLOUR)).all(-1).any()
 
 
+def test_panels_may_have_another_name_during_the_context() -> None:
+    panels = {"made": np.zeros((3, 20, 90, 3), np.uint8), "truth": np.zeros((3, 20, 90, 3), np.uint8)}
+    frames = list(show.compose(panels, ["", "", ""], context=2, context_names={"made": "told"}, scale=1))
+    named = list(show.compose({"told": panels["truth"], "truth": panels["truth"]}, ["", "", ""], context=2, scale=1))
+    assert (frames[1] == named[1]).all()
+    assert (frames[2] != named[2]).any()
+
+
 def test_compose_refuses_what_does_not_fit() -> None:
     with pytest.raises(HwmError, match="one shape"):
         list(show.compose({"a": noise(2), "b": noise(3)}, ["", ""]))
@@ -97,7 +107,7 @@ def test_examples_are_what_they_say(oracle_results, worlds) -> None:
         assert (example.prediction[:2] == example.swapped[:2]).all()
     assert any((e.prediction != e.swapped).any() for e in oracle_results.examples)
     lines = show.captions(oracle_results.examples[0], 10.0)
-    assert lines[0] == "context 1 of 2"
+    assert lines[0] == "prompt 1 of 2"
     assert lines[2].startswith("+0.1 s  model ")
 
 
@@ -109,6 +119,74 @@ def test_a_failed_video_leaves_nothing(tmp_path) -> None:
     with pytest.raises(RuntimeError):
         show.save_video(tmp_path / "x.mp4", frames(), 10)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("fps", "hold"), [(10.0, 0.0), (30.0, 1.0), (7.5, 0.5)])
+def test_gif(fps: float, hold: float, tmp_path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    colours = np.array([(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (9, 9, 9)], np.uint8)
+    frames = list(np.broadcast_to(colours[:, None, None], (5, 12, 18, 3)))
+    path = show.save_gif(tmp_path / "a" / "x.gif", frames, fps, hold)
+    assert [p.name for p in path.parent.iterdir()] == ["x.gif"]
+    with image.open(path) as gif:
+        assert (gif.n_frames, gif.size, gif.info["loop"]) == (5, (18, 12), 0)
+        lasting = []
+        for i in range(5):
+            gif.seek(i)
+            lasting.append(gif.info["duration"])
+            assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - frames[i]).max() < 8
+    assert sum(lasting) == pytest.approx(1000 * (5 / fps + hold), abs=5), "rounding does not add up"
+    with pytest.raises(HwmError, match="no frames"):
+        show.save_gif(tmp_path / "x.gif", [], fps)
+
+
+def test_gifs_of_examples(oracle_results, tmp_path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    paths = show.save_gifs(tmp_path, oracle_results)
+    assert [p.name for p in paths] == ["clip_0.gif", "clip_1.gif", "clip_2.gif"]
+    with image.open(paths[0]) as gif:
+        example = oracle_results.examples[0]
+        assert gif.n_frames == len(example.truth)
+        gif.seek(4)
+        shown = np.asarray(gif.convert("RGB")).astype(int)
+        scale = show.enlargement(example.truth)
+        wide, high = example.truth.shape[2] * scale, example.truth.shape[1] * scale
+        for x, video in ((0, example.prediction), (shown.shape[1] - wide, example.truth)):
+            picture = show.enlarge(video[4], scale)
+            apart = [np.abs(shown[y : y + high, x : x + wide] - picture).mean() for y in range(40)]
+            assert min(apart) < 12 < np.median(apart), "the panel is there, but for the palette"
+
+
+def test_without_pillow_gifs_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(HwmError, match=r"pip install .*\[eval\]"):
+        show.save_gif(tmp_path / "x.gif", [noise(1)[0]], 10)
+
+
+def test_comic_strip(oracle_results) -> None:
+    sheet = comic_strip(oracle_results, prompt=2, steps=3, scale=2)
+    example = oracle_results.examples[0]
+    height, width = (n * 2 for n in example.truth.shape[1:3])
+    assert sheet.shape[1] > 5 * width
+    assert sheet.shape[0] > 3 * 2 * height
+    windows = np.lib.stride_tricks.sliding_window_view(sheet[:, :, 0], (height, width))
+    places = []
+    for video in (example.prediction, example.truth):
+        for frame in (0, 1, 2, 4, 6):  # both steps of the prompt, and the first, the middle and the last after it
+            picture = show.enlarge(video[frame], 2)
+            corners = np.argwhere((windows[:, :, ::7, ::7] == picture[::7, ::7, 0]).all((-2, -1)))
+            hits = [(y, x) for y, x in corners if (sheet[y : y + height, x : x + width] == picture).all()]
+            assert hits, f"frame {frame} is there"
+            places.append(hits)
+    assert min(places[2])[1] > min(places[1])[1] > min(places[0])[1], "from left to right in time"
+    assert min(places[7])[0] > min(places[2])[0], "what was generated stands above the truth"
+    assert {x for _, x in places[2]} & {x for _, x in places[7]}
+    orange = (sheet == np.array(show.FUTURE_COLOUR)).all(-1)
+    assert orange[:, : min(places[2])[1]].sum() == 0 < orange.sum(), "times of the prompt are grey, the others orange"
+    oracle_results.examples, kept = [], oracle_results.examples
+    with pytest.raises(HwmError, match="examples"):
+        comic_strip(oracle_results)
+    oracle_results.examples = kept
 
 
 def test_contact_sheet(oracle_results) -> None:

@@ -1,0 +1,180 @@
+"""What `hwm evaluate` and `hwm generate` do: parse options, call the library, show the result."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from hwm.types import HwmError
+
+SHIPPED = "masked_hwm_mini"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutOptions:
+    """Which model predicts which clips, and how.
+
+    Attributes:
+        checkpoint: a shipped model, a checkpoint folder or a run; without one the shipped model.
+        model: the same by name.
+        store: an encoded store, best with video, or a folder of 1X's.
+        tokenizer: whose latents the store holds; by default the one that the store names.
+        clips: how many clips, spread evenly over the store.
+        prompt: steps of context; by default all that the model looks back on.
+        horizon: steps to predict.
+        stride: distance between the steps of a clip (15 for 1X v1.1, which has 30 a second).
+        filter_overlaps: choose among clips of which none shares a step with another, as 1X's evaluation does.
+        scenario: autoregressive (the model sees its own predictions), temporally_teacher_forced (it sees the true
+            steps before) or fully_teacher_forced (each token sees the true tokens before it; not for masked models).
+        swaps: also predict under wrong actions, which takes three further predictions.
+        sampler: changes to the model's sampler as NAME=VALUE, such as steps=4 temperature=0.9 pick=sample.
+        batch_size: clips at once.
+        seed: of action swaps and sampling.
+        threads: CPU threads; 0 leaves torch's choice.
+    """
+
+    checkpoint: tyro.conf.Positional[str | None] = None
+    model: str | None = None
+    store: Annotated[str, tyro.conf.arg(aliases=("--data",))] = "mini_heldout"
+    tokenizer: str | None = None
+    clips: int = 96
+    prompt: int | None = None
+    horizon: int = 8
+    stride: int = 1
+    filter_overlaps: bool = False
+    scenario: tuple[Literal["autoregressive", "temporally_teacher_forced", "fully_teacher_forced"], ...] = (
+        "autoregressive",
+    )
+    swaps: bool = True
+    sampler: tuple[str, ...] = ()
+    batch_size: int = 16
+    seed: int = 0
+    threads: int = 0
+
+    @property
+    def weights(self) -> str:
+        """The model that was named, in one way or the other."""
+        if self.checkpoint and self.model:
+            raise HwmError(f"name one model: {self.checkpoint} or --model {self.model}")
+        return self.checkpoint or self.model or SHIPPED
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(RolloutOptions):
+    """Measure a model on held-out clips: without arguments the shipped model on the shipped held-out rooms.
+
+    Attributes:
+        lpips: also measure LPIPS (AlexNet); its published weights are downloaded once, 244 MB.
+        lpips_weights: the same with weights from files: torchvision's AlexNet and the channels of the package lpips.
+        json: print one JSON object instead of tables.
+        out: also write that object to this file.
+        leaderboard: also add a row for each scenario to this table, .csv or .md.
+        report: also write a self-contained HTML report here.
+    """
+
+    lpips: bool = False
+    lpips_weights: tuple[Path, ...] = ()
+    json: bool = False
+    out: Path | None = None
+    leaderboard: Path | None = None
+    report: Path | None = None
+
+
+def evaluate(args: list[str]) -> None:
+    """`hwm evaluate [CHECKPOINT] [--data S] [--scenario S ...] [--json] [--out FILE] [--report FILE]`."""
+    o = tyro.cli(EvaluateOptions, args=args, prog="hwm evaluate")
+    extra = {}
+    if o.lpips or o.lpips_weights:
+        from hwm.evaluate.lpips import load_lpips
+
+        extra["lpips"] = load_lpips(o.lpips_weights, _device())
+    results = run_evaluation(o, "hwm evaluate " + " ".join(args), progress=not o.json, extra_metrics=extra)
+    if o.json:
+        print(json.dumps(results.json(), indent=1))
+    else:
+        from rich.console import Console
+
+        Console().print(results.table())
+    written = [results.save(o.out)] if o.out else []
+    if o.leaderboard:
+        from hwm.evaluate.leaderboard import add_rows
+
+        written.append(add_rows(o.leaderboard, results))
+    if o.report:
+        from hwm.evaluate.report import write_report
+
+        written.append(write_report(o.report, results))
+    if not o.json:
+        for path in written:
+            print(path)
+
+
+def run_evaluation(
+    o: RolloutOptions, command: str, examples: int = 4, progress: bool = True, extra_metrics: Any = None
+) -> Any:
+    """Load what the options name, and evaluate."""
+    import torch
+
+    from hwm.config import parse_changes, replace
+    from hwm.data.clips import Clips
+    from hwm.data.readers import open_store
+    from hwm.evaluate.evaluate import evaluate as run
+    from hwm.evaluate.swaps import SWAPS
+    from hwm.loading import load, load_tokenizer
+
+    if o.threads:
+        torch.set_num_threads(o.threads)
+    store = open_store(o.store)
+    model = load(o.weights, _device())
+    tokenizer = load_tokenizer(o.tokenizer or store.header.tokenizer, _device())
+    prompt = o.prompt or model.config.past
+    clips = Clips(store, prompt + o.horizon, stride=o.stride, filter_overlaps=o.filter_overlaps)
+    return run(
+        model, tokenizer, clips, clips_count=o.clips, prompt=prompt, horizon=o.horizon, scenarios=o.scenario,
+        swaps=tuple(SWAPS) if o.swaps and o.clips > 1 else (), batch_size=o.batch_size, seed=o.seed,
+        sampler=replace(model.config.sampler, parse_changes(model.config.sampler, o.sampler)),
+        extra_metrics=extra_metrics, checkpoint=o.weights, command=command, progress=progress, examples=examples,
+    )  # fmt: skip
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(RolloutOptions):
+    """Show rollouts beside the truth: a video and a GIF of each clip, a comic strip and a contact sheet of all.
+
+    Attributes:
+        out: folder for the pictures.
+    """
+
+    out: Path = Path("generated")
+    clips: int = 8
+    horizon: int = 16
+
+
+def generate(args: list[str]) -> None:
+    """`hwm generate [CHECKPOINT] [--data S] [--out DIR]`."""
+    o = tyro.cli(GenerateOptions, args=args, prog="hwm generate")
+    from hwm.evaluate.comic import comic_strip
+    from hwm.evaluate.show import contact_sheet, save_examples, save_gifs, save_png
+
+    results = run_evaluation(o, "hwm generate " + " ".join(args), examples=o.clips)
+    o.out.mkdir(parents=True, exist_ok=True)
+    for path in save_examples(o.out, results):
+        print(path)
+    try:
+        for path in save_gifs(o.out, results):
+            print(path)
+    except HwmError as error:
+        print(f"no GIFs: {error}")
+    print(save_png(o.out / "comic.png", comic_strip(results)))
+    print(save_png(o.out / "contact_sheet.png", contact_sheet(results)))
+    print(results.save(o.out / "figures.json"))

@@ -1,0 +1,108 @@
+"""The verbs, on a tokenizer, a store and a model that are made here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hwm import cli
+from hwm.evaluate.commands import SHIPPED, RolloutOptions
+from hwm.loading import load_tokenizer
+from hwm.models.genie import Genie
+from hwm.tokenizers.tiny import TinyTokenizer
+from hwm.train.checkpoint import save_model
+from hwm.types import DataSpec, HwmError, LatentSpec
+from tests.evaluate import pan_world
+from tests.evaluate.test_lpips import formula_weights
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("made")
+    torch.manual_seed(0)
+    save_model(root / "tok", TinyTokenizer.tiny().build(DataSpec(LatentSpec(pan_world.SIZE, channels=3), {})))
+    tokenizer = load_tokenizer(root / "tok")
+    store = pan_world.record(root / "store", tokenizer, episodes=2, steps=10)
+    save_model(root / "genie", replace(Genie.tiny(), past=3).build(store.data_spec()))
+    torch.save(formula_weights(), root / "lpips.pth")
+    return SimpleNamespace(model=str(root / "genie"), store=str(store.path), lpips=str(root / "lpips.pth"))
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    status = cli.main(list(args))
+    out = capsys.readouterr()
+    assert status == 0, out.err
+    return out.out
+
+
+def test_evaluate_writes_what_is_asked_for(made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / name for name in ("r.json", "board.md", "report.html")]
+    options = ["--clips", "4", "--horizon", "3", "--scenario", "temporally_teacher_forced", "autoregressive"]
+    printed = run(
+        capsys, "evaluate", made.model, "--data", made.store, *options, "--lpips-weights", made.lpips,
+        "--out", str(files[0]), "--leaderboard", str(files[1]), "--report", str(files[2]),
+    )  # fmt: skip
+    assert printed.splitlines()[-3:] == [str(f) for f in files]
+    assert "perplexity" in printed
+    assert "LPIPS" in printed
+    r = json.loads(files[0].read_text())
+    assert r["checkpoint"] == made.model
+    assert r["scenarios"] == ["temporally_teacher_forced", "autoregressive"]
+    assert len(r["lpips"]) == len(r["lpips_copy"]) == len(r["lpips_reconstruction_reference"]) == 3
+    assert min(r["lpips"]) > 0
+    assert r["perplexity"] == pytest.approx(25, rel=0.3), "an untrained model of 25 tokens"
+    assert files[1].read_text().count(made.model) == 2
+    assert "LPIPS" in files[2].read_text()
+
+
+def test_the_model_is_named_in_either_way(made, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--clips", "2", "--horizon", "1", "--no-swaps", "--json"]
+    one = json.loads(run(capsys, "evaluate", made.model, "--data", made.store, *few))
+    other = json.loads(run(capsys, "evaluate", "--model", made.model, "--store", made.store, *few))
+    changing = {"command", "date", "seconds_per_step", "seconds_per_frame", "by_scenario"}
+    assert {k: v for k, v in one.items() if k not in changing} == {k: v for k, v in other.items() if k not in changing}
+    assert "delta_psnr" not in one
+    assert RolloutOptions().weights == SHIPPED
+    with pytest.raises(HwmError, match="name one model"):
+        _ = RolloutOptions(checkpoint="a", model="b").weights
+    assert cli.main(["evaluate", made.model, "--model", "b"]) == 2
+
+
+def test_a_masked_model_says_which_scenarios_it_has(made, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ["--scenario", "fully_teacher_forced", "--horizon", "1"]
+    assert cli.main(["evaluate", made.model, "--data", made.store, *wrong]) == 2
+    assert "its scenarios are autoregressive and temporally_teacher_forced" in capsys.readouterr().err
+
+
+def test_lpips_without_its_weights(made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = ["--lpips-weights", str(tmp_path / "nowhere.pth")]
+    assert cli.main(["evaluate", made.model, "--data", made.store, *missing]) == 2
+    assert "nowhere.pth cannot be read as weights" in capsys.readouterr().err
+
+
+def test_generate_writes_pictures(made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("PIL")
+    out = tmp_path / "out"
+    printed = run(
+        capsys, "generate", made.model, "--data", made.store, "--clips", "2", "--horizon", "4", "--out", str(out)
+    )
+    wanted = ["clip_0.gif", "clip_0.mp4", "clip_1.gif", "clip_1.mp4", "comic.png", "contact_sheet.png", "figures.json"]
+    assert sorted(p.name for p in out.iterdir()) == wanted
+    assert sorted(Path(line).name for line in printed.splitlines()) == wanted
+
+
+def test_generate_without_pillow(made, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "PIL", None)
+    out = tmp_path / "out"
+    printed = run(
+        capsys, "generate", made.model, "--data", made.store, "--clips", "2", "--horizon", "2", "--out", str(out)
+    )
+    assert "no GIFs: GIFs need pillow" in printed
+    assert (out / "clip_0.mp4").exists()
+    assert (out / "comic.png").exists()
+    assert not list(out.glob("*.gif"))
