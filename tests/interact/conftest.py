@@ -60,8 +60,8 @@ def build_world(name: str = "masked_hwm", **config: Any) -> World:
     except HwmError:
         model = made.build(toy_spec(channels=4))
     with torch.no_grad():
-        for parameter in model.parameters():  # as built, some families do not depend on anything yet
-            parameter.add_(0.3 * torch.randn_like(parameter))
+        for parameter in model.parameters():  # as built, some families hardly depend on what they see
+            parameter.add_((0.5 if parameter.dim() > 1 else 0.05) * torch.randn_like(parameter))
     limits = {name: Limits.of_spec(action) for name, action in model.spec.actions.items()}
     return World(model, Painter(model.spec), limits, name=name)
 
