@@ -17,11 +17,14 @@ def _verbs() -> dict[str, tuple[str, Callable[[list[str]], Any]]]:
     from hwm.data.commands import data
     from hwm.evaluate import commands as evaluation
     from hwm.interact import commands as interact
+    from hwm.tokenizers import commands as tokens
 
     return {
         "demo": ("evaluate the shipped model, train a toy one for a minute, write a report with videos", c.demo),
         "record": ("record the simulated humanoid as a store of video and actions", c.record),
-        "encode": ("turn a recorded store into a store of latents", c.encode),
+        "encode": ("turn a recorded store into a store of latents, or video files into files of them", tokens.encode),
+        "decode": ("turn files of latents into videos", tokens.decode),
+        "tokenizer": ("fetch a published tokenizer, or measure how well one shows a video again", tokens.tokenizer),
         "data": ("fetch 1X's published data, or make a small set in its layout", data),
         "merge": ("join stores into one", c.merge),
         "view": ("show what is in a store: episodes, statistics, a contact sheet", c.view),

@@ -44,13 +44,14 @@ record_help = (
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeOptions:
-    """Encode a recorded store into latents.
+    """Encode a recorded store into latents (of video files: hwm encode VIDEO.mp4 --help).
 
     Attributes:
         source: the recorded store.
         tokenizer: a shipped tokenizer, a folder, or pixels-128x128.
         out: folder of the new store.
         every: keep every n-th frame, with the actions of all of them.
+        clip: encode so many frames at a time, and make each clip an episode (17 in 1X's data); 0 cuts nothing.
         shard, shards: encode one part of the episodes; join the parts with `hwm merge`.
         keep_video: copy the videos along, to compare predictions with the camera.
         half_actions: keep actions as float16 (three significant digits) in half the space.
@@ -61,6 +62,7 @@ class EncodeOptions:
     tokenizer: str = "tiny"
     out: Path
     every: int = 1
+    clip: int = 0
     shard: int = 0
     shards: int = 1
     keep_video: bool = False
@@ -71,15 +73,18 @@ class EncodeOptions:
 def encode(args: list[str]) -> None:
     """`hwm encode SOURCE --tokenizer NAME --out DIR`."""
     o = tyro.cli(EncodeOptions, args=args, prog="hwm encode")
+    import torch
+
     from hwm.data.encode import encode as run
     from hwm.data.readers import open_store
     from hwm.loading import load_tokenizer
 
     store = run(
         o.source,
-        load_tokenizer(o.tokenizer),
+        load_tokenizer(o.tokenizer, "cuda" if torch.cuda.is_available() else "cpu"),
         o.out,
         every=o.every,
+        clip=o.clip,
         shard=o.shard,
         shards=o.shards,
         keep_video=o.keep_video,

@@ -27,7 +27,10 @@ def load(name: str | Path = "masked_hwm_mini", device: torch.device | str = "cpu
 
 
 def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu") -> Tokenizer:
-    """A tokenizer: a shipped one by name (or the identity a store recorded), a folder, or `pixels-HxW`."""
+    """A tokenizer: a shipped one by name (or the identity a store recorded), a folder, or `pixels-HxW`.
+
+    A folder of published TorchScript files is run as it is; `hwm convert` makes a checkpoint of it, which is better.
+    """
     text = str(name)
     if text.startswith("pixels-"):
         try:
@@ -37,6 +40,10 @@ def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu"
         return Pixels((height, width))
     base, _, fingerprint = text.rpartition("@") if "@" in text and not Path(text).exists() else (text, "", "")
     folder = _find("tokenizer", base, TOKENIZERS)
+    if (folder / "encoder.jit").is_file():
+        from hwm.convert.cosmos_tokenizer import load_torchscript
+
+        return load_torchscript(folder, device=str(device))
     module = load_model(folder, device)
     if not isinstance(module, Tokenizer):
         raise HwmError(f"{name} is a checkpoint of a {module.name!r}, not of a tokenizer")

@@ -1,46 +1,50 @@
-"""Recorded inputs, weights and outputs of public implementations, which lie beside the project and not in it."""
+"""Recorded cases: those of public implementations, which lie beside the project and not in it, and self-made ones."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 from torch import Tensor
+
+from hwm.convert.cases import Case, read_case
 
 FOLDER = Path(__file__).parents[2] / "shared" / "parity"
 
 
-class Case(NamedTuple):
-    """One recorded case.
-
-    Attributes:
-        config: the fields of the original, and their values.
-        weights: its state dict.
-        given, out: inputs and outputs by name.
-        tolerance: of each output of floats. It is ten times the largest difference between the recorded float32 result
-            and the same computation in float64, at least 3e-6 of its magnitude: as tight as float32 sums in another
-            order allow. Integers are to be equal.
-    """
-
-    config: dict[str, Any]
-    weights: dict[str, Tensor]
-    given: dict[str, Tensor]
-    out: dict[str, Tensor]
-    tolerance: dict[str, float]
+def recorded_path(name: str) -> Path:
+    """The file of a recorded case; skips the test where there is none."""
+    path = FOLDER / f"{name}.safetensors"
+    if not path.exists():
+        pytest.skip(f"the recorded outputs of the public implementation ({name}) are not here")
+    return path
 
 
 def recorded(name: str) -> Case:
-    """A recorded case; skips the test where there are none."""
-    if not (FOLDER / f"{name}.json").exists():
-        pytest.skip(f"the recorded outputs of the public implementation ({name}) are not here")
-    about = json.loads((FOLDER / f"{name}.json").read_text())
-    tensors = load_file(FOLDER / f"{name}.safetensors")
+    """A recorded case; skips the test where there is none."""
+    return read_case(recorded_path(name))
 
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    tolerance = {k.removeprefix("out."): v["atol"] for k, v in about["tensors"].items() if "atol" in v}
-    return Case(about["config"], part("state."), part("in."), part("out."), tolerance)
+def write_case(
+    path: Path,
+    family: str,
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    out: Mapping[str, Tensor],
+    atol: float,
+) -> Path:
+    """A case of one's own making, with one tolerance for all outputs of floats."""
+    parts = {"in.": given, "out.": out}
+    tensors = {prefix + name: x.contiguous() for prefix, part in parts.items() for name, x in part.items()}
+    about = {name: {"shape": list(x.shape), "dtype": str(x.dtype).split(".")[1]} for name, x in tensors.items()}
+    for name, x in tensors.items():
+        if name.startswith("out.") and x.is_floating_point():
+            about[name]["atol"] = atol  # type: ignore[assignment]
+    save_file(tensors | {f"state.{name}": x.contiguous() for name, x in weights.items()}, path)
+    path.with_suffix(".json").write_text(json.dumps({"family": family, "config": dict(config), "tensors": about}))
+    return path

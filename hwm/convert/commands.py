@@ -1,69 +1,105 @@
-"""The verb `hwm convert`: published checkpoints into ours, and back."""
+"""The verb `hwm convert`: published checkpoints into ours and back, and ours beside what was recorded of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import tyro
 
+from hwm.config import unknown
+from hwm.convert.family import families
 from hwm.types import HwmError
-
-
-class Kind(NamedTuple):
-    """How to read and write a published layout."""
-
-    read: Callable[[Path], Any]
-    write: Callable[[Any, Path], None]
-
-
-def kinds() -> dict[str, Kind]:
-    """Every published layout that is known, by the public name of the class that it holds."""
-    from hwm.convert import genie, magvit2
-
-    return {
-        "genie": Kind(genie.read, genie.write),
-        "magvit2": Kind(magvit2.read, magvit2.write),
-    }
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
     """Turn a published checkpoint into one of this program, or back.
 
+    `hwm convert check CASE.safetensors` compares instead with what was recorded of a public implementation.
+
     Attributes:
         kind: whose layout: genie (a folder with config.json and model.safetensors), magvit2 (magvit2.ckpt, or a
-            safetensors file of the same names).
+            safetensors file of the same names); any other family that has one.
         source: the published folder or file; with --to published a checkpoint folder or a run of this program.
         out: folder to write, which must be empty or absent.
         to: "hwm" for a checkpoint of this program, "published" for the layout of the original.
     """
 
-    kind: tyro.conf.Positional[Literal["genie", "magvit2"]]
+    kind: tyro.conf.Positional[str]
     source: tyro.conf.Positional[Path]
     out: Path
     to: Literal["hwm", "published"] = "hwm"
 
 
-def convert(args: list[str]) -> None:
-    """`hwm convert KIND SOURCE --out DIR [--to published]`."""
-    o = tyro.cli(ConvertOptions, args=args, prog="hwm convert")
+def run_convert(o: ConvertOptions) -> None:
     from hwm.train.checkpoint import load_model, save_model
 
-    kind = kinds()[o.kind]
+    layouts = {name: family for name, family in families().items() if family.read and family.write}
+    if o.kind not in layouts:
+        raise unknown("published layout", o.kind, layouts)
+    read, write = layouts[o.kind].read, layouts[o.kind].write
+    assert read is not None
+    assert write is not None
     if not o.source.exists():
         raise HwmError(f"there is no {o.source}; nothing is downloaded here, fetch it first")
     if o.out.exists() and (not o.out.is_dir() or any(o.out.iterdir())):
         raise HwmError(f"{o.out} is there already and is not an empty folder; choose another --out")
     if o.to == "hwm":
-        module = kind.read(o.source)
+        module = read(o.source)
         save_model(o.out, module, converted_from=o.source.name)
     else:
         module = load_model(o.source)
-        if module.name != o.kind:
+        if module.name not in (layouts[o.kind].models or (o.kind,)):
             raise HwmError(f"{o.source} is a checkpoint of a {module.name!r}, not of a {o.kind!r}")
-        kind.write(module, o.out)
+        write(module, o.out)
     count = sum(p.numel() for p in module.parameters())
     print(f"{o.out}: {module.name}, {count:,} parameters, from {o.source}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """Compare our outputs with those recorded of a public implementation; fail where one is not within its tolerance.
+
+    Attributes:
+        cases: recorded cases: .safetensors files, each with a .json file beside it.
+    """
+
+    cases: tyro.conf.Positional[tuple[Path, ...]]
+
+
+def run_check(o: CheckOptions) -> None:
+    from hwm.convert.cases import compare, read_case, table
+
+    if not o.cases:
+        raise HwmError("name at least one recorded case: hwm convert check CASE.safetensors")
+    failed = []
+    for path in o.cases:
+        try:
+            case = read_case(path)
+            model, rows = compare(case)
+        except HwmError as error:
+            print(f"{path}: {error}\n")
+            failed.append(f"{path.stem} ({error})" if len(o.cases) == 1 else f"{path.stem} (not run)")
+            continue
+        count = sum(p.numel() for p in model.parameters())
+        print(f"{case.name}: {case.family}, {count:,} parameters\n{table(rows)}\n")
+        wrong = [row.name for row in rows if not row.passed]
+        if wrong:
+            failed.append(f"{case.name} ({len(wrong)} of {len(rows)} outputs: {', '.join(wrong)})")
+    if failed:
+        raise HwmError(f"not as recorded: {'; '.join(failed)}")
+
+
+VERBS: dict[str, tuple[Any, Callable[[Any], None]]] = {"check": (CheckOptions, run_check)}
+
+
+def convert(args: list[str]) -> None:
+    """`hwm convert KIND SOURCE --out DIR [--to published]`, `hwm convert check CASE.safetensors [...]`."""
+    if args and args[0] in VERBS:
+        options, run = VERBS[args[0]]
+        run(tyro.cli(options, args=args[1:], prog=f"hwm convert {args[0]}"))
+    else:
+        run_convert(tyro.cli(ConvertOptions, args=args, prog="hwm convert"))

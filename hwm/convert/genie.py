@@ -1,4 +1,5 @@
 """GENIE checkpoints as published on the Hugging Face hub, in and out: a folder of config.json and model.safetensors.
+And what was recorded of the released code, computed by ours.
 
 Names and layout: github.com/1x-technologies/1xgpt (Apache-2.0), `1x-technologies/GENIE_35M` and `GENIE_138M`.
 """
@@ -9,18 +10,24 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hwm.config import from_json
+from hwm.convert.cases import Case
+from hwm.convert.family import Family, Outputs, register
+from hwm.convert.replay import ReleasedSampler
 from hwm.convert.weights import read_weights, with_weights
 from hwm.data.files import write_atomically
 from hwm.data.onex.specs import onex_v1
+from hwm.evaluate.scenarios import temporally_teacher_forced
 from hwm.models.genie import Genie
 from hwm.train.checkpoint import CheckpointError, save_tensors
-from hwm.types import DataSpec, HwmError, LatentSpec
+from hwm.types import Batch, DataSpec, HwmError, LatentSpec, Prediction
 
 DATA = onex_v1()  # which the published models are of: MAGVIT2 ids, two frames a second
 
@@ -123,13 +130,25 @@ def read(source: Path) -> Genie:
         raise CheckpointError(f"cannot read {path}, which a published GENIE folder has: {error}") from error
     try:
         published = from_json(Published, fields)
-        config, spec = published.config(), published.spec()
-        theirs = read_weights(source / "model.safetensors")
-        model: Genie = with_weights(config, spec, to_ours(theirs, len(spec.latent.levels)), source)
+        return assembled(published, read_weights(source / "model.safetensors"), source)
     except CheckpointError:
         raise
     except HwmError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def build(fields: Mapping[str, Any], theirs: Mapping[str, Tensor]) -> Genie:
+    """The model of a published config's fields and of published weights.
+
+    Raises:
+        HwmError: a field or a tensor is unknown, missing, or of another type or shape.
+    """
+    return assembled(from_json(Published, fields), theirs, "the state dict")
+
+
+def assembled(published: Published, theirs: Mapping[str, Tensor], source: Path | str) -> Genie:
+    config, spec = published.config(), published.spec()
+    model: Genie = with_weights(config, spec, to_ours(theirs, len(spec.latent.levels)), source)
     return model
 
 
@@ -177,3 +196,98 @@ def to_theirs(ours: Mapping[str, Tensor], levels: tuple[int, ...]) -> dict[str, 
     for i, table in enumerate(theirs.pop("embed.table.weight").split(levels)):
         theirs[TABLE.format(i)] = table
     return theirs
+
+
+class Recorded:
+    """What was recorded of the released code, computed by a model of ours from the same inputs.
+
+    Shape suffixes: B batch, T step, P prompt step, S cells, V logits.
+    """
+
+    def __init__(self, model: Genie, case: Case) -> None:
+        self.model, self.given = model, case.given
+        self.ids_BTS = self.by_step("tokens")
+        batch, steps = self.ids_BTS.shape[:2]
+        self.nothing = torch.zeros(batch, steps, 1, 1)  # actions, at which nobody looks
+        self.prompt = case.config.get("num_prompt_frames", Published.num_prompt_frames)
+        self.teacher_forced = cache(self._teacher_forced)
+
+    def by_step(self, name: str) -> Tensor:
+        """Recorded ids (B, T*S) as (B, T, S)."""
+        return self.given[name].unflatten(1, (-1, self.model.spec.latent.cells))
+
+    def batch(self, steps: int) -> Batch:
+        """The first steps of the clip, and actions of all."""
+        return Batch(self.model.latents(self.ids_BTS[:, :steps]), self.nothing, "nobody")
+
+    def look(self, ids_BTS: Tensor, masked_BTS: Tensor, past: int) -> Tensor:
+        """Hidden states of all steps but the `past` first, in one pass over them."""
+        window = self.model.observe(ids_BTS[:, :past], self.nothing, "nobody", ids_BTS.shape[1] - past)
+        return self.model.look(window, ids_BTS[:, past:], masked_BTS[:, past:])
+
+    def logits(self) -> Tensor:
+        """Of a clip that is shown whole, the first step included: (B, V, T, H, W)."""
+        logits_BTSV = self.model.head(self.look(self.ids_BTS, torch.zeros_like(self.ids_BTS, dtype=torch.bool), 0))
+        return self.model.latents(logits_BTSV.movedim(-1, 1).flatten(0, 1)).unflatten(0, (-1, logits_BTSV.shape[-1]))
+
+    def training(self, which: int) -> Tensor:
+        """Loss (0) or accuracy (1) of a clip that was corrupted and masked; masks are ids out of the vocabulary."""
+        ids_BTS, labels_BTS = self.by_step("masked_ids"), self.by_step("labels")
+        masked_BTS = ids_BTS == self.model.vocab
+        hidden_BHSD = self.look(ids_BTS.masked_fill(masked_BTS, 0), masked_BTS, 1)
+        found: Tensor = self.model.head.loss(hidden_BHSD, labels_BTS[:, 1:], masked_BTS[:, 1:])[which]
+        return found
+
+    def generated(self, looks: int, draws: str = "", use_cache: bool = True) -> Tensor:
+        """A rollout from the prompt, by confidence or in the recorded order: (B, T - P, H, W)."""
+        batch = self.batch(self.prompt)
+        return self.model.rollout(batch, sampler=self.sampler(looks, draws), use_cache=use_cache).latents
+
+    def sampler(self, looks: int, draws: str = "") -> ReleasedSampler:
+        """Draws were recorded (..., B, H, W), in the order in which they were made."""
+        if not draws:
+            return ReleasedSampler(steps=looks, order="confidence")
+        drawn = self.given[draws].flatten(0, -4).flatten(2)
+        return ReleasedSampler(steps=looks, order="random", draws=iter(drawn))
+
+    def _teacher_forced(self, looks: int) -> tuple[Prediction, Tensor, Tensor]:
+        """Each step from the true ones before it: the prediction, the truth, and cross-entropy by step."""
+        batch = self.batch(self.ids_BTS.shape[1])
+        sampler = self.sampler(looks, "eval_unmask_rand_K2" if looks > 1 else "")
+        made = temporally_teacher_forced(self.model, batch, 1, sampler=sampler, logits=True)
+        truth = batch.latents[:, 1:]
+        loss_T = made.cross_entropy(truth)
+        assert loss_T is not None  # it has logits
+        return made, truth, loss_T
+
+    def loss_by_step(self) -> Tensor:
+        return self.teacher_forced(1)[2]
+
+    def loss(self, looks: int) -> Tensor:
+        return self.teacher_forced(looks)[2].mean()
+
+    def samples(self, looks: int) -> Tensor:
+        return self.teacher_forced(looks)[0].latents
+
+    def accuracy(self, looks: int) -> Tensor:
+        made, truth, _ = self.teacher_forced(looks)
+        return (made.latents == truth).float().mean()
+
+
+def outputs(model: Genie, case: Case) -> Outputs:
+    """Logits of a clip; loss and accuracy of training; generation; the challenge's evaluation."""
+    r = Recorded(model, case)
+    return {
+        "logits": r.logits,
+        "loss": partial(r.training, 0),
+        "acc": partial(r.training, 1),
+        **{f"maskgit_K{looks}": partial(r.generated, looks) for looks in (1, 2, 4)},
+        "maskgit_random_K4": partial(r.generated, 4, "unmask_rand_K4"),
+        "eval_ce_per_frame": r.loss_by_step,
+        **{f"eval_ce_K{looks}": partial(r.loss, looks) for looks in (1, 2)},
+        **{f"eval_acc_K{looks}": partial(r.accuracy, looks) for looks in (1, 2)},
+        **{f"eval_samples_K{looks}": partial(r.samples, looks) for looks in (1, 2)},
+    }
+
+
+register("genie", Family(build=build, outputs=outputs, read=read, write=write))

@@ -2,19 +2,27 @@
 
 The file is a training checkpoint: the network, a moving average of it under other names, a discriminator, a perceptual
 loss and optimizer states. The moving average is what the published tokens were decoded with, and all that is read.
+
+Also what was recorded of the released code, computed by ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from hwm.config import from_json
+from hwm.convert.cases import Case
+from hwm.convert.family import Family, Outputs, register
 from hwm.convert.weights import read_weights, with_weights
 from hwm.tokenizers.magvit2 import MAGVIT2
 from hwm.train.checkpoint import CheckpointError, save_tensors
-from hwm.types import DataSpec, LatentSpec
+from hwm.types import DataSpec, HwmError, LatentSpec
 
 FILE = "magvit2.safetensors"
 PARTS = ("encoder.", "decoder.")
@@ -34,9 +42,54 @@ def read(source: Path, size: tuple[int, int] = (256, 256)) -> MAGVIT2:
     """
     path = source / FILE if source.is_dir() else source
     weights = averaged(read_weights(path), path)
+    return of_size(config_of(weights, path), weights, size, path)
+
+
+def of_size(
+    config: MAGVIT2.Config, weights: Mapping[str, Tensor], size: tuple[int, int], source: Path | str
+) -> MAGVIT2:
+    """The tokenizer of these weights, for pictures of (height, width)."""
     spec = DataSpec(LatentSpec(size, channels=3), {}, f"pixels-{size[0]}x{size[1]}")
-    module: MAGVIT2 = with_weights(config_of(weights, path), spec, weights, path)
+    module: MAGVIT2 = with_weights(config, spec, weights, source)
     return module
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """The fields of the released config that the network is made of.
+
+    Attributes:
+        resolution: height and width of pictures. The released config has no such field: its network takes any.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    z_channels: int = 18
+    base_channels: int = 128
+    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    num_codebooks: int = 1
+    resolution: int = 256
+
+    def config(self) -> MAGVIT2.Config:
+        if (self.in_channels, self.out_channels, self.num_codebooks) != (3, 3, 1):
+            raise HwmError(f"only pictures of three channels and one codebook are known here, not {self}")
+        return MAGVIT2.Config(
+            bits=self.z_channels, base=self.base_channels, multipliers=self.ch_mult, blocks=self.num_res_blocks,
+            factors=2 if self.z_channels % 2 == 0 else 1,
+        )  # fmt: skip
+
+
+def build(fields: Mapping[str, Any], weights: Mapping[str, Tensor]) -> MAGVIT2:
+    """The tokenizer of a released config's fields and of its weights; fields that only concern training may be there.
+
+    Raises:
+        HwmError: a field is of another type, or a tensor is missing, unknown or of another shape.
+    """
+    published = from_json(Published, {k: v for k, v in fields.items() if k in Published.__dataclass_fields__})
+    source = "the state dict"
+    size = (published.resolution, published.resolution)
+    return of_size(published.config(), averaged(weights, source), size, source)
 
 
 def write(module: MAGVIT2, folder: Path) -> None:
@@ -45,7 +98,7 @@ def write(module: MAGVIT2, folder: Path) -> None:
     save_tensors(folder / FILE, module.state_dict())
 
 
-def averaged(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def averaged(weights: Mapping[str, Tensor], path: Path | str) -> dict[str, Tensor]:
     """Encoder and decoder out of a checkpoint; their moving average, where there is one.
 
     The average's names are those of the weights without their dots: `model_ema.encoderconv_inweight`.
@@ -73,3 +126,34 @@ def config_of(weights: Mapping[str, Tensor], path: Path) -> MAGVIT2.Config:
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path} holds no whole MAGVIT2: {error} is missing") from error
     return MAGVIT2.Config(bits=bits, base=base, multipliers=tuple(w // base for w in widths), blocks=blocks)
+
+
+def outputs(model: MAGVIT2, case: Case) -> Outputs:
+    """Latents, ids in both orders of bits, signs and reconstruction of pictures of any size, (B, 3, H, W) in [-1, 1].
+
+    What comes after the signs is computed from our own: that they are the recorded ones is another output.
+    """
+
+    @cache
+    def latent() -> Tensor:
+        found: Tensor = model.encoder(case.given["image"])
+        return found
+
+    def ids() -> Tensor:
+        return model.quantise(latent())
+
+    def ids_reversed() -> Tensor:
+        """The released `encode` reads the same signs from the other end."""
+        return model.quantise(latent().flip(1))
+
+    def code() -> Tensor:
+        return model.codes(ids())
+
+    def shown() -> Tensor:
+        found: Tensor = model.decoder(code())
+        return found
+
+    return {"latent": latent, "indices": ids, "indices_encode": ids_reversed, "code": code, "recon": shown}
+
+
+register("magvit2", Family(build=build, outputs=outputs, read=read, write=write))

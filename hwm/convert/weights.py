@@ -16,7 +16,7 @@ from hwm.types import DataSpec
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a PyTorch file (its "state_dict", if it has one), by name.
+    """The tensors of a safetensors file, or of a PyTorch file (its "state_dict" or "model", if it has one), by name.
 
     Both are mapped into memory: a tensor that nobody reads costs nothing. Of a PyTorch file, which is a pickle, only
     tensors and plain values are read, and nothing that it names is called.
@@ -39,11 +39,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path} is not a whole PyTorch file (of torch 1.6 or later): {reason[0] if reason else 'it ends early'}; "
             "fetch it again"
         ) from error
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
+    for key in ("state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
     tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
     if not tensors:
-        raise CheckpointError(f"{path} holds no tensors by name, neither at its top nor under 'state_dict'")
+        raise CheckpointError(f"{path} holds no tensors by name, neither at its top nor under 'state_dict' or 'model'")
     return tensors
 
 
@@ -56,7 +57,7 @@ def _wants(path: Path) -> str:
     return f" ({', '.join(sorted(names)[:3])})" if names else ""
 
 
-def with_weights(config: Config, spec: DataSpec, weights: Mapping[str, Tensor], source: Path) -> Any:
+def with_weights(config: Config, spec: DataSpec, weights: Mapping[str, Tensor], source: Path | str) -> Any:
     """The module of a config, whose parameters are these tensors themselves; in evaluation mode.
 
     It is built without memory of its own, so weights that are mapped from a file stay so, and are read from it when

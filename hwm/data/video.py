@@ -126,6 +126,18 @@ def frame_size(path: str | Path) -> tuple[int, int]:
         raise HwmError(f"{path} is no video or picture that can be read: {error}") from error
 
 
+def frame_rate(path: str | Path) -> float:
+    """Frames a second that a video declares; raises `HwmError` where it does not."""
+    try:
+        with av.open(str(path)) as container:
+            rate = container.streams.video[0].average_rate
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise HwmError(f"{path} is no video that can be read: {error}") from error
+    if not rate:
+        raise HwmError(f"{path} does not say how many frames a second it has")
+    return float(rate)
+
+
 def to_video(frames: np.ndarray | list[np.ndarray], size: tuple[int, int]) -> Tensor:
     """uint8 (F, H, W, 3) -> float (F, 3, *size) in [0, 1], averaged over areas when it shrinks."""
     x = torch.from_numpy(np.asarray(frames)).permute(0, 3, 1, 2).float() / 255

@@ -356,7 +356,7 @@ def goal_of(world: World, trial: Trial, steps: int) -> np.ndarray | None:
         return None
     stored = world.gallery.store.latents
     assert stored is not None
-    first = max(rows.start - len(trial.start.latents), rows.stop - world.model.group - world.tokenizer.lookback)
+    first = max(rows.start - len(trial.start.latents), rows.stop - world.model.group - world.lookback)
     latents = torch.from_numpy(np.asarray(stored[first : rows.stop]).astype(trial.start.latents.numpy().dtype))
     return world.show(latents.to(world.device))[-1]
 

@@ -93,6 +93,16 @@ class World:
         tok = load_tokenizer(tokenizer or spec.tokenizer, device)
         return cls(loaded, tok, limits, gallery, str(model), dtype)
 
+    @property
+    def clips(self) -> bool:
+        """Whether what the model makes at once is a clip, which its tokenizer encodes and decodes by itself."""
+        return self.model.group > 1 and self.tokenizer.latent.stride > 1
+
+    @property
+    def lookback(self) -> int:
+        """How many earlier latents `show` wants."""
+        return 0 if self.clips else self.tokenizer.lookback
+
     def show(self, latents: Tensor) -> np.ndarray:
         """The frames of what `Session.shown` gave, (F, H, W, 3) uint8."""
         with torch.inference_mode():
@@ -204,7 +214,7 @@ class Session:
     def shown(self) -> Tensor:
         """The latents that `World.show` needs for the frames of the last step."""
         self._begun()
-        return torch.cat(self.latents[-self.world.model.group - self.world.tokenizer.lookback :])
+        return torch.cat(self.latents[-self.world.model.group - self.world.lookback :])
 
     def frames(self) -> np.ndarray:
         """The frames of the last step (of the last `group` of them), (F, H, W, 3) uint8."""
@@ -282,9 +292,10 @@ class Session:
             raise HwmError(f"steps {first} to {last} are not within the {self.steps} steps of this session")
         from hwm.evaluate.camera import decode
 
-        back = min(begin, self.world.tokenizer.lookback)
+        latents = torch.cat(self.latents[begin - min(begin, self.world.lookback) : end])[None]
+        parts = latents.split(group, 1) if self.world.clips else (latents,)
         with torch.inference_mode():
-            frames = decode(self.world.tokenizer, torch.cat(self.latents[begin - back : end])[None])
+            frames = torch.cat([decode(self.world.tokenizer, part) for part in parts], 1)
         return to_uint8(frames[0, -(end - begin) * self.world.tokenizer.latent.stride :])
 
     def window(self, actions_GKA: np.ndarray) -> Window:

@@ -1,5 +1,5 @@
 """World models, a file a family. Importing this package registers them all."""
 
-from hwm.models import genie, masked_hwm, masked_hwm_shared, next_block
+from hwm.models import cosmos_ar, genie, masked_hwm, masked_hwm_shared, next_block
 
-__all__ = ["genie", "masked_hwm", "masked_hwm_shared", "next_block"]
+__all__ = ["cosmos_ar", "genie", "masked_hwm", "masked_hwm_shared", "next_block"]

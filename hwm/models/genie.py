@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -21,21 +23,22 @@ from torch import Tensor, nn
 from hwm.models.masked import MaskedModel
 from hwm.nn.actions import ActionEncoder
 from hwm.nn.attention import attend
-from hwm.nn.layers import init_weights
+from hwm.nn.layers import added, in_parts, init_weights, plainly, recomputed
 from hwm.objectives.maskgit import MaskGITSampler, cosine_mask
 from hwm.types import Batch, DataSpec, HwmError, join_digits, split_digits
 
 # The width at which muP changes nothing but the attention scale: that of the smallest published model.
 BASE_WIDTH = 256
 
-KeysValues = tuple[Tensor, Tensor]
+# Of attention over time in one block: keys, and then values, each (1, B, S, h, d), a tensor a step. Caches of one
+# rollout share those of the steps that they have in common.
+Memory = tuple[Tensor, ...]
 
 
 class Cache(NamedTuple):
-    """What is remembered of the first `steps` steps of a window: keys and values (M, B, S, h, d) over time, a block
-    each; empty when there are none."""
+    """What is remembered of the first `steps` steps of a window, a block each; empty when there are none."""
 
-    memory: tuple[KeysValues, ...]
+    memory: tuple[Memory, ...]
     steps: int
 
 
@@ -116,21 +119,10 @@ class SelfAttention(nn.Module):
         self.norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
         self.scale = 8 / self.head_dim if mup else self.head_dim**-0.5
 
-    def project(self, x_D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(..., D) -> queries, keys and values, each (..., h, d)."""
-        q, k, v = self.qkv(x_D).unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
+    def split(self, qkv_E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `qkv` puts out, (..., 3D), as queries, keys and values, each (..., h, d)."""
+        q, k, v = qkv_E.unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
         return self.norm(q).to(v.dtype), self.norm(k).to(v.dtype), v
-
-    def attend(self, q_NhLd: Tensor, k_NhMd: Tensor, v_NhMd: Tensor, mask_LM: Tensor | None = None) -> Tensor:
-        """softmax(scale q k^T) v.
-
-        In float32 the fused kernel is the better one on a CPU as well: for 16 x 8 problems of 256 cells and heads of
-        32, forward and backward take 60 ms on one core and 123 ms with the scores written out, and the 134 MB of scores
-        are never held. In bfloat16 it is the slower one (76 ms against 43 ms).
-        """
-        if q_NhLd.dtype == torch.float32:
-            return F.scaled_dot_product_attention(q_NhLd, k_NhMd, v_NhMd, attn_mask=mask_LM, scale=self.scale)
-        return attend(q_NhLd * (self.scale * self.head_dim**0.5), k_NhMd, v_NhMd, mask_LM)
 
 
 class Block(nn.Module):
@@ -138,7 +130,13 @@ class Block(nn.Module):
 
     LayerNorms precede the first and the last part; there is none before attention over time. With `qk_norm` there are
     none at all but those of queries and keys.
+
+    Attributes:
+        recompute: of a training pass keep what goes into the block, and attention among cells; compute the rest again
+            in the backward pass. Of a token that is 5 D numbers instead of 23 D, for a sixth more arithmetic.
     """
+
+    recompute = True
 
     def __init__(self, config: Genie.Config) -> None:
         super().__init__()
@@ -152,32 +150,58 @@ class Block(nn.Module):
         self.fc1, self.fc2 = nn.Linear(dim, hidden, c.mlp_bias), nn.Linear(hidden, dim, c.mlp_bias)
         self.drop = nn.Dropout(c.mlp_drop)
 
-    def forward(self, x_TBSD: Tensor, memory: KeysValues | None, wanted: bool = True) -> tuple[Tensor, KeysValues]:
+    def forward(self, x_TBSD: Tensor, memory: Memory = (), first: int = 0, keep: int = 0) -> tuple[Tensor, Memory]:
         """Run T steps through the block.
 
         Args:
-            memory: keys and values of the M steps before, which every step of this pass sees.
-            wanted: whether anyone reads the states that come out; if not, only the memory is made.
+            memory: of the M steps before, which every step of this pass sees.
+            first: from which step on anyone reads the states that come out.
+            keep: how many of the steps are to be remembered.
 
         Returns:
-            the states, and keys and values of the M + T steps so far.
+            the states (T - first, B, S, D), and the memory of the M + keep steps, or nothing if none are kept.
         """
-        T = x_TBSD.shape[0]
-        q, k, v = self.space.project(self.norm1(x_TBSD))
-        o = self.space.attend(*(t.flatten(0, 1).transpose(1, 2) for t in (q, k, v)))
-        x_TBSD = x_TBSD + self.space.proj(o.transpose(1, 2).reshape(x_TBSD.shape))
-        q, k, v = self.time.project(x_TBSD)
-        if memory is not None:
-            k, v = torch.cat([memory[0], k]), torch.cat([memory[1], v])
-        if not wanted:
-            return x_TBSD, (k, v)
-        M = k.shape[0] - T
-        mask = None if T == 1 else torch.ones(T, M + T, dtype=torch.bool, device=x_TBSD.device).tril(M)
-        q, k_NhMd, v_NhMd = (t.flatten(1, 2).permute(1, 2, 0, 3) for t in (q, k, v))
-        o = self.time.attend(q, k_NhMd, v_NhMd, mask)
-        x_TBSD = x_TBSD + self.time.proj(o.permute(2, 0, 1, 3).reshape(x_TBSD.shape))
-        h = self.drop(F.gelu(self.fc1(self.norm2(x_TBSD))))
-        return x_TBSD + self.drop(self.fc2(h)), (k, v)
+        run = recomputed if self.recompute else plainly
+        o_TBSD = self.over_cells(run(self.project_cells, x_TBSD))
+        if keep:
+            x_TBSD, *new = self.over_time(x_TBSD, o_TBSD, *memory, first=first)
+            old = memory[: len(memory) // 2], memory[len(memory) // 2 :]
+            return x_TBSD, tuple(chain(*((*o, *n[:keep].clone().split(1)) for o, n in zip(old, new, strict=True))))
+
+        def rest(*given: Tensor) -> Tensor:
+            return self.over_time(*given, first=first)[0]
+
+        return in_parts(partial(run, rest), 2, x_TBSD, o_TBSD, *memory), ()
+
+    def project_cells(self, x_TBSD: Tensor) -> Tensor:
+        """Queries, keys and values of attention among cells, (T, B, S, 3D)."""
+        qkv_TBSE: Tensor = self.space.qkv(self.norm1(x_TBSD))
+        return qkv_TBSE
+
+    def over_cells(self, qkv_TBSE: Tensor) -> Tensor:
+        """What each cell reads from those of its step (T, B, S, D), not yet projected."""
+        q, k, v = (x.flatten(0, 1).transpose(1, 2) for x in self.space.split(qkv_TBSE))
+        return attend(q, k, v, scale=self.space.scale).transpose(1, 2).reshape(*qkv_TBSE.shape[:3], -1)
+
+    def over_time(self, x_TBSD: Tensor, o_TBSD: Tensor, *memory: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The rest of the block, in which each cell is by itself: states of the steps from `first` on, and keys and
+        values (T, B, S, h, d) of all."""
+        x_TBSD = added(x_TBSD, self.space.proj(o_TBSD))
+        q, k, v = self.time.split(self.time.qkv(x_TBSD))
+        x_TBSD, q = x_TBSD[first:], q[first:]
+        L, half = x_TBSD.shape[0], len(memory) // 2
+        if L:
+            k_M, v_M = (torch.cat([*old, x]) if old else x for old, x in ((memory[:half], k), (memory[half:], v)))
+            M = k_M.shape[0]
+            mask = None if L == 1 else torch.ones(L, M, dtype=torch.bool, device=x_TBSD.device).tril(M - L)
+            q_NhLd, k_NhMd, v_NhMd = (x.flatten(1, 2).permute(1, 2, 0, 3) for x in (q, k_M, v_M))
+            o_NhLd = attend(q_NhLd, k_NhMd, v_NhMd, mask, self.time.scale)
+            x_TBSD = added(x_TBSD, self.time.proj(o_NhLd.permute(2, 0, 1, 3).reshape(x_TBSD.shape)))
+            x_TBSD = self.mlp(x_TBSD)
+        return x_TBSD, k, v
+
+    def mlp(self, x_D: Tensor) -> Tensor:
+        return added(x_D, self.drop(self.fc2(self.drop(F.gelu(self.fc1(self.norm2(x_D)))))))
 
 
 class Genie(MaskedModel, name="genie"):
@@ -276,36 +300,83 @@ class Genie(MaskedModel, name="genie"):
         return window.cache
 
     def run(
-        self, ids_BTS: Tensor, masked_BTS: Tensor | None, actions_TBD: Tensor | None, cache: Cache, wanted: bool = True
-    ) -> tuple[Tensor, Cache]:
-        """The steps after those of a cache through all blocks: states (T, B, S, D), and a cache of them as well."""
+        self, ids_BTS: Tensor, masked_BTS: Tensor | None, actions_TBD: Tensor | None, cache: Cache, *, keep: int = 0,
+        first: int = 0,
+    ) -> tuple[Tensor, Cache]:  # fmt: skip
+        """The steps after those of a cache through all blocks.
+
+        Args:
+            actions_TBD: embeddings of the actions that lead to these steps.
+            keep: how many of these steps are to be remembered; their keys and values are of no use otherwise.
+            first: from which step on anyone reads the states that come out.
+
+        Returns:
+            states (T - first, B, S, D), and, if any are kept, a cache of the steps so far.
+        """
         start, stop = cache.steps, cache.steps + ids_BTS.shape[1]
         x_TBSD = self.embed(ids_BTS.transpose(0, 1), None if masked_BTS is None else masked_BTS.transpose(0, 1))
         x_TBSD = x_TBSD + self.position[start:stop, None]
         if actions_TBD is not None:
             x_TBSD = x_TBSD + actions_TBD[:, :, None]
-        memory = []
+        memory, last = [], len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
-            inner = i < len(self.blocks) - 1
-            x_TBSD, kept = block(x_TBSD, cache.memory[i] if cache.memory else None, inner or wanted)
-            memory.append(kept)
-        return x_TBSD, Cache(tuple(memory), stop)
+            old = cache.memory[i] if cache.memory else ()
+            x_TBSD, so_far = block(x_TBSD, old, first if i == last else 0, keep)
+            memory.append(so_far)
+        return x_TBSD, Cache(tuple(memory), start + keep) if keep else cache
+
+    def embed_actions(self, actions_BTKA: Tensor, embodiment: str) -> Tensor | None:
+        """Embeddings (T, B, D) of the actions of a window, in a model that has actions."""
+        if actions_BTKA.shape[1] > len(self.position):
+            raise HwmError(
+                f"only past + horizon = {len(self.position)} steps have positions, not {actions_BTKA.shape[1]}"
+            )
+        return None if self.actions is None else self.actions(actions_BTKA, embodiment)
 
     def observe(
         self, ids_BPS: Tensor, actions_BTKA: Tensor, embodiment: str, missing: int, cache: Cache | None = None
     ) -> Window:
-        past, steps = ids_BPS.shape[1], actions_BTKA.shape[1]
-        if steps > len(self.position):
-            raise HwmError(f"only past + horizon = {len(self.position)} steps have positions, not {steps}")
-        actions_TBD = None if self.actions is None else self.actions(actions_BTKA, embodiment)
+        actions_TBD, past = self.embed_actions(actions_BTKA, embodiment), ids_BPS.shape[1]
         cache = cache or Cache((), 0)
-        if cache.steps < past:
-            new = slice(cache.steps, past)
-            _, cache = self.run(
-                ids_BPS[:, new], None, None if actions_TBD is None else actions_TBD[new], cache, wanted=False
-            )
+        new = past - cache.steps
+        if new:
+            asked = None if actions_TBD is None else actions_TBD[cache.steps : past]
+            _, cache = self.run(ids_BPS[:, cache.steps :], None, asked, cache, keep=new, first=new)
         return Window(cache, None if actions_TBD is None else actions_TBD[past:])
 
     def look(self, window: Window, ids_BHS: Tensor, masked_BHS: Tensor) -> Tensor:
-        x_HBSD, _ = self.run(ids_BHS, masked_BHS, window.actions, window.cache)
+        return self.out(self.run(ids_BHS, masked_BHS, window.actions, window.cache)[0])
+
+    def out(self, x_HBSD: Tensor) -> Tensor:
+        """The states that the head reads (B, H, S, D)."""
         return (x_HBSD / self.mup_width).transpose(0, 1)
+
+    def first_look(
+        self,
+        ids_BPS: Tensor,
+        actions_BTKA: Tensor,
+        embodiment: str,
+        ids_BHS: Tensor,
+        masked_BHS: Tensor,
+        cache: Cache | None = None,
+        *,
+        keep: bool = True,
+    ) -> tuple[Window, Tensor]:
+        """The steps that are not remembered yet and those asked for go through the blocks together.
+
+        Args:
+            keep: whether there will be more looks.
+        """
+        actions_TBD, past = self.embed_actions(actions_BTKA, embodiment), ids_BPS.shape[1]
+        cache = cache or Cache((), 0)
+        new = past - cache.steps
+        ids_BTS = torch.cat([ids_BPS[:, cache.steps :], ids_BHS], 1)
+        masked_BTS = F.pad(masked_BHS, (0, 0, new, 0))  # none of the past
+        actions = None if actions_TBD is None else actions_TBD[cache.steps :]
+        x_HBSD, cache = self.run(ids_BTS, masked_BTS, actions, cache, keep=new if keep else 0, first=new)
+        return Window(cache, None if actions_TBD is None else actions_TBD[past:]), self.out(x_HBSD)
+
+    def look_at_clip(
+        self, past_BPS: Tensor, actions_BTKA: Tensor, embodiment: str, shown_BHS: Tensor, masked_BHS: Tensor
+    ) -> Tensor:
+        return self.first_look(past_BPS, actions_BTKA, embodiment, shown_BHS, masked_BHS, keep=False)[1]

@@ -103,6 +103,13 @@ class MaskedModel(WorldModel):
         window = self.observe(ids_BPS, actions_BTKA, embodiment, ids_BHS.shape[1], cache)
         return window, self.look(window, ids_BHS, masked_BHS)
 
+    def look_at_clip(
+        self, past_BPS: Tensor, actions_BTKA: Tensor, embodiment: str, shown_BHS: Tensor, masked_BHS: Tensor
+    ) -> Tensor:
+        """Hidden states (B, H, S, D) of the steps that a training clip asks for: one look, of which nothing is kept."""
+        window = self.observe(past_BPS, actions_BTKA, embodiment, shown_BHS.shape[1])
+        return self.look(window, shown_BHS, masked_BHS)
+
     def cache_of(self, window: Any) -> object | None:
         """What of an observed window the next prediction may reuse."""
         return None
@@ -150,8 +157,7 @@ class MaskedModel(WorldModel):
         past_BPS, shown_BHS, masked_BHS = self.corrupt_and_mask(ids_BTS)
         if self.config.own_past and self.parallel:
             past_BPS = self.with_own_guesses(past_BPS, actions, batch.embodiment)
-        window = self.observe(past_BPS, actions, batch.embodiment, shown_BHS.shape[1])
-        hidden_BHSD = self.look(window, shown_BHS, masked_BHS)
+        hidden_BHSD = self.look_at_clip(past_BPS, actions, batch.embodiment, shown_BHS, masked_BHS)
         loss, accuracy = self.head.loss(hidden_BHSD, self.split(ids_BTS)[1], masked_BHS, self.config.label_smoothing)
         return loss, {"accuracy": accuracy, "masked": masked_BHS.float().mean()}
 
@@ -199,7 +205,7 @@ class MaskedModel(WorldModel):
         masked_BHS = torch.ones(ids_BHS.shape[:3], dtype=torch.bool, device=ids_BHS.device)
         window, hidden_BHSD = self.first_look(ids_BPS, batch.actions, batch.embodiment, ids_BHS, masked_BHS, cache)
         first: Tensor | None = None
-        for count in maskgit.masked_counts(sampler.steps, masked_BHS.shape[2]):
+        for count in sampler.counts(masked_BHS.shape[2]):
             if first is not None:
                 hidden_BHSD = self.look(window, ids_BHS, masked_BHS)
             logits_BHSV = self.head(hidden_BHSD)
@@ -209,6 +215,6 @@ class MaskedModel(WorldModel):
             ids_BHS = torch.where(maskgit.like(masked_BHS, ids_new), ids_new, ids_BHS)
             if count:
                 logp_BHS = torch.cat([logp for _, logp in drawn], -1).sum(-1)
-                masked_BHS = maskgit.remask(maskgit.keep_score(logp_BHS, sampler, generator), masked_BHS, count)
+                masked_BHS = maskgit.remask(sampler.keep_score(logp_BHS, generator), masked_BHS, count)
         shown = self.latents(self.head.by_id(first)) if logits else None
         return Prediction(self.latents(ids_BHS), shown, self.head.levels, self.cache_of(window))

@@ -8,34 +8,72 @@ Shape suffixes: ... any leading axes, L query length, M key length, D width, h h
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hwm.nn.layers import recomputed
 from hwm.nn.rope import Table, rotate
 from hwm.types import HwmError
 
-# Up to this many keys, attention on a CPU is written out. The fused kernel exists to save the memory of the scores,
-# which are few here, and its backward pass is slow for short sequences: on one core in bfloat16, forward and backward
-# over 512 x 6 problems of 6 queries and 24 keys take 174 ms fused and 26 ms written out; 48 x 6 problems of 64 and 128,
-# 51 and 15 ms.
-PLAIN_KEYS = 256
-# Up to this many keys, the softmax runs over the first axis: over a last axis so short it takes its exponentials one by
-# one. Attention of 65 x 6 problems of 2 queries and 14 keys takes 170 us so, and 360 us with the keys last.
-FEW_KEYS = 16
+
+class Plain(NamedTuple):
+    """How attention is written out on a CPU.
+
+    The fused kernel exists to save the memory of the scores, which are few here, and in half precision its backward
+    pass is slow for short sequences: on one core in bfloat16, forward and backward over 512 x 6 problems of 6 queries
+    and 24 keys take 171 ms fused and 14 ms written out, 48 x 6 problems of 64 and 128 take 47 and 14 ms, 16 x 8
+    problems of 256 and 256 take 76 and 37 ms. In float32 it is the slower one only where keys are very few (23 and
+    17 ms; 22 and 28 ms; 58 and 131 ms).
+
+    Attributes:
+        keys: up to so many are written out.
+        first: up to so many, the softmax runs over the first axis: over a last axis so short it takes its exponentials
+            one by one. 65 x 6 problems of 2 queries and 14 keys take 162 us so, and 318 us with the keys last.
+    """
+
+    keys: int
+    first: int
 
 
-def attend(q_hLd: Tensor, k_hMd: Tensor, v_hMd: Tensor, mask_LM: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over (N, h, L, d) queries and (N, h, M, d) keys; True in `mask` means "may see"."""
-    if q_hLd.device.type != "cpu" or k_hMd.shape[-2] > PLAIN_KEYS:
-        return F.scaled_dot_product_attention(q_hLd, k_hMd, v_hMd, attn_mask=mask_LM)
-    scores_hLM = (q_hLd * q_hLd.shape[-1] ** -0.5) @ k_hMd.transpose(-1, -2)
+FLOAT32, HALF = Plain(keys=24, first=15), Plain(keys=256, first=16)
+# Of more keys than this, scores that were written out are not kept for the backward pass, and not more than so many are
+# made at a time: 16 x 8 problems of 256 and 256 take 49 ms instead of 38, and leave 12 MB instead of 46.
+KEPT_KEYS, SCORES_AT_ONCE = 128, 2**21
+
+
+def attend(
+    q_hLd: Tensor, k_hMd: Tensor, v_hMd: Tensor, mask_LM: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """softmax(scale q k^T) v over (N, h, L, d) queries and (N, h, M, d) keys; True in `mask` means "may see".
+
+    Args:
+        scale: of the scores; None is 1 / sqrt(d).
+    """
+    plain, keys = FLOAT32 if q_hLd.dtype == torch.float32 else HALF, k_hMd.shape[-2]
+    if q_hLd.device.type != "cpu" or keys > plain.keys:
+        return F.scaled_dot_product_attention(q_hLd, k_hMd, v_hMd, attn_mask=mask_LM, scale=scale)
+    scale = q_hLd.shape[-1] ** -0.5 if scale is None else scale
+    if keys <= KEPT_KEYS:
+        return written_out(q_hLd, k_hMd, v_hMd, mask_LM, scale, keys <= plain.first)
+    size = max(1, SCORES_AT_ONCE // (q_hLd.shape[1] * q_hLd.shape[2] * keys))
+    parts = zip(*(x.split(size) for x in (q_hLd, k_hMd, v_hMd)), strict=True)
+    return torch.cat([recomputed(written_out, *part, mask_LM, scale, False) for part in parts])
+
+
+def written_out(
+    q_hLd: Tensor, k_hMd: Tensor, v_hMd: Tensor, mask_LM: Tensor | None, scale: float, first: bool
+) -> Tensor:
+    """softmax(scale q k^T) v by its parts, the softmax over the first axis or over the last."""
+    scores_hLM = (q_hLd * scale) @ k_hMd.transpose(-1, -2)
     if mask_LM is not None:
         hidden_LM = torch.zeros_like(mask_LM, dtype=scores_hLM.dtype).masked_fill_(~mask_LM, -torch.inf)
         scores_hLM = scores_hLM + hidden_LM
-    if scores_hLM.shape[-1] > FEW_KEYS:
-        return scores_hLM.softmax(-1) @ v_hMd
-    return scores_hLM.movedim(-1, 0).softmax(0).movedim(0, -1).contiguous() @ v_hMd
+    if first:
+        return scores_hLM.movedim(-1, 0).softmax(0).movedim(0, -1).contiguous() @ v_hMd
+    return scores_hLM.softmax(-1) @ v_hMd
 
 
 class Attention(nn.Module):

@@ -96,6 +96,8 @@ class DigitHead(TokenHead):
 
     def loss(self, h_D: Tensor, ids: Tensor, masked: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """As `TokenHead.loss`; a token counts as right when all of its digits are."""
+        if self.vocab > h_D.shape[-1]:
+            h_D, ids, masked = h_D[masked], ids[masked], masked[masked]
         parts_N = self(h_D).flatten(0, -2).split(self.levels, -1)
         digits_NL, masked_N = split_digits(ids.flatten(), self.levels), masked.flatten()
         loss = digit_cross_entropy(parts_N, digits_NL, masked_N, smoothing)

@@ -40,6 +40,14 @@ class MaskGITSampler:
     order: Literal["confidence", "random"] = "confidence"
     pick: Literal["sample", "mean"] = "sample"
 
+    def counts(self, cells: int) -> tuple[int, ...]:
+        """Cells of a step that are still masked after each look, the last 0: `masked_counts`."""
+        return masked_counts(self.steps, cells)
+
+    def keep_score(self, logp: Tensor, generator: Generator = None) -> Tensor:
+        """What decides which cells are kept, given their log-probabilities: confidence, or chance."""
+        return uniform_like(logp, generator) if self.order == "random" else logp
+
 
 def corrupt(ids: Tensor, rate: Tensor, vocab: int, generator: torch.Generator | None = None) -> Tensor:
     """Replace the ids of each cell, with probability `rate` (broadcast), by ones drawn uniformly from the vocabulary.
@@ -151,13 +159,6 @@ def pick(logits_V: Tensor, sampler: MaskGITSampler, generator: Generator = None)
     else:
         ids = logp_V.argmax(-1)
     return ids, logp_V.gather(-1, ids[..., None])[..., 0]
-
-
-def keep_score(logp: Tensor, sampler: MaskGITSampler, generator: Generator = None) -> Tensor:
-    """What decides which cells are kept: confidence, or chance."""
-    if sampler.order == "random":
-        return uniform_like(logp, generator)
-    return logp
 
 
 def masked_cross_entropy(

@@ -1,3 +1,3 @@
 """Tokenizers; importing this registers those that checkpoints may name."""
 
-from hwm.tokenizers import magvit2, tiny  # noqa: F401
+from hwm.tokenizers import cosmos, magvit2, tiny  # noqa: F401

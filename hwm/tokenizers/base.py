@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -35,6 +36,17 @@ class Tokenizer(ABC):
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Video in [0, 1], `latent.frames(T)` frames."""
+
+    def encode_pieces(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Latents of a video that comes piece by piece: the first of 1 + n * stride frames, others of n * stride.
+
+        Joined, they are what `encode` gives of the whole; so tokenizers that join frames in time override this.
+        """
+        return map(self.encode, pieces)
+
+    def decode_pieces(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Video of latents that come piece by piece, any number of steps each; joined, what `decode` gives."""
+        return map(self.decode, pieces)
 
     def answers_to(self, name: str) -> bool:
         """Whether latents whose tokenizer is recorded as `name` are this one's."""

@@ -1,8 +1,6 @@
 """`tiny`: a small FSQ image tokenizer of our own, trained on pictures in minutes on a CPU.
 
-Finite scalar quantisation (Mentzer et al., 2023, arXiv 2309.15505): each of a few channels is bounded and rounded to
-one of its levels; the digits of a cell, read as a mixed-radix number, are its token id. The levels 8, 8, 8, 5, 5, 5
-(64,000 ids) are those of the Cosmos tokenizers.
+Its quantiser (`hwm.tokenizers.fsq`) and its levels 8, 8, 8, 5, 5, 5 (64,000 ids) are those of the Cosmos tokenizers.
 """
 
 from __future__ import annotations
@@ -17,44 +15,8 @@ from torch import Tensor, nn
 
 from hwm.config import Config, Trainable
 from hwm.tokenizers.base import Tokenizer
-from hwm.types import Batch, DataSpec, HwmError, LatentSpec, join_digits, split_digits
-
-
-class FSQ(nn.Module):
-    """Bounds and rounds each channel to its number of levels; gradients pass straight through the rounding."""
-
-    bound: Tensor
-    offset: Tensor
-    shift: Tensor
-    middle: Tensor
-
-    def __init__(self, levels: tuple[int, ...]) -> None:
-        super().__init__()
-        self.levels = levels
-        level = torch.tensor(levels, dtype=torch.float32).view(-1, 1, 1)
-        # an even number of levels has no middle one: half a level of offset keeps them symmetric about zero
-        offset = (level % 2 == 0).float() * 0.5
-        half = (level - 1) * (1 + 1e-3) / 2
-        self.register_buffer("bound", half, persistent=False)
-        self.register_buffer("offset", offset, persistent=False)
-        self.register_buffer("shift", torch.atanh(offset / half), persistent=False)
-        self.register_buffer("middle", torch.div(level, 2, rounding_mode="floor"), persistent=False)
-
-    def forward(self, z_BCHW: Tensor) -> Tensor:
-        """Continuous codes -> quantised codes in about [-1, 1], (B, C, H, W); float32 whatever goes in."""
-        bounded = torch.tanh(z_BCHW.float() + self.shift) * self.bound - self.offset
-        rounded = bounded + (bounded.round() - bounded).detach()
-        return rounded / self.middle
-
-    def ids(self, codes_BCHW: Tensor) -> Tensor:
-        """Quantised codes -> token ids (B, H, W) int64."""
-        digits = (codes_BCHW * self.middle + self.middle).round().long()
-        return join_digits(digits.movedim(1, -1), self.levels)
-
-    def codes(self, ids_BHW: Tensor) -> Tensor:
-        """Token ids (B, H, W) -> quantised codes (B, C, H, W)."""
-        digits = split_digits(ids_BHW, self.levels).movedim(-1, 1)
-        return (digits - self.middle) / self.middle
+from hwm.tokenizers.fsq import FSQ as FSQ
+from hwm.types import Batch, DataSpec, HwmError, LatentSpec
 
 
 class Residual(nn.Module):

@@ -75,8 +75,10 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Trainabl
             f"the weights in {folder} do not fit their config: missing {missing[:3]}, unexpected {extra[:3]}, "
             f"of other shape {mismatch[:3]}"
         )
-    module = config.build(spec).to(device)
-    module.load_state_dict({k: v.to(built[k].dtype) for k, v in weights.items()})
+    if any(name not in built for name, _ in module.named_buffers()):  # in no file: only building makes them
+        module = config.build(spec).to(device)
+    # The tensors of the file become the parameters, which so take no second copy, nor the time to draw random ones.
+    module.load_state_dict({k: v.to(built[k].dtype) for k, v in weights.items()}, assign=True)
     return module.eval()
 
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
 from hwm import load, load_tokenizer
 from hwm.cli import main
-from hwm.config import registered
 from hwm.convert import genie, magvit2
-from hwm.convert.commands import ConvertOptions, kinds
 from hwm.models.genie import Genie
 from hwm.tokenizers.magvit2 import MAGVIT2
 from hwm.types import DataSpec, LatentSpec
@@ -31,13 +28,6 @@ def tokenizer(tmp_path: Path) -> Path:
     made = MAGVIT2.tiny().build(DataSpec(LatentSpec((8, 8), channels=3), {}))
     torch.save({"state_dict": made.state_dict()}, tmp_path / "magvit2.ckpt")
     return tmp_path / "magvit2.ckpt"
-
-
-def test_the_table_of_kinds_is_that_of_the_option() -> None:
-    option = get_args(get_args(get_type_hints(ConvertOptions, include_extras=True)["kind"])[0])
-    assert option == tuple(kinds())
-    for name in kinds():
-        assert registered(name).name == name
 
 
 def test_a_model_goes_there_and_back(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,6 +56,7 @@ def test_mistakes_are_told(model: Path, tokenizer: Path, tmp_path: Path, capsys:
         assert main(["convert", *args]) == 2
         assert message in capsys.readouterr().err
 
+    fails("there is no published layout called 'genia'; did you mean genie", "genia", str(model), "--out", "x")
     fails("there is no", "genie", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x"))
     fails("config.json", "genie", str(tmp_path), "--out", str(tmp_path / "x"))
     fails("is not an empty folder", "genie", str(model), "--out", str(model))

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 
 from hwm.convert.weights import read_weights, with_weights
 from hwm.models.genie import Genie
-from hwm.tokenizers.tiny import TinyTokenizer
 from hwm.train.checkpoint import CheckpointError
 from hwm.types import DataSpec, LatentSpec
 
@@ -109,10 +108,17 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     fails({}, r"is missing, .* and \d+ more")
 
 
-def test_a_module_that_no_file_describes_whole_is_refused(tmp_path: Path) -> None:
-    config, spec = TinyTokenizer.tiny(), DataSpec(LatentSpec((8, 8), channels=3), {})
+def test_a_module_that_no_file_describes_whole_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Genie.__init__
+
+    def with_a_buffer(self: Genie, *given: Any) -> None:
+        whole(self, *given)
+        self.register_buffer("table", torch.ones(2), persistent=False)
+
+    weights = CONFIG.build(SPEC).state_dict()
+    monkeypatch.setattr(Genie, "__init__", with_a_buffer)
     with pytest.raises(TypeError, match="buffers that no file holds"):
-        with_weights(config, spec, config.build(spec).state_dict(), tmp_path)
+        with_weights(CONFIG, SPEC, weights, tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -217,8 +218,48 @@ def test_statistics_of_the_training_set_are_taken(tmp_path: Path, recording: Sto
         encode(recording.path, Brightness(), tmp_path / "wrong", statistics=other)
 
 
-def test_tokenizers_that_join_frames_are_refused(tmp_path: Path, recording: Store) -> None:
-    tokenizer = Brightness()
-    tokenizer.latent = LatentSpec((2, 2), 16, stride=8)
-    with pytest.raises(HwmError, match="join frames in time"):
-        encode(recording.path, tokenizer, tmp_path / "out")
+class Joined(Brightness):
+    """A step is the mean of its frames: one at the beginning, then four each."""
+
+    latent = LatentSpec((2, 2), 16, stride=4)
+
+    def encode(self, video_BFCHW: torch.Tensor) -> torch.Tensor:
+        return next(self.encode_pieces([video_BFCHW]))
+
+    def encode_pieces(self, pieces: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        for i, piece in enumerate(pieces):
+            later = piece[:, int(i == 0) :].unflatten(1, (-1, 4)).mean(2)
+            yield super().encode(torch.cat([piece[:, :1], later], 1) if i == 0 else later)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("batch", [1, 8, 64])
+@pytest.mark.parametrize("clip", [0, 5])
+def test_steps_of_several_frames_have_the_actions_of_all_of_them(
+    tmp_path: Path, recording: Store, every: int, batch: int, clip: int
+) -> None:
+    store = encode(recording.path, Joined(), tmp_path / "out", every=every, clip=clip, batch=batch)
+    assert store.header.fps == pytest.approx(10 / every / 4)
+    assert store.header.actions_per_step == 2 * every * 4
+    names = iter(store.episodes)
+    for raw in recording.episodes:
+        frames = torch.from_numpy(np.stack(list(read_video(recording.video(raw)))[::every])).permute(0, 3, 1, 2) / 255
+        frames = torch.nn.functional.avg_pool2d(frames, 2)
+        actions = thin_actions(np.asarray(recording.actions[raw.start : raw.stop]), every)
+        for number, at in enumerate(range(0, len(frames), clip or len(frames))):
+            e, there = next(names), min(clip or len(frames), len(frames) - at)
+            steps = 1 + (there - 1) // 4
+            assert (e.id, e.steps) == (f"{raw.id}_clip_{number:05d}" if clip else raw.id, steps)
+            whole = slice(at, at + 1 + (steps - 1) * 4)
+            assert np.array_equal(store.latents[e.start : e.stop], Joined().encode(frames[None, whole])[0])
+            assert np.array_equal(store.actions[e.start : e.stop], thin_actions(actions[whole], 4))
+            assert e.info["frames_per_step"] == 4 * every
+    assert next(names, None) is None
+
+
+def test_clips_that_are_not_whole_steps_are_refused(tmp_path: Path, recording: Store) -> None:
+    for clip in (-1, 4):
+        with pytest.raises(HwmError, match=r"does not fill whole latent steps: choose 1 \+ 4 \* n"):
+            encode(recording.path, Joined(), tmp_path / "out", clip=clip)
+    with pytest.raises(HwmError, match="not cut into clips"):
+        encode(recording.path, Joined(), tmp_path / "out", clip=5, keep_video=True)

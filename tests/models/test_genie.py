@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hwm.convert import genie as convert
+from hwm.convert.replay import ReleasedSampler
 from hwm.data.onex.specs import onex_v1
-from hwm.evaluate.scenarios import temporally_teacher_forced
 from hwm.loading import copy_weights
 from hwm.models.genie import Genie, corrupt_digits, noise
-from hwm.objectives import maskgit
 from hwm.objectives.maskgit import MaskGITSampler, masked_counts
 from hwm.train.checkpoint import save_model
 from hwm.train.optim import optimizers
@@ -29,98 +25,19 @@ from hwm.train.trainer import TrainConfig, Trainer
 from hwm.types import Batch, DataSpec, HwmError, LatentSpec, split_digits
 from tests.models.test_registry import OneClip
 from tests.models.toys import LEVELS, toy_batch, toy_spec
-from tests.parity import Case, recorded
+from tests.parity import recorded
 
 CASES = ("plain", "mup", "qknorm", "mup-qknorm-onevocab", "threevocab")
 
 
 # ---------------------------------------------------------------------- recorded outputs
-class Recorded(NamedTuple):
-    """A recorded case and our model with its weights, read from a folder as published ones are."""
-
-    case: Case
-    model: Genie
-    tokens: Tensor
-
-    def batch(self, prompt: int) -> Batch:
-        return Batch(self.tokens[:, :prompt], torch.zeros(*self.tokens.shape[:2], 1, 1), "nobody")
-
-    def close(self, name: str, value: Tensor) -> None:
-        expected = self.case.out[name]
-        torch.testing.assert_close(value.reshape(expected.shape), expected, rtol=0, atol=self.case.tolerance[name])
-
-
-@pytest.fixture(params=CASES)
-def reference(request: pytest.FixtureRequest, tmp_path: Path) -> Recorded:
-    case = recorded(f"genie-{request.param}")
-    (tmp_path / "config.json").write_text(json.dumps(case.config))
-    save_file(case.weights, tmp_path / "model.safetensors")
-    side = math.isqrt(case.config["S"])
-    return Recorded(case, convert.read(tmp_path), case.given["tokens"].unflatten(1, (-1, side, side)))
-
-
-def reference_counts(steps: int, cells: int) -> tuple[int, ...]:
-    """The released schedule. Ours differs where a look of it settles nothing, such as the first of 4 at 9 cells."""
-    return (*(math.ceil(math.cos(math.pi / 2 * k / steps) * cells) for k in range(1, steps)), 0)
-
-
-def replay(monkeypatch: pytest.MonkeyPatch, numbers: Tensor) -> None:
-    """Let the random order of reveals be the recorded one, look by look."""
-    left: Iterator[Tensor] = iter(numbers.flatten(0, -4).flatten(2))
-    monkeypatch.setattr(maskgit, "uniform_like", lambda x, generator=None: next(left)[:, None])
-
-
-def test_recorded_logits(reference: Recorded) -> None:
-    model, ids = reference.model, reference.tokens.flatten(2)
-    with torch.no_grad():
-        window = model.observe(ids[:, :0], torch.zeros(*ids.shape[:2], 1, 1), "nobody", ids.shape[1])
-        whole = model.head(model.look(window, ids, torch.zeros_like(ids, dtype=torch.bool)))
-    reference.close("logits", whole.permute(0, 3, 1, 2))
-
-
-def test_recorded_training_loss(reference: Recorded) -> None:
-    model, given = reference.model, reference.case.given
-    ids, labels = (given[name].view(reference.tokens.flatten(2).shape) for name in ("masked_ids", "labels"))
-    masked = ids == model.vocab
-    shown = torch.where(masked, 0, ids)
-    with torch.no_grad():
-        window = model.observe(shown[:, :1], torch.zeros(*ids.shape[:2], 1, 1), "nobody", ids.shape[1] - 1)
-        hidden = model.look(window, shown[:, 1:], masked[:, 1:])
-        loss, accuracy = model.head.loss(hidden, labels[:, 1:], masked[:, 1:])
-    reference.close("loss", loss)
-    reference.close("acc", accuracy)
-
-
-@pytest.mark.parametrize("cached", [True, False], ids=["cached", "uncached"])
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("looks", [1, 2, 4])
-def test_recorded_generation(reference: Recorded, looks: int, cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maskgit, "masked_counts", reference_counts)
-    sampler = MaskGITSampler(steps=looks, order="confidence")
-    out = reference.model.rollout(
-        reference.batch(reference.case.config["num_prompt_frames"]), sampler=sampler, use_cache=cached
-    )
-    assert torch.equal(out.latents, reference.case.out[f"maskgit_K{looks}"])
-
-
-def test_recorded_generation_in_random_order(reference: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maskgit, "masked_counts", reference_counts)
-    replay(monkeypatch, reference.case.given["unmask_rand_K4"])
-    start = reference.batch(reference.case.config["num_prompt_frames"])
-    out = reference.model.rollout(start, sampler=MaskGITSampler(steps=4, order="random"))
-    assert torch.equal(out.latents, reference.case.out["maskgit_random_K4"])
-
-
-@pytest.mark.parametrize("looks", [1, 2])
-def test_recorded_evaluation(reference: Recorded, looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    replay(monkeypatch, reference.case.given["eval_unmask_rand_K2"])
-    batch, sampler = reference.batch(reference.tokens.shape[1]), MaskGITSampler(steps=looks, order="random")
-    out = temporally_teacher_forced(reference.model, batch, 1, sampler=sampler, logits=True)
-    loss = out.cross_entropy(batch.latents[:, 1:])
-    assert loss is not None
-    assert torch.equal(out.latents, reference.case.out[f"eval_samples_K{looks}"])
-    reference.close("eval_ce_per_frame", loss)
-    reference.close(f"eval_ce_K{looks}", loss.mean())
-    reference.close(f"eval_acc_K{looks}", (out.latents == batch.latents[:, 1:]).float().mean())
+def test_recorded_generation_without_a_cache(name: str, looks: int) -> None:
+    """With a cache, and all other outputs: tests/convert/test_cases.py."""
+    case = recorded(f"genie-{name}")
+    run = convert.Recorded(convert.build(case.config, case.weights), case)
+    assert torch.equal(run.generated(looks, use_cache=False), case.out[f"maskgit_K{looks}"])
 
 
 def test_the_schedule_of_published_models_is_the_released_one() -> None:
@@ -128,7 +45,8 @@ def test_the_schedule_of_published_models_is_the_released_one() -> None:
     assert masked_counts(4, 256) == (237, 182, 98, 0)
     assert masked_counts(8, 256) == (252, 237, 213, 182, 143, 98, 50, 0)
     for looks in range(1, 18):
-        assert masked_counts(looks, 256) == reference_counts(looks, 256)
+        assert masked_counts(looks, 256) == ReleasedSampler(steps=looks).counts(256)
+    assert masked_counts(4, 9) != ReleasedSampler(steps=4).counts(9)
 
 
 # ---------------------------------------------------------------------- sizes
@@ -274,12 +192,12 @@ def test_rollouts_with_and_without_cache_are_alike_beyond_the_window() -> None:
     torch.testing.assert_close(one.logits, two.logits)
 
 
-def test_a_cached_step_runs_one_step_and_its_looks() -> None:
+def test_the_first_look_runs_with_the_steps_that_are_new() -> None:
     model, full, passed = build().eval(), toy_batch(toy_spec(), 5), []
     model.blocks[0].register_forward_hook(lambda block, args, out: passed.append(args[0].shape[0]))
     first = model.predict(full.window(0, 3, 4), sampler=MaskGITSampler(steps=2))
     model.predict(full.window(0, 4, 5), sampler=MaskGITSampler(steps=2), cache=first.cache)
-    assert passed == [3, 1, 1, 1, 1, 1]
+    assert passed == [3 + 1, 1, 1 + 1, 1]
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from hwm.nn import attention
 from hwm.nn.actions import CLAMP, ActionEncoder
-from hwm.nn.attention import FEW_KEYS, attend
+from hwm.nn.attention import attend
 from hwm.nn.st import PerStream, by_run, runs
 from hwm.nn.streams import FULL, MODALITY, OWN
 from hwm.nn.tokens import DigitEmbedding, DigitHead, TokenEmbedding, TokenHead
@@ -16,14 +16,22 @@ LEVELS = (3, 4, 5)
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("keys", [6, FEW_KEYS + 1])
-def test_attention_written_out_equals_the_fused_kernel(keys, masked, monkeypatch):
-    q, k, v = torch.randn(2, 3, 4, 8), torch.randn(2, 3, keys, 8), torch.randn(2, 3, keys, 8)
+@pytest.mark.parametrize("scale", [None, 0.7])
+@pytest.mark.parametrize("keys", [6, attention.FLOAT32.first + 1, attention.KEPT_KEYS + 1])
+def test_attention_written_out_equals_the_fused_kernel(keys, scale, masked, monkeypatch):
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", 3 * 4 * keys)  # one problem of the two at a time
     mask = torch.rand(4, keys) < 0.5
     mask[:, 0] = True
-    written_out = attend(q, k, v, mask if masked else None)
-    monkeypatch.setattr(attention, "PLAIN_KEYS", 0)
-    torch.testing.assert_close(written_out, attend(q, k, v, mask if masked else None))
+
+    def run(most):
+        monkeypatch.setattr(attention, "FLOAT32", attention.FLOAT32._replace(keys=most))
+        torch.manual_seed(0)
+        given = [torch.randn(2, 3, n, 8, requires_grad=True) for n in (4, keys, keys)]
+        out = attend(*given, mask if masked else None, scale)
+        return out, *torch.autograd.grad(out.square().sum(), given)
+
+    for written_out, fused in zip(run(keys), run(0), strict=True):
+        torch.testing.assert_close(written_out, fused)
 
 
 def test_digit_embedding_is_the_sum_of_its_tables():

@@ -108,8 +108,8 @@ def test_the_mean_of_an_ordered_digit_is_picked():
 
 def test_confidence_keeps_the_likeliest_and_random_does_not_care():
     logp = torch.linspace(-5, 0, 1000)
-    assert torch.equal(maskgit.keep_score(logp, MaskGITSampler(order="confidence")), logp)
-    score = maskgit.keep_score(logp, MaskGITSampler(order="random"), seeded())
+    assert torch.equal(MaskGITSampler(order="confidence").keep_score(logp), logp)
+    score = MaskGITSampler(order="random").keep_score(logp, seeded())
     assert abs(torch.corrcoef(torch.stack([score, logp]))[0, 1]) < 0.1
 
 

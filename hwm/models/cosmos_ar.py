@@ -1,0 +1,453 @@
+"""Cosmos-Predict1's autoregressive world models: a decoder that predicts video tokens one after another.
+
+Sources: github.com/nvidia-cosmos/cosmos-predict1 (Apache-2.0), its models of 4, 12, 5 and 13 billion parameters, and
+Cosmos (arXiv 2501.03575). Parameters have their published names. Actions are ours.
+
+Shape suffixes: B batch, T latent step, L token of a pass, S cells of a step, C tokens of a text, E its width, K actions
+a step, A action dimension, D width, V logits, g heads of keys and values, d head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hwm.models.base import WorldModel, join
+from hwm.nn.actions import ActionEncoder
+from hwm.nn.gqa import Grid, GroupedAttention, Memory, RMSNorm, SwiGLU, Yarn, rope_3d, sincos_3d
+from hwm.nn.layers import constant
+from hwm.nn.rope import Table
+from hwm.nn.tokens import DigitHead, TokenHead
+from hwm.objectives.next_token import NextTokenSampler, draw
+from hwm.types import Batch, DataSpec, Generator, HwmError, Prediction, split_digits
+
+ROWS_MULTIPLE = 64  # published tables with an id for the beginning are filled up to a multiple of this
+
+
+class Text(NamedTuple):
+    """An encoded text: its vectors (B, C, E), and bool (B, C) which of them are read; None: all."""
+
+    context: Tensor
+    mask: Tensor | None = None
+
+
+class Cache(NamedTuple):
+    """Keys and values (B, g, length, d) of the first `length` tokens of a window, a pair for each block."""
+
+    memory: tuple[tuple[Tensor, Tensor], ...]
+    length: int
+
+
+class Pass(NamedTuple):
+    """What the blocks are told of the tokens of a pass.
+
+    Attributes:
+        table: rotary tables (L, d/2).
+        absolute: (L, D), added before every block, or None.
+        start: how many tokens came before.
+        text: what a block with cross-attention reads, or None.
+    """
+
+    table: Table
+    absolute: Tensor | None
+    start: int
+    text: Text | None
+
+
+class Block(nn.Module):
+    """Causal self-attention, attention to a text where there is one, and a SwiGLU; residual, each after an RMSNorm."""
+
+    def __init__(self, config: CosmosAR.Config) -> None:
+        super().__init__()
+        c, dtype = config, config.torch_dtype
+        heads = (c.dim, c.heads, c.kv_heads, c.head_dim, c.norm_eps)
+        self.attention_norm, self.attention = RMSNorm(c.dim, c.norm_eps, dtype), GroupedAttention(*heads, dtype=dtype)
+        self.cross_attention = None
+        if c.context_dim:
+            self.cross_attention_norm = RMSNorm(c.dim, c.norm_eps, dtype)
+            self.cross_attention = GroupedAttention(*heads, keys_dim=c.context_dim, dtype=dtype)
+        self.ffn_norm, self.feed_forward = RMSNorm(c.dim, c.norm_eps, dtype), SwiGLU(c.dim, c.mlp_dim, dtype)
+
+    def forward(self, x_BLD: Tensor, now: Pass, memory: Memory | None = None) -> Tensor:
+        if now.absolute is not None:
+            x_BLD = x_BLD + now.absolute
+        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), now.table, memory, now.start)
+        if self.cross_attention is not None and now.text is not None:
+            known = memory.text if memory is not None else None
+            keys = known or self.cross_attention.keys(now.text.context)
+            queries = self.cross_attention.queries(self.cross_attention_norm(x_BLD))
+            x_BLD = x_BLD + self.cross_attention.over(queries, keys, causal=False, mask_BM=now.text.mask)
+        out: Tensor = x_BLD + self.feed_forward(self.ffn_norm(x_BLD))
+        return out
+
+
+class DigitTable(nn.Embedding):
+    """An id's vector is the sum of those of its digits; the rows of all digits lie in one table."""
+
+    def __init__(self, levels: tuple[int, ...], dim: int, dtype: torch.dtype) -> None:
+        super().__init__(sum(levels), dim, dtype=dtype)
+        self.levels = levels
+        self.starts = tuple(sum(levels[:i]) for i in range(len(levels)))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = split_digits(ids, self.levels) + constant(self.starts, ids.device, torch.long)
+        return F.embedding_bag(rows.flatten(0, -2), self.weight, mode="sum").unflatten(0, ids.shape)
+
+
+class Output(TokenHead):
+    """Logits over the whole vocabulary, without a bias."""
+
+    def __init__(self, vocab: int, dim: int, dtype: torch.dtype) -> None:
+        nn.Linear.__init__(self, dim, vocab, bias=False, dtype=dtype)
+        self.vocab = vocab
+
+    def init(self) -> None:
+        std = self.in_features**-0.5
+        nn.init.trunc_normal_(self.weight, std=std, a=-3 * std, b=3 * std)
+
+
+class CosmosAR(WorldModel, name="cosmos_ar"):
+    """Each token is predicted from all tokens before it, those of its own step included, in raster order.
+
+    Keys and values are kept, so that a token costs one pass of one token. Positions are computed from the place in the
+    grid, so that any grid will do.
+
+    Actions: at the place that predicts a token of step t, an embedding of the actions that lead to step t is added to
+    what is read. That is one place before the token, so that the first token of a step knows its action, too, and no
+    token of an earlier step does.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(WorldModel.Config):
+        """The defaults are those of Cosmos-Predict1-4B, but for hop, which nothing published has.
+
+        Attributes:
+            dim, depth, mlp_dim: width, blocks, and width inside the SwiGLU.
+            heads, kv_heads, head_dim: heads of queries, heads of keys and values, and the width of one.
+            rope_theta: of the rotary frequencies.
+            yarn_scale: by how much slow rotary frequencies are slowed down (2 in 12B and 13B); 1: none.
+            yarn_fast, yarn_slow, yarn_grid: as `hwm.nn.gqa.Yarn`: turns between which the slowing ends, over the steps
+                and the side of a grid.
+            absolute: also add sine and cosine positions before every block, rounded to this type (5B and 13B:
+                bfloat16); "": none.
+            context_dim: width of the encoded text that every block attends to (5B and 13B: 1024); 0: no text.
+            begin: sequences begin with an id of their own, which is never predicted (5B and 13B).
+            norm_eps: of all norms.
+            factorized: embed and predict the digits that ids are made of (`LatentSpec.levels`) instead of whole ids.
+            actions: add embeddings of the actions. No published model has them.
+            dtype: of the weights.
+            sampler: how tokens are drawn unless a call says otherwise.
+        """
+
+        past: int = 4
+        hop: int = 2
+        dim: int = 4096
+        depth: int = 16
+        mlp_dim: int = 14336
+        heads: int = 32
+        kv_heads: int = 8
+        head_dim: int = 128
+        rope_theta: float = 500_000.0
+        yarn_scale: float = 1.0
+        yarn_fast: float = 4.0
+        yarn_slow: float = 1.0
+        yarn_grid: tuple[int, int] = (3, 40)
+        absolute: Literal["", "bfloat16", "float32"] = ""
+        context_dim: int = 0
+        begin: bool = False
+        norm_eps: float = 1e-5
+        factorized: bool = False
+        actions: bool = False
+        dtype: Literal["float32", "bfloat16"] = "float32"
+        sampler: NextTokenSampler = field(default_factory=NextTokenSampler)
+
+        @property
+        def torch_dtype(self) -> torch.dtype:
+            return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
+
+        @property
+        def yarn(self) -> Yarn | None:
+            if self.yarn_scale == 1:
+                return None
+            return Yarn(self.yarn_scale, self.yarn_fast, self.yarn_slow, *self.yarn_grid)
+
+    cache_axis = 0
+    adamw_only = ("tok_embeddings", "output", "actions")
+    fresh = ("actions",)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        """A config that tests and dry runs use."""
+        return cls.Config(
+            dim=32, depth=2, mlp_dim=48, heads=4, kv_heads=2, head_dim=12, past=3, hop=1, actions=True,
+            sampler=NextTokenSampler(temperature=0.0),
+        )  # fmt: skip
+
+    def __init__(self, config: Config, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        c, latent, dtype = config, spec.latent, config.torch_dtype
+        if latent.vocab is None:
+            raise HwmError(f"{self.name} needs discrete latents, and this data has {latent.channels} channels")
+        if c.factorized and not (latent.levels and not c.begin):
+            raise HwmError("factorized=True needs token ids made of digits (levels of the tokenizer), and no begin")
+        if not 1 <= c.hop <= c.past:
+            raise HwmError(f"hop={c.hop} must be between 1 and past={c.past}: a window keeps at least one step")
+        self.vocab: int = latent.vocab
+        rows = math.ceil((self.vocab + 1) / ROWS_MULTIPLE) * ROWS_MULTIPLE if c.begin else self.vocab
+        self.tok_embeddings: nn.Embedding
+        self.output: TokenHead
+        if c.factorized:
+            self.tok_embeddings, self.output = DigitTable(latent.levels, c.dim, dtype), DigitHead(latent.levels, c.dim)
+            self.output.to(dtype)
+        else:
+            self.tok_embeddings = nn.Embedding(rows, c.dim, dtype=dtype)
+            self.output = Output(self.vocab, c.dim, dtype)
+        self.layers = nn.ModuleList(Block(c) for _ in range(c.depth))
+        self.norm = RMSNorm(c.dim, c.norm_eps, dtype)
+        self.actions = None
+        if c.actions:
+            self.actions = ActionEncoder(spec, c.dim, positions=1, ordered=True, deep=False).to(dtype)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """As published: N(0, 1) for embeddings; truncated normals of 0.02, of less with depth where a branch ends."""
+        for i, layer in enumerate(self.layers):
+            for name, module in layer.named_modules():
+                if isinstance(module, nn.Linear):
+                    late = name.endswith(("wo", "w2", "w3"))
+                    nn.init.trunc_normal_(module.weight, std=0.02 / math.sqrt(2 * (i + 1)) if late else 0.02)
+        self.output.init()
+
+    def units(self) -> Iterable[nn.Module]:
+        return self.layers
+
+    # ------------------------------------------------------------------ tokens in order
+    def sequence(self, latents_BTHW: Tensor) -> Tensor:
+        """Ids in the order in which they are predicted (B, L), after the one for the beginning where there is one."""
+        return F.pad(latents_BTHW.flatten(1), (int(self.config.begin), 0), value=self.vocab)
+
+    def hidden(
+        self,
+        ids_BL: Tensor,
+        grid: Grid,
+        *,
+        start: int = 0,
+        text: Text | None = None,
+        actions_BTD: Tensor | None = None,
+        memory: list[Memory] | None = None,
+    ) -> Tensor:
+        """Normed states (B, L, D), of which the one at a token predicts the next.
+
+        Args:
+            ids_BL: tokens start..start+L of a sequence over the grid.
+            actions_BTD: embedded actions of its steps.
+            memory: of the tokens before `start`, and with room for these; a block each.
+        """
+        c, device = self.config, ids_BL.device
+        stop, lead = start + ids_BL.shape[1], int(c.begin)
+        if not 0 <= start < stop <= lead + math.prod(grid):
+            raise HwmError(
+                f"tokens {start} to {stop} are not of a grid of {grid} (steps, rows, columns), which has "
+                f"{lead + math.prod(grid)}" + (" with the one for its beginning" if lead else "")
+            )
+        x_BLD = self.tok_embeddings(ids_BL)
+        if actions_BTD is not None:
+            step_L = torch.arange(start + 1 - lead, stop + 1 - lead, device=device) // (grid[1] * grid[2])
+            x_BLD = x_BLD + actions_BTD.index_select(1, step_L)
+        longest = (
+            max(grid[0], c.past + c.horizon),
+            *grid[1:],
+        )  # tables of shorter grids begin alike
+        cos, sin = rope_3d(longest, c.head_dim, device, c.rope_theta, c.yarn, lead)
+        absolute = None
+        if c.absolute:
+            table = sincos_3d(longest, c.dim, device, getattr(torch, c.absolute), lead)
+            absolute = table[start:stop].to(x_BLD.dtype)
+        if c.context_dim and text is None:  # of which cross-attention reads nothing at all: its values are zero
+            text = Text(x_BLD.new_zeros(len(x_BLD), 1, c.context_dim))
+        now = Pass((cos[start:stop], sin[start:stop]), absolute, start, text)
+        for i, layer in enumerate(self.layers):
+            x_BLD = layer(x_BLD, now, None if memory is None else memory[i])
+        out: Tensor = self.norm(x_BLD)
+        return out
+
+    def logits(self, ids_BL: Tensor, grid: Grid, text: Text | None = None) -> Tensor:
+        """Logits (B, L, V) of one pass without actions over the first L tokens of a grid: row n predicts token n + 1.
+
+        Args:
+            grid: steps, rows and columns: any, whatever grid the model was built for.
+
+        Raises:
+            HwmError: there are more tokens than the grid has.
+        """
+        out: Tensor = self.output(self.hidden(ids_BL, grid, text=text))
+        return out
+
+    def embed_actions(self, batch: Batch) -> Tensor | None:
+        """(B, T, D), in a model that has actions."""
+        return None if self.actions is None else self.actions(batch.actions, batch.embodiment).transpose(0, 1)
+
+    def check_actions(self, batch: Batch) -> None:
+        """A model that takes no actions takes those of any robot."""
+        if self.actions is not None:
+            super().check_actions(batch)
+
+    def grid(self, steps: int) -> Grid:
+        return (steps, *self.spec.latent.grid)
+
+    # ------------------------------------------------------------------ the world model
+    def clip_states(self, batch: Batch, prompt: int) -> tuple[Tensor, Tensor]:
+        """States (B, T - prompt, S, D) that predict the tokens of a clip's steps from `prompt` on, and those tokens.
+
+        One pass over all tokens but the last, which predicts nothing of the clip.
+        """
+        ids_BL, steps, cells = self.sequence(batch.latents), batch.latents.shape[1], self.spec.latent.cells
+        states_BLD = self.hidden(ids_BL[:, :-1], self.grid(steps), actions_BTD=self.embed_actions(batch))
+        told = (steps - prompt) * cells
+        return states_BLD[:, -told:].unflatten(1, (-1, cells)), ids_BL[:, -told:].unflatten(1, (-1, cells))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean cross-entropy of every token of the steps after the first, in nats; nothing of the clip is missing."""
+        self.check(batch)
+        steps, longest = batch.latents.shape[1], self.config.past + self.config.horizon
+        if not 2 <= steps <= longest:
+            raise HwmError(f"{self.name} trains on clips of 2 to past + horizon = {longest} steps, not {steps}")
+        states_BHSD, target_BHS = self.clip_states(batch.window(0, steps, steps), 1)
+        loss, accuracy = self.output.loss(states_BHSD, target_BHS, torch.ones_like(target_BHS, dtype=torch.bool))
+        return loss, {"accuracy": accuracy}
+
+    @torch.no_grad()
+    def predict(
+        self,
+        batch: Batch,
+        *,
+        sampler: NextTokenSampler | None = None,
+        logits: bool = False,
+        cache: Any = None,
+        generator: Generator = None,
+    ) -> Prediction:
+        """Token by token. Logits are those from which the tokens were drawn, each given the model's own tokens before.
+
+        The cache holds all given tokens but the last, to which the actions of the first missing step are added.
+        """
+        self.check(batch)
+        c, known = self.config, batch.latents.shape[1]
+        if not (1 <= batch.missing <= c.horizon and 1 <= known <= c.past):
+            raise HwmError(
+                f"this model predicts 1 to {c.horizon} steps from 1 to {c.past}, not {batch.missing} from {known}; "
+                "use rollout for more"
+            )
+        ids_BL = self.sequence(batch.latents)
+        decoder = Decoder(self, self.grid(known + batch.missing), len(ids_BL), self.embed_actions(batch), cache=cache)
+        made_BL, logits_BLV = decoder.go_on(
+            ids_BL, batch.missing * self.spec.latent.cells, sampler or c.sampler, generator, keep_logits=logits
+        )
+        shown = None if logits_BLV is None else self.by_cell(logits_BLV)
+        return Prediction(self.by_cell(made_BL), shown, self.output.levels, decoder.cache(ids_BL.shape[1] - 1))
+
+    @torch.no_grad()
+    def teacher_forced(self, batch: Batch, prompt: int) -> Prediction:
+        """One pass for all steps whose window in a rollout begins at the same step."""
+        self.check(batch)
+        if not 1 <= prompt < batch.latents.shape[1]:
+            raise HwmError(
+                f"a prompt of {prompt} steps of {batch.latents.shape[1]} leaves nothing to tell, or to tell from"
+            )
+        parts, done, total = list[Any](), prompt, batch.latents.shape[1]
+        while done < total:
+            start, stop = self.window_start(done), done + 1
+            while stop < total and self.window_start(stop) == start:
+                stop += 1
+            states_BHSD, _ = self.clip_states(batch.window(start, stop, stop), done - start)
+            logits_BHSV = self.output(states_BHSD)
+            ids_BHS = self.output.join(tuple(part.argmax(-1) for part in self.output.draws(logits_BHSV)))
+            likeliest, logits = self.by_cell(ids_BHS.flatten(1)), self.by_cell(logits_BHSV.flatten(1, 2))
+            parts.append(Prediction(likeliest, logits, self.output.levels))
+            done = stop
+        return join(parts)
+
+    def by_cell(self, x_BL: Tensor) -> Tensor:
+        """What is said of tokens, (B, H*S, ...), as (B, H, rows, columns, ...)."""
+        return x_BL.unflatten(1, (-1, *self.spec.latent.grid))
+
+
+class Decoder:
+    """Feeds a model the tokens of a sequence pass after pass, with room for the keys and values of all its tokens.
+
+    Args:
+        grid: steps, rows and columns of the whole sequence.
+        actions_BTD: embedded actions of its steps.
+        cache: of its first tokens; it is copied, so that it may serve again.
+    """
+
+    def __init__(
+        self,
+        model: CosmosAR,
+        grid: Grid,
+        batch: int,
+        actions_BTD: Tensor | None = None,
+        *,
+        text: Text | None = None,
+        cache: Cache | None = None,
+    ) -> None:
+        self.model, self.grid, self.batch, self.actions_BTD, self.text = model, grid, batch, actions_BTD, text
+        self.capacity = int(model.config.begin) + math.prod(grid)
+        self.memory: list[Memory] | None = None
+        self.length, self.before = (cache.length, cache.memory) if cache else (0, ())
+
+    def feed(self, ids_BL: Tensor) -> Tensor:
+        """States (B, L, D) of the next tokens of the sequence."""
+        if self.memory is None:
+            self.memory = self._room(ids_BL.device)
+        states_BLD = self.model.hidden(
+            ids_BL, self.grid, start=self.length, text=self.text, actions_BTD=self.actions_BTD, memory=self.memory
+        )
+        self.length += ids_BL.shape[1]
+        return states_BLD
+
+    def go_on(
+        self,
+        ids_BL: Tensor,
+        count: int,
+        sampler: NextTokenSampler,
+        generator: Generator = None,
+        *,
+        keep_logits: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The `count` tokens after those of a sequence (B, count), and if asked for their logits (B, count, V)."""
+        head, ids, kept = self.model.output, list[Tensor](), list[Tensor]()
+        states_BLD = self.feed(ids_BL[:, self.length :])
+        for i in range(count):
+            logits_BV = head(states_BLD[:, -1])
+            ids.append(head.join(tuple(draw(part, sampler, generator) for part in head.draws(logits_BV))))
+            kept += [logits_BV] if keep_logits else []
+            if i + 1 < count:
+                states_BLD = self.feed(ids[-1][:, None])
+        return torch.stack(ids, 1), torch.stack(kept, 1) if keep_logits else None
+
+    def cache(self, length: int) -> Cache:
+        """What is remembered of the first `length` tokens."""
+        assert self.memory is not None
+        return Cache(tuple((m.keys[:, :, :length], m.values[:, :, :length]) for m in self.memory), length)
+
+    def _room(self, device: torch.device) -> list[Memory]:
+        """Empty keys and values for every token, but for what the cache knows, and those of the text."""
+        c, memory = self.model.config, []
+        dtype = self.model.tok_embeddings.weight.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        shape = (self.batch, c.kv_heads, self.capacity, c.head_dim)
+        for i, layer in enumerate(self.model.layers):
+            keys, values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+            if self.before:
+                keys[:, :, : self.length], values[:, :, : self.length] = self.before[i]
+            cross = layer.cross_attention
+            text = cross.keys(self.text.context) if cross is not None and self.text is not None else None  # type: ignore[operator,union-attr]
+            memory.append(Memory(keys, values, text))
+        return memory

@@ -1,0 +1,216 @@
+"""Parts of a decoder over video tokens: grouped-query attention, RMSNorm, SwiGLU, and positions in three dimensions.
+
+Positions are those of Cosmos-Predict1 (github.com/nvidia-cosmos/cosmos-predict1, Apache-2.0). Grouped queries:
+arXiv 2305.13245; SwiGLU: arXiv 2002.05202; YaRN: arXiv 2309.00071.
+
+Shape suffixes: ... any leading axes, B batch, L tokens of this pass, M tokens so far, P positions of a grid, D width,
+h query heads, g key and value heads, d head width, C tokens of a text, E width of a text.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+
+from hwm.nn.rope import Table, rotate
+from hwm.types import HwmError
+
+KeysValues = tuple[Tensor, Tensor]
+Grid = tuple[int, int, int]  # steps, rows, columns
+SINCOS_BASE = 10000.0
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x), computed in float32 at least and rounded to the type of x, times a weight."""
+
+    def __init__(self, dim: int, eps: float, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(dim, dtype=dtype)), eps
+
+    def forward(self, x_D: Tensor) -> Tensor:
+        wide_D = x_D.to(torch.promote_types(x_D.dtype, torch.float32))
+        normed: Tensor = F.rms_norm(wide_D, x_D.shape[-1:], eps=self.eps).to(x_D.dtype)
+        return normed * self.weight
+
+
+class SwiGLU(nn.Module):
+    """w2(silu(w1 x) * w3 x), without biases."""
+
+    def __init__(self, dim: int, hidden: int, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.w1, self.w3 = (nn.Linear(dim, hidden, bias=False, dtype=dtype) for _ in range(2))
+        self.w2 = nn.Linear(hidden, dim, bias=False, dtype=dtype)
+
+    def forward(self, x_D: Tensor) -> Tensor:
+        out: Tensor = self.w2(F.silu(self.w1(x_D)) * self.w3(x_D))
+        return out
+
+
+class Memory(NamedTuple):
+    """What a block keeps from pass to pass.
+
+    Attributes:
+        keys, values: (B, g, capacity, d), into which each pass writes those of its tokens.
+        text: keys and values of the text (B, g, C, d), in a model that reads one.
+    """
+
+    keys: Tensor
+    values: Tensor
+    text: KeysValues | None
+
+
+class GroupedAttention(nn.Module):
+    """Attention in which several query heads share a head of keys and values: query head j reads head j // (h / g).
+
+    Queries and keys have an RMSNorm over the head's width, one weight for all heads, before any rotation. No biases.
+
+    Args:
+        keys_dim: width of what keys and values are made of; None: the same as the queries'.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, kv_heads: int, head_dim: int, eps: float, *, keys_dim: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if heads % kv_heads:
+            raise HwmError(f"{heads} query heads do not share {kv_heads} heads of keys evenly")
+        self.kv_heads, self.head_dim = kv_heads, head_dim
+        keys_dim = dim if keys_dim is None else keys_dim
+        self.wq = nn.Linear(dim, heads * head_dim, bias=False, dtype=dtype)
+        self.wk, self.wv = (nn.Linear(keys_dim, kv_heads * head_dim, bias=False, dtype=dtype) for _ in range(2))
+        self.wo = nn.Linear(heads * head_dim, dim, bias=False, dtype=dtype)
+        self.q_norm, self.k_norm = (RMSNorm(head_dim, eps, dtype) for _ in range(2))
+
+    def queries(self, x_BLD: Tensor, table: Table | None = None) -> Tensor:
+        return self._head(self.wq(x_BLD), self.q_norm, table)
+
+    def keys(self, x_BLD: Tensor, table: Table | None = None) -> KeysValues:
+        """Keys and values, each (B, g, L, d)."""
+        return self._head(self.wk(x_BLD), self.k_norm, table), self._split(self.wv(x_BLD))
+
+    def over(self, q_BhLd: Tensor, keys: KeysValues, *, causal: bool, mask_BM: Tensor | None = None) -> Tensor:
+        """What the queries read, projected out: (B, L, D)."""
+        o_BhLd = attend_grouped(q_BhLd, *keys, causal=causal, mask_BM=mask_BM)
+        out: Tensor = self.wo(o_BhLd.transpose(1, 2).flatten(2))
+        return out
+
+    def forward(self, x_BLD: Tensor, table: Table, memory: Memory | None, start: int) -> Tensor:
+        """Causal self-attention of tokens start..start+L, over those before them too where there is a memory."""
+        q, (k, v) = self.queries(x_BLD, table), self.keys(x_BLD, table)
+        if memory is not None:
+            stop = start + x_BLD.shape[1]
+            memory.keys[:, :, start:stop], memory.values[:, :, start:stop] = k, v
+            k, v = memory.keys[:, :, :stop], memory.values[:, :, :stop]
+        return self.over(q, (k, v), causal=True)
+
+    def _split(self, x_BLE: Tensor) -> Tensor:
+        return x_BLE.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def _head(self, x_BLE: Tensor, norm: nn.Module, table: Table | None) -> Tensor:
+        x_BhLd: Tensor = norm(self._split(x_BLE))
+        return (x_BhLd if table is None else rotate(x_BhLd, table)).to(x_BLE.dtype)
+
+
+def attend_grouped(
+    q_BhLd: Tensor, k_BgMd: Tensor, v_BgMd: Tensor, *, causal: bool, mask_BM: Tensor | None = None
+) -> Tensor:
+    """Attention of h heads of queries over g heads of keys, none of which is copied for its queries.
+
+    Args:
+        causal: the queries are the last L of the M tokens, and see no later ones.
+        mask_BM: bool, which keys may be seen at all, of attention that is not causal.
+    """
+    length, total, groups = q_BhLd.shape[2], k_BgMd.shape[2], k_BgMd.shape[1]
+    if causal and length > 1:
+        if length == total:
+            return F.scaled_dot_product_attention(q_BhLd, k_BgMd, v_BgMd, is_causal=True, enable_gqa=True)
+        later = causal_lower_right(length, total)
+        return F.scaled_dot_product_attention(q_BhLd, k_BgMd, v_BgMd, attn_mask=later, enable_gqa=True)
+    # nothing hides anything from any query, so those of one head of keys are only more queries to the same keys
+    q_BgNd = q_BhLd.unflatten(1, (groups, -1)).flatten(2, 3)
+    mask = None if mask_BM is None else mask_BM[:, None, None]
+    return (
+        F.scaled_dot_product_attention(q_BgNd, k_BgMd, v_BgMd, attn_mask=mask).unflatten(2, (-1, length)).flatten(1, 2)
+    )
+
+
+class Yarn(NamedTuple):
+    """How rotary frequencies are slowed down, so that a model takes grids larger than those it learned first.
+
+    Frequencies that turn less than `slow` times over the first grid are divided by `scale`, those that turn more than
+    `fast` times are kept, with a ramp between. Attention is not rescaled, as in the published models.
+
+    Attributes:
+        steps, side: of that first grid; one side stands for both.
+    """
+
+    scale: float
+    fast: float
+    slow: float
+    steps: int
+    side: int
+
+    def slowed(self, frequency: Tensor, length: int) -> Tensor:
+        low, high = (2 * math.pi * turns / length for turns in (self.slow, self.fast))
+        ramp = ((frequency - low) / (high - low)).clamp(0, 1)
+        return frequency * ((1 - ramp) / self.scale + ramp)
+
+
+def shares(dim: int) -> tuple[int, int]:
+    """How a width is shared out: the even parts of time and of each side."""
+    side = 2 * (dim // 6)
+    return dim - 2 * side, side
+
+
+def coordinates(grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """Step, row and column of each cell in raster order, float64 (P, 1)."""
+    t, h, w = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
+    return t.reshape(-1, 1), h.reshape(-1, 1), w.reshape(-1, 1)
+
+
+@lru_cache(maxsize=16)
+def rope_3d(grid: Grid, dim: int, device: torch.device, theta: float, yarn: Yarn | None = None, lead: int = 0) -> Table:
+    """Tables (lead + P, d/2) of a grid in raster order: time turns the first pairs, then the row, then the column.
+
+    Each of d/6 (rounded down) pairs of a side has the frequency theta^(-2i/share); time has the rest.
+
+    Args:
+        lead: tokens before the grid, which are not turned.
+    """
+    if dim % 2:
+        raise HwmError(f"rotary positions need an even head width, got {dim}")
+    with torch.inference_mode(False):
+        angles = []
+        lengths = (yarn.steps, yarn.side, yarn.side) if yarn else (0, 0, 0)
+        time, side = shares(dim)
+        for at_P1, share, length in zip(coordinates(grid), (time, side, side), lengths, strict=True):
+            frequency = theta ** -(torch.arange(0, share, 2, dtype=torch.float64) / share)
+            angles.append(at_P1 * (yarn.slowed(frequency, length) if yarn else frequency))
+        angle = F.pad(torch.cat(angles, 1), (0, 0, lead, 0))
+        return angle.cos().float().to(device), angle.sin().float().to(device)
+
+
+@lru_cache(maxsize=16)
+def sincos_3d(grid: Grid, dim: int, device: torch.device, dtype: torch.dtype, lead: int = 0) -> Tensor:
+    """Vectors (lead + P, D) of a grid in raster order, rounded to a type: for time, row and column in turn the sines,
+    then the cosines, of the place times 10000^(-2i/share).
+
+    Args:
+        lead: tokens before the grid, whose vectors are zero.
+    """
+    if dim % 2:
+        raise HwmError(f"sine and cosine positions need an even width, got {dim}")
+    with torch.inference_mode(False):
+        parts = []
+        time, side = shares(dim)
+        for at_P1, share in zip(coordinates(grid), (time, side, side), strict=True):
+            angle = at_P1 * SINCOS_BASE ** -(torch.arange(0, share, 2, dtype=torch.float64) / share)
+            parts += [angle.sin(), angle.cos()]
+        return F.pad(torch.cat(parts, 1), (0, 0, lead, 0)).to(device, dtype)

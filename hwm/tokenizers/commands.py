@@ -1,0 +1,219 @@
+"""What `hwm encode`, `hwm decode` and `hwm tokenizer` do with video files and tokenizers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from hwm import commands
+from hwm.config import to_json, unknown
+from hwm.tokenizers.base import Tokenizer
+from hwm.tokenizers.files import (
+    decode_file,
+    encode_file,
+    for_size,
+    is_video,
+    load_latents,
+    videos_in,
+)
+from hwm.types import HwmError
+
+LATENTS = ".safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions:
+    """Encode video files into files of latents (of a recorded store: hwm encode STORE --help).
+
+    Of a folder, videos whose latents are there already are left alone: the same command goes on after a kill.
+
+    Attributes:
+        source: a video file, or a folder of them.
+        tokenizer: a shipped tokenizer, or a folder: of a checkpoint, or of published TorchScript files.
+        out: the file to write (.safetensors); for a folder of videos the folder.
+        clip: encode so many frames at a time, each clip by itself (17 in 1X's data); 0 encodes a video as one clip.
+        fps: frames a second to take, of which the video's rate must be a multiple; 0 takes all.
+        size: height and width that the tokenizer is taken for; by default those that its checkpoint says.
+        resize: resize pictures of another size to the tokenizer's.
+        strict: refuse videos whose frames do not fill whole latent steps, instead of repeating the last frame.
+    """
+
+    source: tyro.conf.Positional[Path]
+    tokenizer: str = "tiny"
+    out: Path
+    clip: int = 0
+    fps: float = 0.0
+    size: tuple[int, int] | None = None
+    resize: bool = False
+    strict: bool = False
+
+
+def encode(args: list[str]) -> None:
+    """`hwm encode SOURCE --tokenizer NAME --out OUT`: a recorded store, a video file, or a folder of video files."""
+    if any(is_video(Path(word)) for word in args if not word.startswith("-")):
+        encode_videos(tyro.cli(VideoOptions, args=args, prog="hwm encode"))
+    else:
+        commands.encode(args)
+
+
+def encode_videos(o: VideoOptions) -> None:
+    tokenizer = _open(o.tokenizer, o.size)
+    for source, out in _pairs(o.source, o.out, videos_in, LATENTS):
+        about, repeated = encode_file(source, tokenizer, out, clip=o.clip, fps=o.fps, resize=o.resize, strict=o.strict)
+        padded = f"; the last frame stands {repeated} more times, to fill the last step" if repeated else ""
+        latents = load_latents(out)[0]
+        print(f"{out}: {about.frames} frames as {' x '.join(map(str, latents.shape))} latents{padded}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeOptions:
+    """Decode files of latents, as `hwm encode` writes them, into videos.
+
+    Attributes:
+        source: a file of latents (.safetensors), or a folder of them.
+        tokenizer: by default the one whose name the file says.
+        out: the video to write; for a folder the folder.
+        steps: decode only so many latent steps, from the first on; 0 decodes all.
+    """
+
+    source: tyro.conf.Positional[Path]
+    tokenizer: str = ""
+    out: Path
+    steps: int = 0
+
+
+def decode(args: list[str]) -> None:
+    """`hwm decode LATENTS --out VIDEO`."""
+    o = tyro.cli(DecodeOptions, args=args, prog="hwm decode")
+    if o.steps < 0:
+        raise HwmError(f"--steps {o.steps}: a number of latent steps, or 0 for all")
+    opened: dict[str, Tokenizer] = {}
+    for source, out in _pairs(o.source, o.out, _latents_in, ".mp4"):
+        name = o.tokenizer or load_latents(source)[1].tokenizer
+        tokenizer = opened[name] if name in opened else opened.setdefault(name, _open(name))
+        print(f"{out}: {decode_file(source, tokenizer, out, o.steps)} frames")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadOptions:
+    """Fetch a published tokenizer from the Hugging Face hub (extra `hub`); the same command goes on after a kill.
+
+    Attributes:
+        name: such as cosmos-dv8x8x8.
+        out: its repository becomes a folder in here.
+    """
+
+    name: tyro.conf.Positional[str]
+    out: Path = Path("models")
+
+
+def run_download(o: DownloadOptions) -> None:
+    from hwm.tokenizers.download import download
+
+    folder = download(o.name, o.out)
+    print(f"{folder}\nnext: hwm convert cosmos-tokenizer {folder} --out {o.out / o.name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Compare a tokenizer's reconstruction of a video with the video: PSNR, SSIM, and how ids are used.
+
+    Attributes:
+        source: a video file; its pictures are resized to the tokenizer's size.
+        tokenizer: as of `hwm encode`.
+        size: height and width that the tokenizer is taken for; by default those that its checkpoint says.
+        frames: how many to compare, from the first on, cut to whole latent steps.
+        out: also write a picture (.png): frames, reconstructions, and four times their difference.
+        json: print one JSON object.
+    """
+
+    source: tyro.conf.Positional[Path]
+    tokenizer: str = "tiny"
+    size: tuple[int, int] | None = None
+    frames: int = 65
+    out: Path | None = None
+    json: bool = False
+
+
+def run_report(o: ReportOptions) -> None:
+    from hwm.evaluate.show import save_png
+    from hwm.tokenizers.report import compare, picture
+
+    if o.frames < 1:
+        raise HwmError(f"--frames {o.frames}: at least one frame is compared")
+    if o.out and o.out.suffix != ".png":
+        raise HwmError(f"the picture is a .png file, not {o.out}")
+    report, truth, made = compare(o.source, _open(o.tokenizer, o.size), o.frames)
+    if o.json:
+        print(json.dumps(to_json(report), indent=1))
+    else:
+        height, width = report.size
+        print(f"{report.tokenizer}, {report.frames} frames of {report.source} at {height} x {width}")
+        print(f"  PSNR {report.psnr:.2f} dB (worst frame {report.psnr_worst:.2f}), SSIM {report.ssim:.4f}")
+        if c := report.codes:
+            print(
+                f"  {c.different:,} of {c.vocab:,} ids in {c.cells:,} cells, perplexity {c.perplexity:,.0f}; values "
+                f"used of each digit: {', '.join(f'{x:.0%}' for x in c.levels) or 'ids have no digits'}"
+            )
+    if o.out:
+        save_png(o.out, picture(truth, made))
+        if not o.json:
+            print(o.out)
+
+
+VERBS: dict[str, tuple[Any, Callable[[Any], None]]] = {
+    "download": (DownloadOptions, run_download),
+    "report": (ReportOptions, run_report),
+}
+
+
+def tokenizer(args: list[str]) -> None:
+    """`hwm tokenizer download NAME`, `hwm tokenizer report VIDEO --tokenizer NAME`."""
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: hwm tokenizer VERB [OPTIONS]   (hwm tokenizer VERB --help tells the options)\n")
+        for name, (options, _) in VERBS.items():
+            print(f"  {name:<10} {options.__doc__.splitlines()[0]}")
+        return
+    if args[0] not in VERBS:
+        raise unknown("verb of hwm tokenizer", args[0], VERBS)
+    options, run = VERBS[args[0]]
+    run(tyro.cli(options, args=args[1:], prog=f"hwm tokenizer {args[0]}"))
+
+
+def _open(name: str, size: tuple[int, int] | None = None) -> Tokenizer:
+    from hwm.loading import load_tokenizer
+
+    found = load_tokenizer(name, "cuda" if torch.cuda.is_available() else "cpu")
+    return for_size(found, size) if size else found
+
+
+def _pairs(source: Path, out: Path, of: Callable[[Path], list[Path]], suffix: str) -> list[tuple[Path, Path]]:
+    """What to read and what to write: of a folder, what is not written yet."""
+    if not source.is_dir():
+        if not source.is_file():
+            raise HwmError(f"there is no {source}")
+        if out.is_dir() or (suffix == LATENTS and out.suffix != suffix):
+            raise HwmError(f"--out {out}: name the {suffix} file to write")
+        return [(source, out)]
+    if out.is_file():
+        raise HwmError(f"--out {out} is a file: {source} is a folder, and becomes one")
+    pairs = [(path, out / f"{path.stem}{suffix}") for path in of(source)]
+    if not pairs:
+        raise HwmError(f"{source} holds nothing to read here")
+    targets = [target for _, target in pairs]
+    if double := {t.name for t in targets if targets.count(t) > 1}:
+        raise HwmError(f"several files of {source} would become {min(double)}: rename one")
+    todo = [(path, target) for path, target in pairs if not target.exists()]
+    if len(todo) < len(pairs):
+        print(f"{out}: {len(pairs) - len(todo)} of {len(pairs)} are there already")
+    return todo
+
+
+def _latents_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"*{LATENTS}"))

@@ -1,0 +1,360 @@
+"""The Cosmos tokenizers: video and pictures as ids (D) or continuous latents (C), 8 or 16 times smaller a side.
+
+Sources: as of `hwm.tokenizers.cosmos_video`, which holds the networks for video; those for pictures are in
+`hwm.tokenizers.cosmos_image`.
+
+Shape suffixes: B batch, F frames, T latent step, N = B*T pictures, C channels, H W picture or grid.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hwm.config import Config, Trainable
+from hwm.tokenizers import cosmos_image, cosmos_video
+from hwm.tokenizers.base import Tokenizer
+from hwm.tokenizers.fsq import FSQ
+from hwm.types import Batch, DataSpec, HwmError, LatentSpec
+
+# What goes through the network at once: 33 frames of 256 x 256, whose finest layers take 36 MiB each in float32.
+PIXELS_AT_ONCE = 33 * 256 * 256
+
+
+class Unquantised(nn.Module):
+    """In the place of an `FSQ`: the codes are the latents, but for the order of time and channels."""
+
+    def forward(self, z_BCTHW: Tensor) -> Tensor:
+        return z_BCTHW
+
+    def ids(self, codes_BCTHW: Tensor) -> Tensor:
+        return codes_BCTHW.transpose(1, 2)
+
+    def codes(self, latents_BTCHW: Tensor) -> Tensor:
+        return latents_BTCHW.transpose(1, 2)
+
+
+class Cosmos(Trainable, Tokenizer):
+    """What the tokenizers of video and of pictures have in common.
+
+    A subclass gives a network: `encoder`, `quant_conv`, `post_quant_conv`, `decoder`.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Config):
+        """
+        Attributes:
+            space: pixels that a cell holds, a side.
+            patch: pixels (and frames, of video) that wavelets join before the network, a side.
+            levels: FSQ levels of a cell; empty for continuous latents.
+            channels: of continuous latents.
+            z: channels between encoder and quantiser.
+            base: channels before the first level.
+            multipliers: of `base`, by level.
+            blocks: residual blocks of a level of the encoder; the decoder has one more.
+        """
+
+        space: int = 8
+        patch: int = 4
+        levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
+        channels: int = 16
+        z: int = 16
+        base: int = 128
+        multipliers: tuple[int, ...] = (2, 4, 4)
+        blocks: int = 2
+
+        @property
+        def codes(self) -> int:
+            """Channels of a cell."""
+            return len(self.levels) or self.channels
+
+        @property
+        def widths(self) -> tuple[int, ...]:
+            return (self.base, *(self.base * m for m in self.multipliers))
+
+        @property
+        def frames(self) -> int:
+            """Frames that a latent step holds after the first."""
+            return 1
+
+        @property
+        def variant(self) -> str:
+            """As published: D or C, V or I, and how much smaller a video becomes in time, height and width."""
+            kind, sides = ("D" if self.levels else "C"), f"{self.space}x{self.space}"
+            return f"{kind}V{self.frames}x{sides}" if self.frames > 1 else f"{kind}I{sides}"
+
+    config: Config
+    encoder: nn.Module
+    decoder: nn.Module
+    quant_conv: nn.Module
+    post_quant_conv: nn.Module
+
+    def __init__(self, config: Config, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        c, size = config, spec.latent.grid
+        for name, ratio in (("space", c.space / c.patch), ("frames a step", c.frames / min(c.patch, c.frames))):
+            if ratio < 1 or math.log2(ratio) % 1 or c.patch & (c.patch - 1) or c.patch < 1:
+                raise HwmError(f"{c}: {name} must be a power of two times the patch, and the patch a power of two")
+        if not c.multipliers or min(*c.widths, c.blocks, c.z, c.codes) < 1 or min(c.levels, default=2) < 2:
+            raise HwmError(f"{c}: there must be levels, blocks and channels, and at least 2 values of an FSQ level")
+        if spec.latent.channels != 3 or size[0] % c.space or size[1] % c.space or min(size) < c.space:
+            raise HwmError(f"this tokenizer takes pictures whose sides are multiples of {c.space}, got {spec.latent}")
+        self.size, self.id = size, f"cosmos-{c.variant.lower()}"
+        self.published = self.id
+        grid = (size[0] // c.space, size[1] // c.space)
+        self.quantizer: FSQ | Unquantised = FSQ(c.levels) if c.levels else Unquantised()
+        self.latent = (
+            LatentSpec(grid, math.prod(c.levels), stride=c.frames, levels=c.levels)
+            if c.levels
+            else LatentSpec(grid, channels=c.channels, stride=c.frames)
+        )
+
+    @property
+    def home(self) -> Tensor:
+        """A weight, for its device and type."""
+        return next(self.quant_conv.parameters())
+
+    @property
+    def steps_at_once(self) -> int:
+        """Latent steps whose frames go through the network at once."""
+        return max(1, PIXELS_AT_ONCE // (self.size[0] * self.size[1] * self.latent.stride))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        raise HwmError(
+            "Cosmos tokenizers are not trained here: weights come from published files (hwm convert cosmos-tokenizer)"
+        )
+
+    @abstractmethod
+    def continuous(self, pieces_BFCHW: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Frames in [-1, 1], piece by piece -> what is quantised, (B, C, T, H, W)."""
+
+    @abstractmethod
+    def pictures(self, pieces_BCTHW: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Quantised codes, piece by piece -> frames (B, F, 3, H, W) in about [-1, 1]."""
+
+    @torch.inference_mode()
+    def encode(self, video_BFCHW: Tensor) -> Tensor:
+        """Latents of a video in [0, 1], which goes through in pieces.
+
+        Raises:
+            HwmError: another size of pictures, or a number of frames that does not fill whole latent steps.
+        """
+        self.check_video(video_BFCHW, first=True)
+        head = self.latent.frames(self.steps_at_once)
+        pieces = (video_BFCHW[:, :head], *video_BFCHW[:, head:].split(self.steps_at_once * self.latent.stride, 1))
+        return torch.cat(list(self.encode_pieces(p for p in pieces if p.shape[1])), 1)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Video in [0, 1] of latents, or of the first of them.
+
+        Raises:
+            HwmError: latents of another shape, or ids that are not in the vocabulary.
+        """
+        self.check_latents(latents)
+        return torch.cat(list(self.decode_pieces(latents.split(self.steps_at_once, 1))), 1)
+
+    def encode_pieces(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        def prepared() -> Iterator[Tensor]:
+            for i, video in enumerate(pieces):
+                self.check_video(video, first=i == 0)
+                yield video.to(self.home) * 2 - 1
+
+        yield from each(lambda z: self.quantizer.ids(self.quantizer(z)), self.continuous(prepared()))
+
+    def decode_pieces(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        def prepared() -> Iterator[Tensor]:
+            for latents in pieces:
+                self.check_latents(latents)
+                home = self.home
+                yield self.quantizer.codes(latents.to(home.device)).to(home.dtype)
+
+        yield from each(lambda x: ((x.float() + 1) / 2).clamp(0, 1), self.pictures(prepared()))
+
+    def shift(self, latents: Tensor, keep: int) -> Tensor:
+        """The last steps decoded, and their last frames encoded again as a clip: its first step holds one frame."""
+        if keep >= latents.shape[1] or self.latent.stride == 1:
+            return super().shift(latents, keep)
+        return self.encode(self.decode(latents)[:, -self.latent.frames(keep) :])
+
+    def check_video(self, video: Tensor, first: bool) -> None:
+        """Raise `HwmError` unless this is video of its size and of whole latent steps, the first of them included."""
+        if video.ndim != 5 or tuple(video.shape[2:]) != (3, *self.size):
+            raise HwmError(
+                f"this tokenizer takes video of shape (B, F, 3, {self.size[0]}, {self.size[1]}), "
+                f"got {tuple(video.shape)}"
+            )
+        stride = self.latent.stride
+        if video.shape[1] < 1 or (video.shape[1] - int(first)) % stride:
+            raise HwmError(
+                f"{video.shape[1]} frames do not fill whole latent steps: they hold {int(first)} + {stride} * n frames"
+            )
+
+    def check_latents(self, latents: Tensor) -> None:
+        """Raise `HwmError` unless these are latents of its shape and kind, and ids of its vocabulary."""
+        spec, floats = self.latent, latents.is_floating_point()
+        shape = spec.grid if spec.channels is None else (spec.channels, *spec.grid)
+        if latents.ndim != 2 + len(shape) or tuple(latents.shape[2:]) != shape or floats != (spec.vocab is None):
+            what = "integer ids" if spec.vocab else "floating-point latents"
+            raise HwmError(
+                f"this tokenizer takes {what} of shape (B, T, {', '.join(map(str, shape))}), "
+                f"got {latents.dtype} {tuple(latents.shape)}"
+            )
+        if not latents.shape[1]:
+            raise HwmError("there are no latents to decode")
+        if spec.vocab and (int(latents.min()) < 0 or int(latents.max()) >= spec.vocab):
+            raise HwmError(
+                f"token ids must be in 0..{spec.vocab - 1}, these reach from {int(latents.min())} to "
+                f"{int(latents.max())}"
+            )
+
+
+class CosmosVideo(Cosmos, name="cosmos-video"):
+    """Video <-> latents that are causal over a clip: the first step holds one frame, each later one `time` frames.
+
+    Latents of a clip's first frames are the first latents of the clip, and latents of its first steps show its first
+    frames. Nothing of a later frame is in an earlier step. A clip may be of any length; it goes through in pieces,
+    whose memory does not grow but for the keys and values of one layer (two values a channel and cell).
+
+    Weights come from published files (`hwm convert cosmos-tokenizer`); there is no loss here to train them with.
+    """
+
+    # attention over time reaches back to the clip's first step
+    lookback = sys.maxsize
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Cosmos.Config):
+        """The defaults are those of DV8x8x8.
+
+        Attributes:
+            time: frames that a latent step holds after the first.
+            legacy: resolution doubles in time at the decoder's first levels, where otherwise at those after it. Which
+                it is, names of weights tell.
+        """
+
+        time: int = 8
+        legacy: bool = False
+
+        @property
+        def frames(self) -> int:
+            return self.time
+
+        @property
+        def halvings(self) -> tuple[int, int]:
+            """How often the network halves the resolution, in space and in time."""
+            return (self.space // self.patch).bit_length() - 1, (self.time // self.patch).bit_length() - 1
+
+        @property
+        def down(self) -> tuple[tuple[bool, bool], ...]:
+            """(space, time) of each level of the encoder: whether its resolution is halved."""
+            space, time = self.halvings
+            return tuple((i < space, i < time) for i in range(len(self.multipliers)))
+
+        @property
+        def up(self) -> tuple[tuple[bool, bool], ...]:
+            """(space, time) of each level of the decoder, finest first: whether its resolution is doubled."""
+            space, time = self.halvings
+            rows = []
+            for i in reversed(range(len(self.multipliers))):
+                in_time = i < time if self.legacy else 0 < i < time + 1
+                rows.append((in_time or (i < space and space > time), in_time))
+            return tuple(rows)
+
+    config: Config
+
+    @classmethod
+    def tiny(cls) -> Config:
+        """A config for tests and dry runs."""
+        return cls.Config(base=4, blocks=1, z=8)
+
+    def __init__(self, config: Config, spec: DataSpec) -> None:
+        if config.time % config.patch:
+            raise HwmError(f"{config}: frames a step ({config.time}) must be a multiple of the patch")
+        super().__init__(config, spec)
+        c, (space, time) = config, config.halvings
+        counts = tuple(sum(column) for rows in (c.down, c.up) for column in zip(*rows, strict=True))
+        if counts != (space, time, space, time):
+            raise HwmError(
+                f"{c}: {len(c.multipliers)} levels cannot halve the resolution {space} times in space and {time} times "
+                "in time and double it again"
+            )
+        self.encoder = cosmos_video.Encoder(c.z, c.patch, c.widths, c.blocks, c.down)
+        self.decoder = cosmos_video.Decoder(c.z, c.patch, c.widths, c.blocks, c.up)
+        self.quant_conv, self.post_quant_conv = cosmos_video.Conv(c.z, c.codes), cosmos_video.Conv(c.codes, c.z)
+        # as activations lie; else each convolution would turn its weights over first
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    def continuous(self, pieces_BFCHW: Iterable[Tensor]) -> Iterator[Tensor]:
+        past: cosmos_video.Past = {}
+
+        def piece(x_BFCHW: Tensor) -> Tensor:
+            return self.quant_conv(self.encoder(x_BFCHW, past), past).movedim(-1, 1)
+
+        yield from each(piece, pieces_BFCHW)
+
+    def pictures(self, pieces_BCTHW: Iterable[Tensor]) -> Iterator[Tensor]:
+        past: cosmos_video.Past = {}
+
+        def piece(codes_BCTHW: Tensor) -> Tensor:
+            return self.decoder(self.post_quant_conv(codes_BCTHW.movedim(1, -1), past), past)
+
+        yield from each(piece, pieces_BCTHW)
+
+
+class CosmosImage(Cosmos, name="cosmos-image"):
+    """Pictures <-> latents; each frame of a video by itself.
+
+    Weights come from published files (`hwm convert cosmos-tokenizer`); there is no loss here to train them with.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Cosmos.Config):
+        """The defaults are those of DI8x8."""
+
+        patch: int = 2
+        z: int = 256
+
+    config: Config
+
+    @classmethod
+    def tiny(cls) -> Config:
+        """A config for tests and dry runs."""
+        return cls.Config(base=32, blocks=1, z=8, multipliers=(1, 2))
+
+    def __init__(self, config: Config, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        c, halvings = config, (config.space // config.patch).bit_length() - 1
+        if halvings > len(c.multipliers) or c.base % 32:
+            raise HwmError(f"{c}: more halvings than levels, or channels that are no multiples of 32")
+        self.encoder = cosmos_image.Encoder(c.z, c.patch, c.widths, c.blocks, halvings)
+        self.decoder = cosmos_image.Decoder(c.z, c.patch, c.widths, c.blocks, halvings)
+        self.quant_conv, self.post_quant_conv = nn.Conv2d(c.z, c.codes, 1), nn.Conv2d(c.codes, c.z, 1)
+
+    def continuous(self, pieces_BFCHW: Iterable[Tensor]) -> Iterator[Tensor]:
+        def piece(x_BFCHW: Tensor) -> Tensor:
+            z_NCHW = self.quant_conv(self.encoder(x_BFCHW.flatten(0, 1)))
+            return z_NCHW.unflatten(0, x_BFCHW.shape[:2]).transpose(1, 2)
+
+        yield from each(piece, pieces_BFCHW)
+
+    def pictures(self, pieces_BCTHW: Iterable[Tensor]) -> Iterator[Tensor]:
+        def piece(codes_BCTHW: Tensor) -> Tensor:
+            x_NCHW = self.decoder(self.post_quant_conv(codes_BCTHW.transpose(1, 2).flatten(0, 1)))
+            return x_NCHW.unflatten(0, codes_BCTHW.transpose(1, 2).shape[:2])
+
+        yield from each(piece, pieces_BCTHW)
+
+
+def each(fn: Callable[[Tensor], Tensor], pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+    """A function of each piece, without gradients; the mode is not left on while the caller has its turn."""
+    for piece in pieces:
+        with torch.inference_mode():
+            result = fn(piece)
+        yield result

@@ -1,0 +1,50 @@
+"""Fetching published tokenizers from the Hugging Face hub, resumably, with sizes checked.
+
+Nothing is fetched unless asked for. A token, where the hub wants one, is taken from the environment (HF_TOKEN) and from
+nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from hwm.config import unknown
+from hwm.convert.cosmos_tokenizer import HALVES
+from hwm.data.onex.download import Hub, HuggingFace, fetch_all
+from hwm.types import HwmError
+
+LICENCE = "NVIDIA Open Model License (nvidia.com/en-us/agreements/enterprise-software/nvidia-open-model-license)"
+FIRST = ("DV4x8x8", "DV8x8x8", "DV8x16x16", "CV4x8x8", "CV8x8x8", "CV8x16x16", "DI8x8", "DI16x16", "CI8x8", "CI16x16")
+SECOND = ("DV8x16x16-720p", "CV8x8x8-720p", "DV4x8x8-360p", "CV4x8x8-360p", "DI8x8-360p", "DI16x16-360p",
+          "CI8x8-360p", "CI16x16-360p")  # fmt: skip
+REPOSITORIES = {f"cosmos-{v.lower()}": f"nvidia/Cosmos-0.1-Tokenizer-{v}" for v in FIRST} | {
+    f"cosmos-{v.lower()}": f"nvidia/Cosmos-Tokenize1-{v}" for v in SECOND
+}
+"""Name -> repository: those of the first release, and of the one made for Predict1, whose weights are others."""
+
+
+def download(name: str, out: str | Path, hub: Hub | None = None, say: Callable[[str], None] = print) -> Path:
+    """Fetch a tokenizer's two halves into out/REPOSITORY; returns that folder, which `hwm convert` reads.
+
+    Raises:
+        HwmError: no such tokenizer; too little space; a connection that fails; a file of another size than the hub
+            says.
+    """
+    if name not in REPOSITORIES:
+        raise unknown("tokenizer to download", name, REPOSITORIES)
+    repo = REPOSITORIES[name]
+    folder = Path(out) / repo.rpartition("/")[2]
+    hub = hub or HuggingFace(kind="model", token=os.environ.get("HF_TOKEN") or False)
+    say(f"{name}: {repo} on the Hugging Face hub. Licence: {LICENCE}")
+    try:
+        files = [f for f in hub.files(repo, "") if f.path in HALVES]
+    except OSError as error:
+        raise HwmError(
+            f"{repo} cannot be listed: {error}. Where it asks for a token, accept its licence there and set HF_TOKEN"
+        ) from error
+    if missing := sorted(set(HALVES) - {f.path for f in files}):
+        raise HwmError(f"{repo} has no {' and no '.join(missing)}: it has been moved or renamed")
+    fetch_all(hub, repo, files, folder, folder, "make room for it", say)
+    return folder

@@ -1,0 +1,219 @@
+"""Video files into files of latents and back, in bounded memory.
+
+A file of latents is a safetensors file with one tensor, `latents`: ids (T, H, W) int32 or (T, C, H, W) float16. Its
+metadata say of which tokenizer they are, and what they show.
+
+Shape suffixes: F frames, T latent step, C channels, H W picture or grid.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from hwm.config import Trainable, from_json, to_json
+from hwm.convert.weights import with_weights
+from hwm.data.files import write_atomically
+from hwm.data.readers import READERS
+from hwm.data.video import count_frames, frame_rate, frame_size, read_video, to_uint8, to_video, write_video
+from hwm.evaluate.camera import device_of
+from hwm.progress import track
+from hwm.tokenizers.base import Tokenizer
+from hwm.types import DataSpec, HwmError, LatentSpec
+
+FORMAT = "hwm-tokens/1"
+VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v")
+FRAMES_AT_ONCE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a file of latents says of them.
+
+    Attributes:
+        tokenizer: identity of the tokenizer.
+        frames: that they show; the last of them may be repeated to fill the last step.
+        fps: of the video.
+        size: (height, width) of the pictures.
+        clip: frames that were encoded together, apart from all others; 0 where all were.
+    """
+
+    tokenizer: str
+    frames: int
+    fps: float
+    size: tuple[int, int]
+    clip: int = 0
+
+
+def is_video(path: Path) -> bool:
+    """Whether a path is a video file, or a folder of them that is no store."""
+    if path.is_dir():
+        return bool(videos_in(path)) and not any(kind.recognises(path) for kind in READERS.values())
+    return path.suffix.lower() in VIDEOS
+
+
+def videos_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEOS and p.is_file())
+
+
+def for_size(tokenizer: Tokenizer, size: tuple[int, int]) -> Tokenizer:
+    """The same weights for pictures of another size.
+
+    Raises:
+        HwmError: this tokenizer cannot take that size.
+    """
+    if tuple(tokenizer.size) == size:
+        return tokenizer
+    if not isinstance(tokenizer, Trainable):
+        raise HwmError(f"{tokenizer.id} takes pictures of {_by(tokenizer.size)} only, not of {_by(size)}")
+    device = next(tokenizer.parameters()).device
+    spec = DataSpec(LatentSpec(size, channels=3), {}, f"pixels-{size[0]}x{size[1]}")
+    other: Tokenizer = with_weights(tokenizer.config, spec, tokenizer.state_dict(), tokenizer.id).to(device)
+    other.id = tokenizer.id
+    return other
+
+
+def encode_file(
+    source: Path,
+    tokenizer: Tokenizer,
+    out: Path,
+    *,
+    clip: int = 0,
+    fps: float = 0.0,
+    resize: bool = False,
+    strict: bool = False,
+) -> tuple[About, int]:
+    """Encode a video file; returns what was written, and how often the last frame was repeated to fill the last step.
+
+    Args:
+        clip: encode so many frames at a time, each clip by itself; 0 encodes the video as one clip.
+        fps: frames a second to take, of which the video's rate must be a multiple; 0 takes all.
+        resize: resize pictures to the tokenizer's size, where they have another.
+        strict: refuse a video whose frames do not fill whole steps (or clips) instead of repeating its last frame.
+
+    Raises:
+        HwmError: the video is missing, damaged, or of another size or rate; or its frames do not fill whole steps.
+    """
+    stride = tokenizer.latent.stride
+    if clip and (clip < 1 or (clip - 1) % stride):
+        raise HwmError(f"a clip of {clip} frames does not fill whole latent steps: choose 1 + {stride} * n")
+    rate, every = _every(source, fps)
+    _check_size(source, tokenizer, resize)
+    steps = max(1, FRAMES_AT_ONCE // stride)
+    sizes = (clip, clip) if clip else (tokenizer.latent.frames(steps), steps * stride)
+    count, repeated, device = 0, 0, device_of(tokenizer, torch.device("cpu"))
+
+    def pieces() -> Iterator[Tensor]:
+        nonlocal count, repeated
+        for i, frames in enumerate(_groups(read_video(source, every), *sizes)):
+            count += len(frames)
+            whole = clip or (1 if i == 0 else 0) + -(-(len(frames) - (i == 0)) // stride) * stride
+            repeated = whole - len(frames)
+            if repeated and strict:
+                what = f"clips of {clip}" if clip else f"1 + {stride} * n"
+                raise HwmError(f"{source} has {count} frames, which are not {what} (--strict)")
+            yield to_video(frames + frames[-1:] * repeated, tokenizer.size)[None].to(device)
+
+    found = map(tokenizer.encode, pieces()) if clip else tokenizer.encode_pieces(pieces())
+    total = -(-max(1, -(-count_frames(source) // every) - sizes[0]) // sizes[1]) + 1
+    latents = [part[0].cpu() for part in track(found, total, f"encoding {source.name}", sizes[1], "frames")]
+    if not count:
+        raise HwmError(f"{source} shows no frames")
+    about = About(tokenizer=tokenizer.id, frames=count, fps=rate / every, size=tokenizer.size, clip=clip)
+    save_latents(out, torch.cat(latents), about)
+    return about, repeated
+
+
+def _groups(frames: Iterator[np.ndarray], first: int, others: int) -> Iterator[list[np.ndarray]]:
+    size = first
+    while group := list(islice(frames, size)):
+        yield group
+        size = others
+
+
+def _every(source: Path, fps: float) -> tuple[float, int]:
+    """The rate of a video, and which of its frames to take."""
+    rate = frame_rate(source)
+    every = round(rate / fps) if fps else 1
+    if fps and (every < 1 or abs(rate / every - fps) > 0.01 * fps):
+        raise HwmError(
+            f"{source} has {rate:g} frames a second, of which {fps:g} cannot be taken evenly: give a rate that divides "
+            "it, or convert the video first"
+        )
+    return rate, every
+
+
+def _check_size(source: Path, tokenizer: Tokenizer, resize: bool) -> None:
+    width, height = frame_size(source)
+    if (height, width) != tuple(tokenizer.size) and not resize:
+        raise HwmError(
+            f"{source} shows pictures of {_by((height, width))} (height x width), the tokenizer takes "
+            f"{_by(tokenizer.size)}: let them be resized (--resize), or take it for pictures of that size "
+            f"(--size {height} {width})"
+        )
+
+
+def decode_file(source: Path, tokenizer: Tokenizer, out: Path, steps: int = 0) -> int:
+    """Decode a file of latents into a video; returns its frames.
+
+    Args:
+        steps: decode only so many from the first on; 0 decodes all.
+
+    Raises:
+        HwmError: the file is missing or damaged, its latents are not this tokenizer's, or ids are out of range.
+    """
+    latents, about = load_latents(source)
+    if not tokenizer.answers_to(about.tokenizer):
+        raise HwmError(f"{source} holds latents of {about.tokenizer}, which mean nothing to {tokenizer.id}")
+    tokenizer = for_size(tokenizer, about.size)
+    spec = tokenizer.latent
+    latents = latents[: steps or None][None].to(device_of(tokenizer, torch.device("cpu")))
+    latents = latents.long() if spec.vocab else latents.float()
+    if about.clip:
+        parts = latents.split(spec.steps(about.clip), 1)
+        video: Iterator[Tensor] = map(tokenizer.decode, parts)
+        whole = sum(spec.frames(part.shape[1]) for part in parts)
+    else:
+        parts = latents.split(max(1, FRAMES_AT_ONCE // spec.stride), 1)
+        video, whole = tokenizer.decode_pieces(parts), spec.frames(latents.shape[1])
+    shown = track(video, len(parts), f"decoding {source.name}", whole / len(parts), "frames")
+    frames = (frame for part in shown for frame in to_uint8(part[0]))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return write_video(out, islice(frames, min(about.frames, whole)), about.fps)
+
+
+def save_latents(path: Path, latents: Tensor, about: About) -> None:
+    """Write a file of latents, whole or not at all."""
+    kind = torch.float16 if latents.is_floating_point() else torch.int32
+    metadata = {"format": FORMAT, "about": json.dumps(to_json(about))}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, save({"latents": latents.to(kind).contiguous()}, metadata))
+
+
+def load_latents(path: Path) -> tuple[Tensor, About]:
+    """The latents (T, ...) of a file, and what it says of them.
+
+    Raises:
+        HwmError: it is missing, damaged, or something else.
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise HwmError(f"{path} is no file of latents: its format is {metadata.get('format')!r}")
+            return file.get_tensor("latents"), from_json(About, json.loads(metadata["about"]))
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise HwmError(f"cannot read the latents {path}: {error}") from error
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

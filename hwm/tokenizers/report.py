@@ -1,0 +1,109 @@
+"""How good a tokenizer is on some video: its reconstruction beside the camera's pictures, and how it uses its ids.
+
+Shape suffixes: F frames, T latent step, C channels, H W picture or grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hwm.data.video import read_video, to_uint8, to_video
+from hwm.evaluate import metrics
+from hwm.evaluate.camera import device_of
+from hwm.tokenizers.base import Tokenizer
+from hwm.types import HwmError, split_digits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codes:
+    """How ids are used.
+
+    Attributes:
+        cells: of which ids were counted.
+        different: ids that occur.
+        vocab: ids that there are.
+        perplexity: exp of the entropy of their frequencies; at most the smaller of `cells` and `vocab`.
+        levels: of each digit, the share of its values that occur.
+    """
+
+    cells: int
+    different: int
+    vocab: int
+    perplexity: float
+    levels: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Figures of one tokenizer and one video.
+
+    Attributes:
+        tokenizer: its identity.
+        source: the video.
+        frames: that were compared, from the first on.
+        size: (height, width) at which they were.
+        psnr, ssim: means over frames, of pictures in [0, 1] (`hwm.evaluate.metrics`).
+        psnr_worst: of the worst frame.
+        codes: None for continuous latents.
+    """
+
+    tokenizer: str
+    source: str
+    frames: int
+    size: tuple[int, int]
+    psnr: float
+    psnr_worst: float
+    ssim: float
+    codes: Codes | None
+
+
+def compare(source: Path, tokenizer: Tokenizer, frames: int) -> tuple[Report, Tensor, Tensor]:
+    """The report of the first frames of a video file, and truth and reconstruction, (F, 3, H, W).
+
+    Pictures are resized to the tokenizer's size. Of `frames`, those are taken that fill whole latent steps.
+
+    Raises:
+        HwmError: the video is missing or damaged, or has no frames.
+    """
+    pictures = list(islice(read_video(source), max(1, frames)))
+    if not pictures:
+        raise HwmError(f"{source} shows no frames")
+    whole = tokenizer.latent.frames(tokenizer.latent.steps(len(pictures)))
+    truth = to_video(pictures[:whole], tokenizer.size)
+    with torch.inference_mode():
+        latents = tokenizer.encode(truth[None].to(device_of(tokenizer, truth.device)))
+        made = tokenizer.decode(latents)[0].float().cpu()
+    psnr = metrics.psnr(made, truth)
+    report = Report(
+        tokenizer=tokenizer.id, source=source.name, frames=whole, size=tokenizer.size, psnr=psnr.mean().item(),
+        psnr_worst=psnr.min().item(), ssim=metrics.ssim(made, truth).mean().item(),
+        codes=use_of(latents, tokenizer) if tokenizer.latent.vocab else None,
+    )  # fmt: skip
+    return report, truth, made
+
+
+def use_of(ids: Tensor, tokenizer: Tokenizer) -> Codes:
+    """How these ids use the vocabulary."""
+    spec = tokenizer.latent
+    assert spec.vocab is not None
+    flat = ids.flatten().cpu()
+    share = flat.unique(return_counts=True)[1].double() / flat.numel()
+    digits = split_digits(flat, spec.levels).unbind(-1) if spec.levels else ()
+    used = tuple(len(digit.unique()) / level for digit, level in zip(digits, spec.levels, strict=True))
+    perplexity = torch.exp(-(share * share.log()).sum()).item()
+    return Codes(cells=flat.numel(), different=len(share), vocab=spec.vocab, perplexity=perplexity, levels=used)
+
+
+def picture(truth_FCHW: Tensor, made_FCHW: Tensor, columns: int = 4) -> np.ndarray:
+    """Some frames, evenly from the first to the last: truth, reconstruction, and four times their difference below each
+    other; (H, W, 3) uint8."""
+    at = np.linspace(0, len(truth_FCHW) - 1, min(columns, len(truth_FCHW))).round().astype(int)
+    truth, made = truth_FCHW[at], made_FCHW[at]
+    rows = [to_uint8(x) for x in (truth, made, (made - truth).abs() * 4)]
+    return np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)

@@ -1,0 +1,320 @@
+"""Cosmos tokenizers as published: TorchScript and safetensors files, which variant they are, and broken ones."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hwm import cli
+from hwm.convert import from_reference
+from hwm.convert.cases import compare, read_case, table
+from hwm.convert.cosmos_tokenizer import load_torchscript, read, resampling, resampling_of, write
+from hwm.data.onex.specs import onex_v2
+from hwm.loading import load_tokenizer
+from hwm.tokenizers.cosmos import Cosmos, CosmosImage, CosmosVideo
+from hwm.tokenizers.fsq import FSQ
+from hwm.train.checkpoint import CheckpointError, save_tensors
+from hwm.types import DataSpec, HwmError, LatentSpec
+from tests.parity import FOLDER, recorded_path
+
+SIZE = (16, 32)
+Shelf = Callable[[Cosmos.Config], Path]
+CASES = ("cosmos-tokenizer-cv8x8x8", "cosmos-tokenizer-dv4x8x8-patch2", "cosmos-tokenizer-dv8x16x16",
+         "cosmos-tokenizer-dv8x8x8", "fsq-64000")  # fmt: skip
+DV8, DI8 = replace(CosmosVideo.tiny(), multipliers=(1, 2, 2)), CosmosImage.tiny()
+CV8 = replace(DV8, levels=(), channels=16)
+
+
+def build(config: Cosmos.Config, seed: int = 0) -> Cosmos:
+    torch.manual_seed(seed)
+    model: Cosmos = config.build(DataSpec(LatentSpec(SIZE, channels=3), {})).eval()
+    nn.init.normal_(model.home, std=0.5)
+    return model
+
+
+def equal(a: Cosmos, b: Cosmos) -> bool:
+    return a.state_dict().keys() == b.state_dict().keys() and all(
+        torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items()
+    )
+
+
+class Coder(nn.Module):
+    """One half of a tokenizer as its released graph has it: names, buffers, axes and results."""
+
+    def __init__(self, model: Cosmos, half: str) -> None:
+        super().__init__()
+        self.video, self.discrete, self.first = isinstance(model, CosmosVideo), bool(model.config.levels), half
+        self.model = [model]  # in a list: not a submodule, so that names have no prefix
+        if half == "encoder":
+            self.encoder, self.quant_conv = model.encoder, model.quant_conv
+        else:
+            self.post_quant_conv, self.decoder = model.post_quant_conv, model.decoder
+        if self.discrete:
+            self.quantizer = nn.Module()
+            self.quantizer.register_buffer("_levels", torch.tensor(model.config.levels, dtype=torch.int32))
+
+    def forward(self, x: Tensor) -> Any:
+        model = self.model[0]
+        if self.first == "encoder":
+            z = next(model.continuous([x.transpose(1, 2) if self.video else x[:, None]]))
+            z = z if self.video else z[:, :, 0]
+            codes = model.quantizer(z)
+            return (model.quantizer.ids(codes).int() if self.discrete else codes, torch.zeros(()))
+        codes = model.quantizer.codes(x) if self.discrete else x
+        shown = next(model.pictures([codes if self.video else codes[:, :, None]]))
+        return shown.transpose(1, 2) if self.video else shown[:, 0]
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    """A folder as published, of the config's `build`; graphs take long to trace."""
+    folders: dict[Cosmos.Config, Path] = {}
+
+    def of(config: Cosmos.Config) -> Path:
+        if config not in folders:
+            folders[config] = release(build(config), tmp_path_factory.mktemp("releases") / config.variant)
+        return folders[config]
+
+    return of
+
+
+def release(model: Cosmos, folder: Path) -> Path:
+    folder.mkdir()
+    video = torch.rand(1, 9, 3, *SIZE) * 2 - 1
+    x = video.transpose(1, 2) if isinstance(model, CosmosVideo) else video[0]
+    encoder, decoder = Coder(model, "encoder").eval(), Coder(model, "decoder").eval()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(encoder, x, check_trace=False).save(str(folder / "encoder.jit"))
+        torch.jit.trace(decoder, encoder(x)[0], check_trace=False).save(str(folder / "decoder.jit"))
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_recorded_outputs_are_ours(name: str) -> None:
+    model, rows = compare(read_case(recorded_path(name)))
+    assert rows
+    assert all(row.passed for row in rows), table(rows)
+    assert not any(p.requires_grad and p.is_meta for p in model.parameters())
+
+
+def test_every_recorded_case_is_listed() -> None:
+    if not FOLDER.is_dir():
+        pytest.skip("the recorded outputs of the public implementation are not here")
+    there = {p.stem for kind in ("cosmos-tokenizer", "fsq") for p in FOLDER.glob(f"{kind}-*.safetensors")}
+    assert there == set(CASES)
+
+
+@pytest.mark.parametrize("config", [DV8, CV8, DI8], ids=lambda c: c.variant)
+def test_a_release_is_read(shelf: Shelf, config: Cosmos.Config) -> None:
+    model = build(config)
+    found = read(shelf(config), SIZE)
+    assert found.config == config
+    assert equal(found, model)
+    assert not found.training
+    video = torch.rand(1, 9, 3, *SIZE)
+    assert torch.equal(found.encode(video), model.encode(video))
+
+
+@pytest.mark.parametrize("name", ["weights", "Cosmos-Tokenize1-{}-720p"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        DV8,
+        replace(DV8, legacy=True),
+        replace(DV8, space=16),
+        replace(DV8, space=16, legacy=True),
+        replace(DV8, time=4),
+        replace(CV8, space=16, time=4, patch=2, multipliers=(1, 1, 2, 2)),
+        replace(DI8, levels=(), space=4),
+        replace(DI8, blocks=2),
+    ],
+    ids=lambda c: c.variant,
+)
+def test_the_variant_is_told_by_names_of_weights_or_of_the_folder(
+    tmp_path: Path, config: Cosmos.Config, name: str
+) -> None:
+    model, folder = build(config), tmp_path / name.format(config.variant)
+    assert resampling_of(config) == resampling(model.state_dict()) != set()
+    write(model, folder)
+    found = read(folder, SIZE)
+    assert found.config == config
+    assert equal(found, model)
+
+
+@pytest.mark.parametrize("config", [DV8, replace(DV8, legacy=True), CV8, DI8], ids=lambda c: c.variant)
+def test_the_graphs_give_what_ours_gives(shelf: Shelf, config: Cosmos.Config) -> None:
+    """Also at other lengths than they were traced with."""
+    model = build(config)
+    graphs = load_torchscript(shelf(config), SIZE)
+    assert graphs.latent == model.latent
+    assert graphs.answers_to(model.published)
+    assert graphs.id != model.id
+    for frames in (1, 9, 17):
+        video = torch.rand(2, frames, 3, *SIZE)
+        latents = graphs.encode(video)
+        torch.testing.assert_close(latents, model.encode(video), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(graphs.decode(latents), model.decode(latents), rtol=1e-4, atol=1e-4)
+    pieces = list(graphs.encode_pieces(video.split([1, 8, 8], 1)))
+    assert torch.equal(torch.cat(pieces, 1), latents)
+    assert torch.equal(torch.cat(list(graphs.decode_pieces(latents.split(1, 1))), 1), graphs.decode(latents))
+    torch.testing.assert_close(graphs.shift(latents, 2), model.shift(latents, 2), rtol=1e-3, atol=1e-3)
+    with pytest.raises(HwmError, match="takes video of shape"):
+        graphs.encode(video[0])
+    with pytest.raises(HwmError, match="of shape"):
+        graphs.decode(latents[0])
+
+
+def test_a_folder_of_graphs_can_be_named_as_a_tokenizer(shelf: Shelf) -> None:
+    found = load_tokenizer(shelf(DV8))
+    assert found.id == "cosmos-dv8x8x8-torchscript"
+    assert found.latent == onex_v2().latent
+
+
+def test_graphs_of_one_half_are_not_enough(shelf: Shelf, tmp_path: Path) -> None:
+    folder = copytree(shelf(DV8), tmp_path / "release")
+    (folder / "decoder.jit").unlink()
+    with pytest.raises(CheckpointError, match=r"has no decoder.jit"):
+        load_torchscript(folder, SIZE)
+    with pytest.raises(CheckpointError, match=r"decoder.jit missing, and none of autoencoder.jit"):
+        read(folder, SIZE)
+    with pytest.raises(CheckpointError, match=r"decoder.* missing.*found: DV8x8x8|not all of them"):
+        read(folder / "encoder.jit", SIZE)
+
+
+def test_half_precision_buffers_and_whole_files(tmp_path: Path) -> None:
+    model = build(DV8)
+    stored = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items()}
+    stored |= {"quantizer._basis": torch.ones(6), "encoder.patcher3d.wavelets": torch.ones(2)}
+    torch.save(stored, tmp_path / "model.pt")
+    save_tensors(tmp_path / "DV8x8x8.safetensors", stored)
+    for source in (tmp_path, tmp_path / "model.pt", tmp_path / "DV8x8x8.safetensors"):
+        found = read(source, SIZE)
+        assert found.config == DV8
+        assert found.home.dtype == torch.float32
+        assert torch.equal(found.home, model.home.to(torch.bfloat16).float())
+
+
+def early(config: CosmosVideo.Config) -> dict[str, Tensor]:
+    """Weights of the early module, which has every resampling convolution, whether it runs it or not."""
+    both = replace(config, space=16, time=16)
+    weights = dict(build(config).state_dict())
+    for i in (0, 1):
+        weights |= {
+            k.replace("down.0", f"down.{i}"): v for k, v in build(both).state_dict().items() if "down.0.downs" in k
+        }
+        weights |= {
+            k.replace("up.1", f"up.{i + 1}"): v for k, v in build(both).state_dict().items() if "up.1.upsample" in k
+        }
+    return weights | build(config).state_dict()
+
+
+def test_convolutions_that_are_never_run_are_left_out_where_the_name_tells_the_variant(tmp_path: Path) -> None:
+    weights = early(CV8)
+    assert len(weights) == len(build(CV8).state_dict()) + 12
+    save_tensors(tmp_path / "Cosmos-Tokenizer-CV8x8x8.safetensors", weights)
+    found = read(tmp_path / "Cosmos-Tokenizer-CV8x8x8.safetensors", SIZE)
+    assert equal(found, build(CV8))
+    save_tensors(tmp_path / "weights.safetensors", weights)
+    with pytest.raises(CheckpointError, match=r"may be any of .*CV8x8x8.* name the file or its folder"):
+        read(tmp_path / "weights.safetensors", SIZE)
+
+
+def test_another_variant_than_the_name_says_is_refused(tmp_path: Path) -> None:
+    def fails(config: Cosmos.Config, name: str, message: str) -> None:
+        write(build(config), tmp_path / name)
+        with pytest.raises(CheckpointError, match=message):
+            read(tmp_path / name, SIZE)
+
+    fails(replace(DV8, space=16), "DV8x8x8", r"not of a DV8x8x8: .*another variant \(DV8x16x16\)")
+    fails(DV8, "DV8x16x16", r"is missing.* Expected: DV8x16x16; found: DV8x8x8")
+    fails(DV8, "CV8x8x8", r"named after a tokenizer of continuous latents.*6 channels: DV8x8x8")
+    fails(DV8, "DI8x8", r"holds no whole Cosmos tokenizer of pictures")
+
+
+def test_files_that_are_not_whole_or_something_else_are_refused(shelf: Shelf, tmp_path: Path) -> None:
+    folder = copytree(shelf(DV8), tmp_path / "Cosmos-Tokenizer-DV8x8x8")
+    data = (folder / "decoder.jit").read_bytes()
+    for part in (data[: len(data) // 2], b"", b"version https://git-lfs.github.com/spec/v1\n"):
+        (folder / "decoder.jit").write_bytes(part)
+        with pytest.raises(CheckpointError, match=r"decoder.jit is not a whole TorchScript file: .*fetch it again"):
+            read(folder, SIZE)
+    weights = dict(build(DV8).state_dict())
+
+    def fails(weights: dict[str, Tensor], message: str) -> None:
+        save_tensors(tmp_path / "some.safetensors", weights)
+        with pytest.raises(CheckpointError, match=message):
+            read(tmp_path / "some.safetensors", SIZE)
+
+    fails({k: v for k, v in weights.items() if k != "decoder.norm_out.norm.bias"}, "decoder.norm_out.norm.bias is miss")
+    fails({**weights, "quant_conv.conv3d.bias": torch.ones(7)}, r"\(7,\) instead of \(6,\)")
+    fails({**weights, "decoder.more.weight": torch.ones(7)}, r"decoder.more.weight is not known.*Expected: DV8x8x8")
+    fails({"classifier.weight": torch.ones(2)}, "holds no Cosmos tokenizer")
+    fails({k: v for k, v in weights.items() if k.startswith("decoder.")}, "holds no whole Cosmos tokenizer")
+
+
+def test_the_verb_converts_both_ways_and_the_result_answers_to_the_published_data(
+    shelf: Shelf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = shelf(DV8)
+    assert cli.main(["convert", "cosmos-tokenizer", str(source), "--out", str(tmp_path / "ours")]) == 0
+    assert f"cosmos-video, {sum(p.numel() for p in build(DV8).parameters()):,} param" in capsys.readouterr().out
+    found = load_tokenizer(tmp_path / "ours")
+    assert isinstance(found, CosmosVideo)
+    assert equal(found, build(DV8))
+    assert found.latent == onex_v2().latent
+    assert found.answers_to(onex_v2().tokenizer)
+    assert found.id.startswith(f"{tmp_path / 'ours'}@")
+    again = [
+        "convert",
+        "cosmos-tokenizer",
+        str(tmp_path / "ours"),
+        "--to",
+        "published",
+        "--out",
+        str(tmp_path / "back"),
+    ]
+    assert cli.main(again) == 0
+    assert equal(read(tmp_path / "back", SIZE), build(DV8))
+    assert cli.main(["convert", "cosmos-tokenizer", str(tmp_path / "back"), "--out", str(tmp_path / "ours")]) == 2
+    assert "choose another --out" in capsys.readouterr().err
+
+
+def test_configs_of_no_release_are_refused() -> None:
+    good = {"name": "DV", "spatial_compression": 8, "temporal_compression": 8}
+    for change, message in (
+        ({"name": "XV"}, "DV, CV, DI or CI"),
+        ({"patch_method": "rearrange"}, "patch_method is 'rearrange' instead of 'haar'"),
+        ({"formulation": "VAE"}, "formulation"),
+        ({"attn_resolutions": [256]}, "attention at a resolution of 256"),
+        ({"embedding_dim": 5}, "embedding_dim is 5"),
+        ({"widths": 5}, "widths"),
+        ({"name": 5}, "name"),
+        ({"spatial_compression": 2}, "space"),
+    ):
+        with pytest.raises(HwmError, match=message):
+            from_reference("cosmos-tokenizer", {**good, **change}, {})
+
+
+def test_the_quantiser_alone_is_a_family() -> None:
+    found = from_reference("fsq", {"levels": [3, 4]}, {})
+    assert isinstance(found, FSQ)
+    assert found.vocab == 12
+    with pytest.raises(HwmError):
+        from_reference("fsq", {}, {})
+
+
+def test_write_and_read_are_inverse(tmp_path: Path) -> None:
+    for config in (DV8, CV8, DI8):
+        model = build(config)
+        folder = tmp_path / config.variant
+        write(model, folder)
+        assert equal(read(folder, SIZE), model)
