@@ -101,12 +101,16 @@ class DataSpec:
         actions: embodiment -> ActionSpec.
         tokenizer: identity of the tokenizer that made the latents (name, and fingerprint of its weights).
         fps: latent steps a second (after the first), for showing video at its true speed.
+        latent_mean, latent_std: of each channel of continuous latents, over the training data; empty where they are not
+            known, and for discrete latents.
     """
 
     latent: LatentSpec
     actions: dict[str, ActionSpec]
     tokenizer: str = ""
     fps: float = 30.0
+    latent_mean: tuple[float, ...] = ()
+    latent_std: tuple[float, ...] = ()
 
 
 @dataclass

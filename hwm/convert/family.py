@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hwm.convert.cases import Case
 
 # the files of this folder that register families
-CONVERTERS = ("cosmos_ar", "cosmos_tokenizer", "genie", "magvit2")
+CONVERTERS = ("cosmos_ar", "cosmos_tokenizer", "genie", "hma", "magvit2")
 
 Outputs = Mapping[str, Callable[[], Tensor]]
 

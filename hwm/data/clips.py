@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cached_property
+
 import numpy as np
 import torch
 
@@ -10,6 +13,8 @@ from hwm.types import Batch, DataSpec, HwmError
 
 MOTION_STEPS = 4096
 """Steps that are compared at once."""
+STATISTICS_STEPS = 256
+"""Steps that statistics of continuous latents are taken of: a step has hundreds of cells, and a store may be large."""
 
 
 class Starts:
@@ -90,13 +95,23 @@ class Clips:
 
     def spec(self) -> DataSpec:
         spec = self.store.data_spec()
+        if self.continuous:
+            mean, std = self.channel_statistics
+            spec = replace(spec, latent_mean=mean, latent_std=std)
         if self.stride == 1:
             return spec
-        from dataclasses import replace
-
         action = spec.actions[self.embodiment]
         wide = replace(action, per_step=action.per_step * self.stride)
         return replace(spec, actions={self.embodiment: wide}, fps=spec.fps / self.stride)
+
+    @cached_property
+    def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel of continuous latents, over steps spread over the store."""
+        assert self.store.latents is not None
+        steps = np.unique(np.linspace(0, self.store.steps - 1, STATISTICS_STEPS).round().astype(int))
+        x = (self.store.latents[t].astype(np.float64) * (self.scale or 1) for t in steps)
+        mean, square = np.mean([(each.mean((1, 2)), (each**2).mean((1, 2))) for each in x], 0)
+        return tuple(mean.tolist()), tuple(np.sqrt((square - mean**2).clip(min=0)).tolist())
 
     def batch(self, indices: np.ndarray | list[int]) -> Batch:
         """The windows of these indices, in order."""

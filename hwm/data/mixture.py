@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -106,7 +106,7 @@ class Mixture:
                     raise HwmError(
                         f"{c.store.path}: embodiment {name!r} has other actions than in the stores before it"
                     )
-        return DataSpec(first.latent, actions, first.tokenizer, first.fps)
+        return replace(first, actions=actions)
 
     def draw(self, seed: int, step: int, size: int) -> tuple[int, np.ndarray]:
         """Which store, and which of its windows, make up the global batch of a step."""

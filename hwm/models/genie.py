@@ -11,6 +11,7 @@ first (TBSD).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -57,6 +58,7 @@ def noise(
     non_mlm: float = 0.5,
     prompt: int = 8,
     fully_masked: float = 0.0,
+    least_kept: float = 0.25,
     device: torch.device | str = "cpu",
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -64,8 +66,8 @@ def noise(
 
     1. Every digit of every token, of the first step too, is replaced with probability u, u ~ U(0, max_corrupt).
     2. With probability `non_mlm` a clip is "closer to autoregressive": the first masked step f is uniform on
-       prompt..T-1, and from f on every digit is also replaced with probability 1 - c, where c starts at U(0.25, 1)
-       and is multiplied by a U(0.9, 1) at f and at every step after it. Else f = 1.
+       prompt..T-1, and from f on every digit is also replaced with probability 1 - c, where c starts at
+       U(least_kept, 1) and is multiplied by a U(0.9, 1) at f and at every step after it. Else f = 1.
     3. Each step from f on has its own mask ratio cos(pi/2 U(0, 1)).
 
     The release draws u and f once a batch; here each clip draws its own. Both replacements of a digit are uniform, so
@@ -87,7 +89,7 @@ def noise(
     drawn_B1 = (prompt + (uniform(batch, 1) * (steps - prompt)).long()).clamp(max=steps - 1)
     late_BT = step_T >= torch.where(autoregressive_B1, drawn_B1, 1)
     shrink_BT = torch.where(late_BT, uniform(batch, steps, low=0.9), 1.0).cumprod(1)
-    drift_BT = torch.where(autoregressive_B1 & late_BT, uniform(batch, 1, low=0.25) * shrink_BT, 1.0)
+    drift_BT = torch.where(autoregressive_B1 & late_BT, uniform(batch, 1, low=least_kept) * shrink_BT, 1.0)
     ratio_BT = torch.cos(math.pi / 2 * uniform(batch, steps))
     ratio_BT = torch.where(uniform(batch, steps) < fully_masked, 1.0, ratio_BT)
     return 1 - keep_B1 * drift_BT, torch.where(late_BT, ratio_BT, 0.0)
@@ -132,8 +134,9 @@ class Block(nn.Module):
     none at all but those of queries and keys.
 
     Attributes:
-        recompute: of a training pass keep what goes into the block, and attention among cells; compute the rest again
-            in the backward pass. Of a token that is 5 D numbers instead of 23 D, for a sixth more arithmetic.
+        recompute: of a training pass keep what goes into the block, and attention among cells, and compute the rest
+            again in the backward pass. Of a token that is 5 D numbers instead of 16 D, for a sixth more arithmetic. If
+            not, only what costs next to nothing is computed again, norms and the GELU; all together are 23 D.
     """
 
     recompute = True
@@ -150,28 +153,36 @@ class Block(nn.Module):
         self.fc1, self.fc2 = nn.Linear(dim, hidden, c.mlp_bias), nn.Linear(hidden, dim, c.mlp_bias)
         self.drop = nn.Dropout(c.mlp_drop)
 
-    def forward(self, x_TBSD: Tensor, memory: Memory = (), first: int = 0, keep: int = 0) -> tuple[Tensor, Memory]:
+    def forward(
+        self,
+        x_TBSD: Tensor,
+        memory: Memory = (),
+        first: int = 0,
+        keep: int = 0,
+        between: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Memory]:
         """Run T steps through the block.
 
         Args:
             memory: of the M steps before, which every step of this pass sees.
             first: from which step on anyone reads the states that come out.
             keep: how many of the steps are to be remembered.
+            between: what becomes of the states (T, B, S, D) between attention among cells and attention over time; it
+                keeps cells apart.
 
         Returns:
             the states (T - first, B, S, D), and the memory of the M + keep steps, or nothing if none are kept.
         """
-        run = recomputed if self.recompute else plainly
-        o_TBSD = self.over_cells(run(self.project_cells, x_TBSD))
+        o_TBSD = self.over_cells(recomputed(self.project_cells, x_TBSD))
         if keep:
-            x_TBSD, *new = self.over_time(x_TBSD, o_TBSD, *memory, first=first)
+            x_TBSD, *new = self.over_time(x_TBSD, o_TBSD, *memory, first=first, between=between)
             old = memory[: len(memory) // 2], memory[len(memory) // 2 :]
             return x_TBSD, tuple(chain(*((*o, *n[:keep].clone().split(1)) for o, n in zip(old, new, strict=True))))
 
         def rest(*given: Tensor) -> Tensor:
-            return self.over_time(*given, first=first)[0]
+            return self.over_time(*given, first=first, between=between)[0]
 
-        return in_parts(partial(run, rest), 2, x_TBSD, o_TBSD, *memory), ()
+        return in_parts(partial(recomputed, rest) if self.recompute else rest, 2, x_TBSD, o_TBSD, *memory), ()
 
     def project_cells(self, x_TBSD: Tensor) -> Tensor:
         """Queries, keys and values of attention among cells, (T, B, S, 3D)."""
@@ -183,10 +194,19 @@ class Block(nn.Module):
         q, k, v = (x.flatten(0, 1).transpose(1, 2) for x in self.space.split(qkv_TBSE))
         return attend(q, k, v, scale=self.space.scale).transpose(1, 2).reshape(*qkv_TBSE.shape[:3], -1)
 
-    def over_time(self, x_TBSD: Tensor, o_TBSD: Tensor, *memory: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
+    def over_time(
+        self,
+        x_TBSD: Tensor,
+        o_TBSD: Tensor,
+        *memory: Tensor,
+        first: int,
+        between: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The rest of the block, in which each cell is by itself: states of the steps from `first` on, and keys and
         values (T, B, S, h, d) of all."""
         x_TBSD = added(x_TBSD, self.space.proj(o_TBSD))
+        if between is not None:
+            x_TBSD = between(x_TBSD)
         q, k, v = self.time.split(self.time.qkv(x_TBSD))
         x_TBSD, q = x_TBSD[first:], q[first:]
         L, half = x_TBSD.shape[0], len(memory) // 2
@@ -201,7 +221,9 @@ class Block(nn.Module):
         return x_TBSD, k, v
 
     def mlp(self, x_D: Tensor) -> Tensor:
-        return added(x_D, self.drop(self.fc2(self.drop(F.gelu(self.fc1(self.norm2(x_D)))))))
+        run = plainly if self.recompute else recomputed  # what is recomputed as a whole need not be in parts
+        hidden_E = run(lambda x: self.fc1(self.norm2(x)), x_D)
+        return added(x_D, run(lambda x: self.drop(self.fc2(self.drop(F.gelu(x)))), hidden_E))
 
 
 class Genie(MaskedModel, name="genie"):

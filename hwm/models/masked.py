@@ -199,11 +199,32 @@ class MaskedModel(WorldModel):
             )
         if sampler.pick == "mean" and not self.head.levels:
             raise HwmError('pick="mean" is for factorised vocabularies with ordered digits; use pick="sample"')
-        ids_BPS = self.tokens(batch.latents)
-        missing //= self.group
+        ids_BHS, first, window = self.fill_in(
+            self.tokens(batch.latents),
+            batch.actions,
+            batch.embodiment,
+            missing // self.group,
+            sampler,
+            cache,
+            generator,
+        )
+        shown = self.latents(self.head.by_id(first)) if logits else None
+        return Prediction(self.latents(ids_BHS), shown, self.head.levels, self.cache_of(window))
+
+    def fill_in(
+        self,
+        ids_BPS: Tensor,
+        actions_BTKA: Tensor,
+        embodiment: str,
+        missing: int,
+        sampler: MaskGITSampler,
+        cache: Any = None,
+        generator: Generator = None,
+    ) -> tuple[Tensor, Tensor, Any]:
+        """Ids (B, H, S) of the `missing` steps, logits of the first look at them, and the window looked at."""
         ids_BHS = torch.zeros_like(ids_BPS[:, :1]).repeat_interleave(missing, 1)
         masked_BHS = torch.ones(ids_BHS.shape[:3], dtype=torch.bool, device=ids_BHS.device)
-        window, hidden_BHSD = self.first_look(ids_BPS, batch.actions, batch.embodiment, ids_BHS, masked_BHS, cache)
+        window, hidden_BHSD = self.first_look(ids_BPS, actions_BTKA, embodiment, ids_BHS, masked_BHS, cache)
         first: Tensor | None = None
         for count in sampler.counts(masked_BHS.shape[2]):
             if first is not None:
@@ -216,5 +237,5 @@ class MaskedModel(WorldModel):
             if count:
                 logp_BHS = torch.cat([logp for _, logp in drawn], -1).sum(-1)
                 masked_BHS = maskgit.remask(sampler.keep_score(logp_BHS, generator), masked_BHS, count)
-        shown = self.latents(self.head.by_id(first)) if logits else None
-        return Prediction(self.latents(ids_BHS), shown, self.head.levels, self.cache_of(window))
+        assert first is not None  # a sampler has one look at least
+        return ids_BHS, first, window

@@ -19,6 +19,13 @@ CLAMP = 5.0
 CHANGE_GAIN = 5.0
 
 
+def standardised(actions: Tensor, spec: ActionSpec) -> tuple[Tensor, Tensor]:
+    """Actions in standard deviations from their mean, clamped, and the scale: a constant dimension has scale 1."""
+    scale = tuple(s if s > 0 else 1.0 for s in spec.std)
+    mean, std = constant(spec.mean, actions.device), constant(scale, actions.device)
+    return ((actions.float() - mean) / std).clamp(-CLAMP, CLAMP), std
+
+
 class ActionEncoder(nn.Module):
     """(B, T, K, A) actions in the units of the robot -> (T, B, D), one vector a latent step, time first.
 
@@ -51,8 +58,8 @@ class ActionEncoder(nn.Module):
         super().__init__()
         self.group, self.ordered = group, ordered
         self.specs, self.stride = spec.actions, spec.latent.stride
-        self.read = nn.ModuleDict({_key(e): nn.Linear(a.dim, dim) for e, a in spec.actions.items()})
-        change = {_key(e): nn.Linear(a.dim, dim, bias=False) for e, a in spec.actions.items() if changes}
+        self.read = nn.ModuleDict({module_key(e): nn.Linear(a.dim, dim) for e, a in spec.actions.items()})
+        change = {module_key(e): nn.Linear(a.dim, dim, bias=False) for e, a in spec.actions.items() if changes}
         self.read_change = nn.ModuleDict(change) if changes else None
         self.act = nn.GELU()
         self.mix = nn.Sequential(Mlp(dim, ratio), nn.LayerNorm(dim)) if deep else nn.Linear(dim, dim)
@@ -71,13 +78,11 @@ class ActionEncoder(nn.Module):
         return max(1, spec.per_step // self.stride)
 
     def normalise(self, actions: Tensor, spec: ActionSpec) -> tuple[Tensor, Tensor]:
-        """Actions in standard deviations from their mean, clamped, and the scale: a constant dimension has scale 1."""
-        scale = tuple(s if s > 0 else 1.0 for s in spec.std)
-        mean, std = constant(spec.mean, actions.device), constant(scale, actions.device)
-        return ((actions.float() - mean) / std).clamp(-CLAMP, CLAMP), std
+        """See `standardised`."""
+        return standardised(actions, spec)
 
     def forward(self, actions_BTKA: Tensor, embodiment: str) -> Tensor:
-        spec, key = self.specs[embodiment], _key(embodiment)
+        spec, key = self.specs[embodiment], module_key(embodiment)
         B, T, K, A = actions_BTKA.shape
         absent = K - self.real(spec)
         rows_BFA = actions_BTKA.reshape(B, T * K, A)[:, absent:]
@@ -98,6 +103,6 @@ class ActionEncoder(nn.Module):
         return torch.cat([first_B1D, rest_BTD], 1).transpose(0, 1)
 
 
-def _key(embodiment: str) -> str:
+def module_key(embodiment: str) -> str:
     """Module names hold no dots."""
     return embodiment.replace(".", "_")

@@ -95,7 +95,11 @@ class DigitHead(TokenHead):
         self.levels = levels
 
     def loss(self, h_D: Tensor, ids: Tensor, masked: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        """As `TokenHead.loss`; a token counts as right when all of its digits are."""
+        """As `TokenHead.loss`; a token counts as right when all of its digits are.
+
+        Where a token's logits are more than its states, they are made of masked tokens alone; see
+        `digit_cross_entropy` for why otherwise of all.
+        """
         if self.vocab > h_D.shape[-1]:
             h_D, ids, masked = h_D[masked], ids[masked], masked[masked]
         parts_N = self(h_D).flatten(0, -2).split(self.levels, -1)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hwm.data.clips import Clips, fake_batch
 from hwm.data.encode import thin_actions
+from hwm.data.mixture import DataConfig
 from hwm.data.store import Store, Writer
 from hwm.types import ActionSpec, DataSpec, HwmError, LatentSpec
 from tests.conftest import make_arrays, make_header, make_store
@@ -122,6 +123,17 @@ def test_continuous_latents_are_floats(tmp_path: Path) -> None:
     batch = Clips(store, 2).batch([1])
     assert batch.latents.dtype == torch.float32
     assert np.array_equal(batch.latents[0].numpy(), store.latents[1:3].astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16"])
+def test_the_spec_has_the_statistics_of_each_channel(tmp_path: Path, dtype: str) -> None:
+    store = make_store(tmp_path / "s", latent=LatentSpec((4, 4), channels=3), dtype=dtype)
+    values = np.asarray(store.latents).astype(np.float64) / (255 if dtype == "uint8" else 1)
+    for spec in (Clips(store, 2).spec(), DataConfig(stores=(str(store.path),), steps=2).open().spec):
+        assert spec.latent_mean == pytest.approx(values.mean((0, 2, 3)))
+        assert spec.latent_std == pytest.approx(values.std((0, 2, 3)))
+    discrete = Clips(make_store(tmp_path / "d"), 2).spec()
+    assert (discrete.latent_mean, discrete.latent_std) == ((), ())
 
 
 def test_motion_is_the_share_of_cells_that_change(tmp_path: Path) -> None:

@@ -45,7 +45,10 @@ def test_stepping_is_predicting_step_after_step(world: World) -> None:
         start, stop = model.window_start(done), done + model.group
         window = Batch(latents[None, start:done], actions[None, start:stop], "arm")
         part = model.predict(window, generator=torch.Generator().manual_seed(mix(4, done)))  # no cache
-        assert torch.equal(part.latents[0], latents[done:stop])
+        if model.spec.latent.vocab:
+            assert torch.equal(part.latents[0], latents[done:stop])
+        else:  # numbers round otherwise without a cache
+            torch.testing.assert_close(part.latents[0], latents[done:stop], atol=1e-4, rtol=1e-5)
     assert session.steps == 9
     assert session.frames().shape[0] == model.group * world.tokenizer.latent.stride
 

@@ -18,6 +18,7 @@ from hwm.convert.replay import ReleasedSampler
 from hwm.data.onex.specs import onex_v1
 from hwm.loading import copy_weights
 from hwm.models.genie import Genie, corrupt_digits, noise
+from hwm.nn import layers
 from hwm.objectives.maskgit import MaskGITSampler, masked_counts
 from hwm.train.checkpoint import save_model
 from hwm.train.optim import optimizers
@@ -200,6 +201,19 @@ def test_the_first_look_runs_with_the_steps_that_are_new() -> None:
     assert passed == [3 + 1, 1, 1 + 1, 1]
 
 
+def test_caches_of_a_rollout_share_what_they_remember() -> None:
+    model, full = build().eval(), toy_batch(toy_spec(), 5)
+    first = model.predict(full.window(0, 3, 4)).cache
+    second = model.predict(full.window(0, 4, 5), cache=first).cache
+    assert (first.steps, second.steps) == (3, 4)
+    for old, new in zip(first.memory, second.memory, strict=True):
+        keys, values = new[:4], new[4:]
+        assert all(a is b for a, b in zip(old, (*keys[:3], *values[:3]), strict=True))
+        assert all(x.shape == (1, 2, 16, 2, 16) for x in new)
+        # and nothing beside: a step's tensors are not windows into those of a whole pass
+        assert all(x.untyped_storage().nbytes() == x.nbytes for x in (keys[3], values[3]))
+
+
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_half_precision_stays_near(qk_norm: bool) -> None:
     model, batch = shaken(build(qk_norm=qk_norm)), toy_batch(toy_spec(), 5)
@@ -210,6 +224,59 @@ def test_half_precision_stays_near(qk_norm: bool) -> None:
     assert exact is not None
     assert half is not None
     assert (half - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+# ---------------------------------------------------------------------- what a training pass keeps
+def gradients(model: Genie, batch: Batch) -> list[Tensor]:
+    torch.manual_seed(7)
+    model.loss(batch)[0].backward()
+    found = [p.grad for p in model.parameters() if p.grad is not None]
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("changes", [{}, {"mlp_drop": 0.3}, {"qk_norm": True}, {"qkv_bias": True, "mlp_bias": False}])
+@pytest.mark.parametrize("rows", [2048, 40])  # all cells at once, and four at a time
+def test_recomputing_changes_no_gradient(changes: dict[str, Any], rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "ROWS_AT_ONCE", rows)
+    model, batch = shaken(build(**changes)).train(), toy_batch(toy_spec(), 5)
+    recomputed = gradients(model, batch)
+    for block in model.blocks:
+        block.recompute = False
+    kept = gradients(model, batch)
+    assert len(recomputed) == len(kept) >= len(list(model.parameters())) - 2  # all but what is another robot's
+    for a, b in zip(recomputed, kept, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_recomputing_keeps_less() -> None:
+    model, batch = build(actions=False, spec=toy_spec(), dim=64), toy_batch(toy_spec(), 5)
+
+    def kept() -> int:
+        sizes: dict[int, int] = {}
+
+        def pack(x: Tensor) -> Tensor:
+            sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            loss = model.loss(batch)[0]
+        loss.backward()
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        return sum(size for where, size in sizes.items() if where not in weights)
+
+    little = kept()
+    for block in model.blocks:
+        block.recompute = False
+    assert little < 0.4 * kept()
+
+
+def test_a_clip_is_looked_at_as_a_window_is() -> None:
+    model, batch = shaken(build()), toy_batch(toy_spec(), 5)
+    ids, masked = batch.latents.flatten(2), torch.rand(2, 4, 16) < 0.5
+    once = model.look_at_clip(ids[:, :1], batch.actions, "arm", ids[:, 1:], masked)
+    window = model.observe(ids[:, :1], batch.actions, "arm", 4)
+    torch.testing.assert_close(once, model.look(window, ids[:, 1:], masked))
 
 
 # ---------------------------------------------------------------------- actions

@@ -1,10 +1,14 @@
 """Attention, embeddings, heads, actions, and the four-stream blocks."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hwm.nn import attention
+from hwm.nn import attention, layers
 from hwm.nn.actions import CLAMP, ActionEncoder
 from hwm.nn.attention import attend
 from hwm.nn.st import PerStream, by_run, runs
@@ -34,6 +38,59 @@ def test_attention_written_out_equals_the_fused_kernel(keys, scale, masked, monk
         torch.testing.assert_close(written_out, fused)
 
 
+def test_half_precision_is_written_out_up_to_more_keys():
+    q, k, v = (torch.randn(2, 3, 200, 8) for _ in range(3))
+    half = attend(*(x.bfloat16() for x in (q, k, v)))
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), attend(q, k, v), atol=0.02, rtol=0.02)
+
+
+# ---------------------------------------------------------------------- what a training pass keeps
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 1), st.booleans())
+def test_in_parts_or_at_once_is_the_same(places, at_once, axis, two):
+    linear = torch.nn.Linear(3, 5)
+    shapes = [(places, 2, 3), (places, 2, 3)] if axis == 0 else [(2, places, 3), (2, places, 3)]
+    given = [torch.randn(s, requires_grad=True) for s in shapes[: 1 + two]]
+    seen = []
+
+    def function(*parts):
+        seen.append(parts[0].shape[axis])
+        return linear(sum(parts)).square()
+
+    with mock.patch.object(layers, "ROWS_AT_ONCE", at_once):
+        out = layers.in_parts(function, axis, *given)
+    assert sum(seen) == places
+    assert len(seen) == 1 or max(seen) * 2 <= max(at_once, 2)
+    expected = linear(sum(given)).square()
+    torch.testing.assert_close(out, expected)
+    for a, b in zip(*(torch.autograd.grad(x.sum(), given) for x in (out, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_what_is_recomputed_is_run_again_in_the_backward_pass_alone():
+    x, ran = torch.randn(3, 4, requires_grad=True), []
+
+    def function(y):
+        ran.append(torch.is_grad_enabled())
+        return y.sin().exp().sum()
+
+    layers.recomputed(function, x).backward()
+    assert len(ran) == 2
+    torch.testing.assert_close(x.grad, x.detach().cos() * x.detach().sin().exp())
+    with torch.no_grad():
+        layers.recomputed(function, x)
+    assert ran[2:] == [False]
+
+
+def test_a_sum_takes_the_type_of_what_it_is_added_to():
+    x, fresh = torch.ones(3), torch.ones(3)
+    assert layers.added(x, fresh).data_ptr() == fresh.data_ptr()
+    assert x.tolist() == [1, 1, 1]
+    half = layers.added(x, torch.full((3,), 2**-10, dtype=torch.bfloat16))
+    assert half.dtype == torch.float32
+    assert half[0] == 1 + 2**-10
+
+
 def test_digit_embedding_is_the_sum_of_its_tables():
     embed, ids = DigitEmbedding(LEVELS, 8), torch.randint(60, (2, 5))
     tables = embed.table.weight.split(LEVELS)
@@ -49,8 +106,9 @@ def test_masked_ids_are_not_looked_at(embed):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_digit_head_loss_equals_one_cross_entropy_a_digit(smoothing):
-    head, h, ids = DigitHead(LEVELS, 8), torch.randn(2, 7, 8), torch.randint(60, (2, 7))
+@pytest.mark.parametrize("dim", [8, 16])  # fewer states than logits, and more: of masked tokens, and of all
+def test_digit_head_loss_equals_one_cross_entropy_a_digit(smoothing, dim):
+    head, h, ids = DigitHead(LEVELS, dim), torch.randn(2, 7, dim), torch.randint(60, (2, 7))
     masked = torch.rand(2, 7) < 0.5
     masked[0, 0] = True
     digits, logits = split_digits(ids[masked], LEVELS), head(h[masked]).split(LEVELS, -1)

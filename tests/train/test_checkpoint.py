@@ -77,6 +77,22 @@ def test_a_loaded_model_gives_the_same_output(tmp_path: Path, make: Callable) ->
     assert json.loads((tmp_path / "m" / "hwm.json").read_text())["notes"] == {"note": "hello"}
 
 
+def test_a_loaded_model_is_the_file_and_training_it_leaves_the_file_alone(tmp_path: Path) -> None:
+    save_model(tmp_path / "m", MaskedHWM.tiny().build(SPEC))
+    file = tmp_path / "m" / "model.safetensors"
+    before, state = file.read_bytes(), torch.get_rng_state()
+    loaded = load_model(tmp_path / "m")
+    assert torch.equal(torch.get_rng_state(), state), "no weights are drawn that are not used"
+    assert all(p.requires_grad and not p.is_meta for p in loaded.parameters())
+    with torch.no_grad():
+        for p in loaded.parameters():
+            p.add_(1.0)
+    assert file.read_bytes() == before
+    save_model(tmp_path / "m", loaded)  # over the file that it is
+    again = load_model(tmp_path / "m").state_dict()
+    assert all(torch.equal(v, again[k]) for k, v in loaded.state_dict().items())
+
+
 def test_half_precision_is_read_as_it_was_built(tmp_path: Path) -> None:
     module = toy()
     half = {k: v.half() if v.is_floating_point() else v for k, v in module.state_dict().items()}

@@ -1,0 +1,267 @@
+"""HMA over continuous latents: the transformer says of each patch what it should be, a diffusion head draws it.
+
+Sources: HMA (arXiv 2502.04296), github.com/liruiw/HMA (Apache-2.0), the published checkpoint `liruiw/hma-base-cont`,
+and MAR (arXiv 2406.11838).
+
+Shape suffixes: B batch, T latent step of this pass, P past step, H missing step, S patches, N patches in a list,
+E numbers of a patch, C channels, K actions a step, A action dimension, D width. Latents are (B, T, C, rows, columns).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hwm.models.base import WorldModel
+from hwm.models.genie import BASE_WIDTH, Cache, noise
+from hwm.models.hma_discrete import Window
+from hwm.models.hma_trunk import HMAFields, Trunk, key_of
+from hwm.nn.denoiser import Denoiser
+from hwm.nn.layers import constant, init_weights
+from hwm.objectives import diffusion
+from hwm.objectives.maskgit import cosine_mask, masked_counts, remask, uniform_like
+from hwm.types import Batch, DataSpec, Generator, HwmError, Prediction
+
+
+@dataclass(frozen=True)
+class MARSampler:
+    """How missing steps are filled in.
+
+    Attributes:
+        steps: looks at a missing step; each settles some of its patches, chosen at random, and the last the rest.
+        diffusion_steps: of the head, for each patch.
+        temperature: of the noise that the head adds at each of them; 0 adds none after the first.
+        clamp: bound of the clean numbers that the head guesses on the way; 0 for none.
+    """
+
+    steps: int = 16
+    diffusion_steps: int = 100
+    temperature: float = 1.0
+    clamp: float = 10.0
+
+    def normal(self, shape: tuple[int, ...], device: torch.device, generator: Generator = None) -> Tensor:
+        """Standard normal noise."""
+        return diffusion.normal(shape, device, generator)
+
+
+class HMAContinuous(WorldModel, name="hma_continuous"):
+    """Each step is guessed from the steps before it, from its actions, and from its own patches that are not masked.
+
+    Where the spec tells mean and standard deviation of the latents, the model works on standardised ones.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(HMAFields, WorldModel.Config):
+        """The defaults are those of the published models, but for `hop`, `clamp_actions` and `following_actions`.
+
+        Attributes:
+            dim, depth, heads, mlp_ratio, mlp_drop: of the transformer, as in `MaskedModel.Config`.
+            past, horizon, hop, prompt, non_mlm: as in `HMADiscrete.Config`.
+            fully_masked: share of the masked steps that are masked whole in training, as at the first look.
+            patch: side of the squares of latent cells that are one token.
+            head_depth, head_width: of the diffusion head.
+            published_positions: as published models have it, the table of positions has a row for every latent cell,
+                of which those beyond patches and action tokens are never read.
+            sampler: how missing steps are filled in unless a call says otherwise.
+        """
+
+        dim: int = 256
+        depth: int = 32
+        heads: int = 8
+        mlp_ratio: float = 4.0
+        mlp_drop: float = 0.05
+        past: int = 11
+        horizon: int = 1
+        hop: int = 6
+        prompt: int = 4
+        non_mlm: float = 0.2
+        fully_masked: float = 0.0
+        qkv_bias: bool = True
+        mlp_bias: bool = False
+        patch: int = 2
+        head_depth: int = 4
+        head_width: int = 1024
+        published_positions: bool = False
+        sampler: MARSampler = field(default_factory=MARSampler)
+
+    adamw_only = ("embed", "out", "head", "trunk.stems", "action")
+    fresh = ("trunk.stems",)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        """A config that tests and dry runs use."""
+        return cls.Config(
+            dim=32, depth=2, heads=2, past=4, hop=2, prompt=2, action_tokens=2, head_depth=2, head_width=32,
+            mlp_drop=0.0, sampler=MARSampler(steps=2, diffusion_steps=4, clamp=1.0),
+        )  # fmt: skip
+
+    def __init__(self, config: Config, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        c, latent = config, spec.latent
+        if latent.channels is None:
+            raise HwmError(f"{self.name} needs continuous latents, and this data has ids; hma_discrete reads those")
+        if c.patch < 1 or latent.grid[0] % c.patch or latent.grid[1] % c.patch:
+            raise HwmError(f"a grid of {latent.grid} does not split into patches of {c.patch} x {c.patch}")
+        self.side = latent.grid[0] // c.patch, latent.grid[1] // c.patch  # rows and columns of patches
+        self.cells, numbers = self.side[0] * self.side[1], latent.channels * c.patch**2
+        self.mup_width = c.dim / BASE_WIDTH if c.mup else 1.0
+        self.mask_cell = nn.Parameter(torch.zeros(latent.channels))
+        self.embed = nn.Linear(numbers, c.dim, bias=False)
+        rows = latent.cells + c.action_tokens if c.published_positions else None
+        self.trunk = Trunk(c, spec, self.cells, rows, nn.LayerNorm(c.dim, eps=1e-6))
+        self.out, self.norm_out = nn.Linear(c.dim, c.dim), nn.LayerNorm(c.dim, eps=1e-6)
+        self.position_out = nn.Parameter(torch.randn(self.trunk.steps, self.cells, c.dim) * 0.02)
+        self.head = Denoiser(numbers, c.dim, c.head_width, c.head_depth)
+        if c.action_heads:
+            self.action_mask = nn.Parameter(torch.zeros(self.trunk.steps, c.dim))
+            heads = {
+                key_of(e): nn.ModuleDict({"net": Denoiser(a.per_step * a.dim, c.dim, c.head_width, c.head_depth)})
+                for e, a in spec.actions.items()
+            }
+            self.action_heads = nn.ModuleDict(heads)
+        init_weights(self)
+        self.trunk.scale_for_mup()
+
+    def units(self) -> Iterable[nn.Module]:
+        return self.trunk.blocks
+
+    # ------------------------------------------------------------------ latents and patches
+    def standard(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and standard deviation (C, 1, 1) of the latents, where they are known."""
+        s, device = self.spec, self.mask_cell.device
+        if not s.latent_std:
+            return None
+        mean, std = (constant(x, device)[:, None, None] for x in (s.latent_mean, s.latent_std))
+        return mean, torch.where(std > 0, std, 1.0)
+
+    def tokens(self, latents_BTCHW: Tensor) -> Tensor:
+        """Latents as patches (B, T, S, E), E in the order row, column, channel."""
+        known, p = self.standard(), self.config.patch
+        x = latents_BTCHW if known is None else (latents_BTCHW - known[0]) / known[1]
+        x = x.unflatten(-2, (self.side[0], p)).unflatten(-1, (self.side[1], p))  # B T C i p j q
+        return x.permute(0, 1, 3, 5, 4, 6, 2).flatten(4).flatten(2, 3)
+
+    def latents(self, x_BTSE: Tensor) -> Tensor:
+        """The inverse of `tokens`."""
+        known, p = self.standard(), self.config.patch
+        x = x_BTSE.unflatten(2, self.side).unflatten(-1, (p, p, -1)).permute(0, 1, 6, 2, 4, 3, 5)  # B T C i p j q
+        x = x.flatten(-2).flatten(-3, -2)
+        return x if known is None else x * known[1] + known[0]
+
+    def hidden(self, x_BTSE: Tensor, masked: Tensor) -> Tensor:
+        """Patches with the learned mask where `masked`, (B, T, S, 1) or for each number, says so."""
+        return torch.where(masked, self.mask_cell.repeat(self.config.patch**2).to(x_BTSE.dtype), x_BTSE)
+
+    # ------------------------------------------------------------------ the transformer
+    def run(self, window: Window, x_BTSE: Tensor, *, keep: int = 0, first: int = 0) -> tuple[Tensor, Cache]:
+        """What the head is told of each patch (B, T - first, S, D), of the steps after those of the window's cache."""
+        start, stop = window.cache.steps + first, window.cache.steps + x_BTSE.shape[1]
+        x_TBSD, kept = self.trunk(
+            self.embed(x_BTSE.transpose(0, 1)), window.actions, window.embodiment, window.cache, keep=keep, first=first
+        )
+        return self.norm_out(self.out(x_TBSD)).transpose(0, 1) + self.position_out[start:stop], kept
+
+    def observe(
+        self, x_BPSE: Tensor, actions_BTKA: Tensor, embodiment: str, missing: int, cache: Cache | None = None
+    ) -> Window:
+        """All that the looks at the last `missing` steps need of the past, and of the actions."""
+        past = x_BPSE.shape[1]
+        told_MBD = self.trunk.read(actions_BTKA, embodiment, past + missing)
+        window = Window(cache or Cache((), 0), told_MBD, embodiment)
+        new = past - window.cache.steps
+        if new:
+            window = window._replace(cache=self.run(window, x_BPSE[:, -new:], keep=new, first=new)[1])
+        return window
+
+    # ------------------------------------------------------------------ training
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The head's loss on masked patches; the batch is a whole clip, and nothing of it is missing."""
+        self.check(batch)
+        x_BTSE = self.tokens(batch.latents)
+        (B, T, S, _), c, device = x_BTSE.shape, self.config, x_BTSE.device
+        if not 2 <= T <= self.trunk.steps:
+            raise HwmError(f"HMA trains on clips of 2 to past + horizon = {self.trunk.steps}, not {T}")
+        _, ratio_BT = noise(
+            B, T, max_corrupt=0.0, non_mlm=c.non_mlm, prompt=c.prompt, fully_masked=c.fully_masked, device=device
+        )
+        masked_BTS = cosine_mask(ratio_BT, S) & (ratio_BT > 0)[..., None]
+        told_TBD = self.trunk.read(batch.actions, batch.embodiment, T)
+        shown_BTSE = self.hidden(x_BTSE, masked_BTS[..., None])
+        told_BTSD, _ = self.run(Window(Cache((), 0), told_TBD, batch.embodiment), shown_BTSE)
+        error_N, bound_N = self.denoising(x_BTSE[masked_BTS], told_BTSD[masked_BTS])
+        metrics = {"error": error_N.mean(), "bound": bound_N.mean(), "masked": masked_BTS[:, 1:].float().mean()}
+        return (error_N + bound_N).mean(), {k: v.detach() for k, v in metrics.items()}
+
+    def denoising(self, x_NE: Tensor, told_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Both parts of the head's loss (N,), at random steps of diffusion."""
+        step_N = torch.randint(diffusion.STEPS, x_NE.shape[:1], device=x_NE.device)
+        return diffusion.denoising_loss(x_NE, step_N, torch.randn_like(x_NE), partial(self.head, condition_C=told_ND))
+
+    # ------------------------------------------------------------------ sampling
+    @torch.no_grad()
+    def predict(
+        self,
+        batch: Batch,
+        *,
+        sampler: MARSampler | None = None,
+        logits: bool = False,
+        cache: Any = None,
+        generator: Generator = None,
+    ) -> Prediction:
+        """MAR: all missing steps start masked; each look settles some of their patches for good."""
+        self.check(batch)
+        c, past, missing = self.config, batch.latents.shape[1], batch.missing
+        if not (1 <= missing <= c.horizon and 1 <= past <= c.past):
+            raise HwmError(
+                f"this model predicts 1 to {c.horizon} steps from 1 to {c.past}, not {missing} from {past}; use "
+                "rollout for more"
+            )
+        x_BPSE = self.tokens(batch.latents)
+        x_BHSE, window = self.fill_in(
+            x_BPSE, batch.actions, batch.embodiment, missing, sampler or c.sampler, cache, generator
+        )
+        return Prediction(self.latents(x_BHSE).to(batch.latents.dtype), cache=window.cache)
+
+    def fill_in(
+        self,
+        x_BPSE: Tensor,
+        actions_BTKA: Tensor,
+        embodiment: str,
+        missing: int,
+        sampler: MARSampler,
+        cache: Cache | None = None,
+        generator: Generator = None,
+    ) -> tuple[Tensor, Window]:
+        """Patches (B, H, S, E) of the `missing` steps, and the window looked at."""
+        window = self.observe(x_BPSE, actions_BTKA, embodiment, missing, cache)
+        x_BHSE = torch.zeros_like(x_BPSE[:, :1]).repeat_interleave(missing, 1)
+        masked_BHS, left = torch.ones_like(x_BHSE[..., 0], dtype=torch.bool), x_BHSE.shape[2]
+        for count in masked_counts(sampler.steps, left):
+            told_BHSD, _ = self.run(window, self.hidden(x_BHSE, masked_BHS[..., None]))
+            score_BHS = uniform_like(x_BHSE[..., 0], generator) if count else x_BHSE[..., 0]
+            still_BHS = remask(score_BHS, masked_BHS, count)
+            # those that are settled now are as many in every row: they go to the head as one block
+            where_BHN = (
+                (masked_BHS & ~still_BHS).int().argsort(dim=-1, descending=True, stable=True)[..., : left - count]
+            )
+            new_BHNE = self.draw(self.taken(told_BHSD, where_BHN), x_BHSE.shape[-1], sampler, generator)
+            x_BHSE = x_BHSE.scatter(2, where_BHN[..., None].expand_as(new_BHNE), new_BHNE.to(x_BHSE.dtype))
+            masked_BHS, left = still_BHS, count
+        return x_BHSE, window
+
+    def taken(self, told_BHSD: Tensor, where_BHN: Tensor) -> Tensor:
+        """What is told of some patches (B, H, N, D)."""
+        return told_BHSD.gather(2, where_BHN[..., None].expand(-1, -1, -1, told_BHSD.shape[-1]))
+
+    def draw(self, told_D: Tensor, numbers: int, sampler: MARSampler, generator: Generator = None) -> Tensor:
+        """Patches (..., E) that the head draws, as it is told (..., D)."""
+        noise = partial(sampler.normal, (*told_D.shape[:-1], numbers), told_D.device, generator)
+        return diffusion.draw(
+            noise(), noise, partial(self.head, condition_C=told_D), steps=sampler.diffusion_steps,
+            temperature=sampler.temperature, clamp=sampler.clamp or float("inf"),
+        )  # fmt: skip

@@ -1,0 +1,218 @@
+"""What both HMA models share: stems that read each robot's actions, and a transformer that is told them.
+
+Sources: HMA (arXiv 2502.04296), github.com/liruiw/HMA (Apache-2.0). The blocks are GENIE's; between attention among
+cells and attention over time each is told the actions, in the ways that the config lists (`hwm.nn.conditioning`).
+
+Shape suffixes: B batch, T latent step of this pass, M step of the window up to the last of this pass, K actions a step,
+A action dimension, S cells (and, in a pass, action tokens), D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hwm.models.genie import BASE_WIDTH, Block, Cache, Memory
+from hwm.nn.actions import CLAMP
+from hwm.nn.conditioning import WAYS
+from hwm.nn.layers import constant
+from hwm.types import ActionSpec, DataSpec, HwmError
+
+EPSILON = 1e-10  # added to standard deviations, as released
+
+
+@dataclass(frozen=True, kw_only=True)
+class HMAFields:
+    """The part of the config that both models have. The defaults are those of the published models.
+
+    Attributes:
+        action_network: how blocks are told the actions, in this order: names of `hwm.nn.conditioning.WAYS`, and
+            "concatenate", by which each step has `action_tokens` more tokens beside its cells, all made of its actions.
+        action_tokens: how many; each has a learned position of its own.
+        mup: attention scale 8 / d, and hidden matrices that start and learn as is right for their width (see GENIE).
+        qk_norm: LayerNorm on queries and keys of a block's attention, and no norms before its parts.
+        qkv_bias, proj_bias, mlp_bias: which Linear layers of a block have biases.
+        clamp_actions: to five standard deviations. Published models were trained without.
+        following_actions: as published models have it, a step is told the actions that follow it, and knows those that
+            lead to it from the step before. Those that follow the last step are not known when it is predicted: it is
+            told once more those that lead to it. Else a step is told the actions that lead to it.
+        action_heads: hold what published models have for predicting actions: a read-out for each robot, and a token for
+            each step. Nothing trains or reads them, as in the published models; they let a checkpoint be written back.
+    """
+
+    action_network: tuple[str, ...] = ("concatenate", "modulate")
+    action_tokens: int = 64
+    mup: bool = True
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    proj_bias: bool = True
+    mlp_bias: bool = True
+    clamp_actions: bool = True
+    following_actions: bool = False
+    action_heads: bool = False
+
+
+def key_of(embodiment: str) -> str:
+    """Module names hold no dots."""
+    return embodiment.replace(".", "_")
+
+
+class Stem(nn.Module):
+    """(B, T, K, A) actions of one robot, in its units -> (T, B, D): all K of a step in their order, as one vector.
+
+    Args:
+        stride: frames of a latent step; the first step of a window holds one, and so only its last K/stride actions are
+            real. The others count as average ones.
+    """
+
+    def __init__(self, spec: ActionSpec, dim: int, stride: int, clamp: bool) -> None:
+        super().__init__()
+        self.spec, self.clamp = spec, clamp
+        self.absent = spec.per_step - max(1, spec.per_step // stride)
+        width = spec.per_step * spec.dim
+        self.mix = nn.Sequential(nn.Linear(width, dim), nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, dim))
+
+    def normalised(self, actions_BTKA: Tensor) -> Tensor:
+        """In standard deviations from the mean; a constant dimension keeps its unit."""
+        mean, std = (constant(x, actions_BTKA.device) for x in (self.spec.mean, self.spec.std))
+        x_BTKA = (actions_BTKA.float() - mean) / torch.where(std > 0, std + EPSILON, 1.0)
+        if self.clamp:
+            x_BTKA = x_BTKA.clamp(-CLAMP, CLAMP)
+        return torch.cat([F.pad(x_BTKA[:, :1, self.absent :], (0, 0, self.absent, 0)), x_BTKA[:, 1:]], 1)
+
+    def forward(self, actions_BTKA: Tensor, steps: int, following: bool) -> Tensor:
+        """Of the first `steps` steps; with `following`, what stands at a step is of the step after it."""
+        x_BTKA = self.normalised(actions_BTKA)
+        if following:
+            x_BTKA = torch.cat([x_BTKA[:, 1:], x_BTKA[:, -1:]], 1)
+        dtype = next(self.parameters()).dtype
+        found: Tensor = self.mix(x_BTKA[:, :steps].flatten(2).to(dtype))
+        return found.transpose(0, 1)
+
+
+class ConditionedBlock(Block):
+    """GENIE's block, told the actions before its attention over time."""
+
+    def __init__(self, config: Any, embodiments: tuple[str, ...]) -> None:
+        super().__init__(config)
+        c = config
+        ways = [WAYS[name] for name in c.action_network if name in WAYS]
+        self.told = nn.ModuleList(nn.ModuleDict({e: way(c.dim, c.heads) for e in embodiments}) for way in ways)
+
+    def forward(  # type: ignore[override]
+        self,
+        x_TBSD: Tensor,
+        actions_MBD: Tensor | None = None,
+        embodiment: str = "",
+        memory: Memory = (),
+        first: int = 0,
+        keep: int = 0,
+    ) -> tuple[Tensor, Memory]:
+        """As GENIE's block.
+
+        Args:
+            actions_MBD: what the stem made of the actions of the window's steps; without it nothing is told.
+            embodiment: whose they are, as a module name.
+        """
+        if actions_MBD is None:
+            return super().forward(x_TBSD, memory, first, keep)
+        tellers = [way[embodiment](actions_MBD, x_TBSD.shape[0]) for way in self.told]  # type: ignore[index, operator]
+
+        def between(x_TBSD: Tensor) -> Tensor:
+            for tell in tellers:
+                x_TBSD = tell(x_TBSD)
+            return x_TBSD
+
+        return super().forward(x_TBSD, memory, first, keep, between)
+
+
+class Trunk(nn.Module):
+    """Steps of embedded cells and the actions of their window through all blocks.
+
+    Args:
+        config: with `HMAFields`, `past`, `horizon`, `dim`, `depth`, `heads`, `mlp_ratio` and `mlp_drop`.
+        cells: of a step, as the blocks see it.
+        rows: learned positions of a step; None is one for each cell and action token.
+        norm: of what goes into the first block.
+    """
+
+    def __init__(
+        self, config: Any, spec: DataSpec, cells: int, rows: int | None = None, norm: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        c = config
+        known = {"concatenate", *WAYS}
+        if not c.action_network or not set(c.action_network) <= known:
+            raise HwmError(f"action_network={c.action_network} must name at least one of {sorted(known)}, and no other")
+        if not 1 <= c.hop <= c.past:
+            raise HwmError(f"hop={c.hop} must be between 1 and past={c.past}: a window keeps at least one step")
+        self.concatenates = "concatenate" in c.action_network
+        if self.concatenates and c.action_tokens < 1:
+            raise HwmError(f'action_network="concatenate" needs action_tokens of 1 or more, not {c.action_tokens}')
+        self.config, self.cells = c, cells
+        self.steps: int = c.past + c.horizon
+        keys = tuple(key_of(e) for e in spec.actions)
+        if len(set(keys)) < len(keys):
+            raise HwmError(f"embodiments whose names differ in nothing but dots and underscores: {sorted(keys)}")
+        stems = {key_of(e): Stem(a, c.dim, spec.latent.stride, c.clamp_actions) for e, a in spec.actions.items()}
+        self.stems = nn.ModuleDict(stems)
+        self.position = nn.Parameter(torch.zeros(self.steps, rows or cells + c.action_tokens, c.dim))
+        self.norm = norm if norm is not None else nn.Identity()
+        self.blocks = nn.ModuleList(ConditionedBlock(c, keys) for _ in range(c.depth))
+
+    def scale_for_mup(self) -> None:
+        """Initial weights of hidden matrices as they suit the width."""
+        if self.config.mup:
+            for module in self.blocks.modules():
+                if isinstance(module, nn.Linear):
+                    module.weight.data.mul_((self.config.dim / BASE_WIDTH) ** -0.5)
+
+    def read(self, actions_BTKA: Tensor, embodiment: str, steps: int) -> Tensor:
+        """What the steps of a window are told of its actions, (steps, B, D).
+
+        Raises:
+            HwmError: there are no positions for so many steps.
+        """
+        if steps > self.steps:
+            raise HwmError(f"only past + horizon = {self.steps} steps have positions, not {steps}")
+        found: Tensor = self.stems[key_of(embodiment)](actions_BTKA, steps, self.config.following_actions)
+        return found
+
+    def forward(
+        self,
+        x_TBSD: Tensor,
+        actions_MBD: Tensor | None,
+        embodiment: str,
+        cache: Cache,
+        *,
+        keep: int = 0,
+        first: int = 0,
+    ) -> tuple[Tensor, Cache]:
+        """The steps after those of a cache through all blocks.
+
+        Args:
+            x_TBSD: embedded cells, without their positions.
+            actions_MBD: what all steps of the window up to these, or further, are told (`read`); None tells nothing.
+            keep: how many of these steps are to be remembered.
+            first: from which step on anyone reads the states that come out.
+
+        Returns:
+            states of the cells (T - first, B, S, D), and, if any steps are kept, a cache of the steps so far.
+        """
+        start, stop = cache.steps, cache.steps + x_TBSD.shape[0]
+        if actions_MBD is not None:
+            actions_MBD = actions_MBD[:stop]
+            if self.concatenates:
+                told_TB1D = actions_MBD[start:, :, None]
+                x_TBSD = torch.cat([x_TBSD, told_TB1D.expand(-1, -1, self.config.action_tokens, -1)], 2)
+        x_TBSD = self.norm(x_TBSD + self.position[start:stop, None, : x_TBSD.shape[2]])
+        memory, last, key = [], len(self.blocks) - 1, key_of(embodiment)
+        for i, block in enumerate(self.blocks):
+            old = cache.memory[i] if cache.memory else ()
+            x_TBSD, so_far = block(x_TBSD, actions_MBD, key, old, first if i == last else 0, keep)
+            memory.append(so_far)
+        return x_TBSD[:, :, : self.cells], Cache(tuple(memory), start + keep) if keep else cache

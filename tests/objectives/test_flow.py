@@ -1,0 +1,93 @@
+"""Flow matching: paths, solvers on fields whose solution is known, guidance, draws."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hwm.objectives.flow import SOLVERS, FlowSampler, at_time, draw_times, guided, integrate, normal
+from hwm.types import HwmError
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@given(steps=st.integers(1, 30), seed=st.integers(0, 1000))
+def test_a_straight_path_is_followed_exactly_in_any_number_of_steps(solver: str, steps: int, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    noise, data = (torch.randn(3, 4, generator=g, dtype=torch.float64) for _ in range(2))
+    out = integrate(lambda x, t: data - noise, noise, FlowSampler(steps, solver))  # type: ignore[arg-type]
+    torch.testing.assert_close(out, data)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2)])
+def test_solvers_have_their_order(solver: str, order: int) -> None:
+    """dx/dt = x (1 + t) has the solution x(0) exp(t + t^2 / 2)."""
+    x, want = torch.ones(1, dtype=torch.float64), math.exp(1.5)
+    errors = [
+        abs(integrate(lambda x, t: x * (1 + t), x, FlowSampler(n, solver)).item() - want)  # type: ignore[arg-type]
+        for n in (40, 80)
+    ]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.15)
+
+
+@given(steps=st.integers(1, 12))
+def test_euler_on_a_linear_field_is_the_product_of_its_steps(steps: int) -> None:
+    out = integrate(lambda x, t: 2 * x, torch.ones(1, dtype=torch.float64), FlowSampler(steps))
+    assert out.item() == pytest.approx((1 + 2 / steps) ** steps)
+
+
+@pytest.mark.parametrize(("solver", "times"), [
+    ("euler", [0, 0.5]), ("midpoint", [0, 0.25, 0.5, 0.75]), ("heun", [0, 0.5, 0.5, 1.0]),
+])  # fmt: skip
+def test_every_evaluation_is_of_the_newest_point_at_its_own_time(solver: str, times: list[float]) -> None:
+    seen: list[tuple[float, float]] = []
+
+    def field(x: Tensor, t: float) -> Tensor:
+        seen.append((t, x.item()))
+        return torch.ones_like(x)
+
+    integrate(field, torch.zeros(1), FlowSampler(2, solver))  # type: ignore[arg-type]
+    assert seen == [(t, t) for t in times], "under a velocity of one x is the time"
+
+
+def test_the_path_goes_from_noise_to_data_at_the_target_velocity() -> None:
+    noise, data = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    assert torch.equal(at_time(data, noise, torch.zeros(2)), noise)
+    assert torch.equal(at_time(data, noise, torch.ones(2)), data)
+    t, dt = torch.tensor([0.3, 0.8]), 0.1
+    moved = at_time(data, noise, t + dt) - at_time(data, noise, t)
+    torch.testing.assert_close(moved / dt, data - noise, atol=1e-5, rtol=1e-4)
+
+
+def test_times_are_logit_normal() -> None:
+    torch.manual_seed(0)
+    logit = draw_times(20_000, torch.device("cpu")).logit()
+    assert logit.mean().item() == pytest.approx(0, abs=0.03)
+    assert logit.std().item() == pytest.approx(1, abs=0.03)
+
+
+def test_guidance_goes_from_one_velocity_through_the_other() -> None:
+    u, c = torch.randn(4), torch.randn(4)
+    torch.testing.assert_close(guided(u, c, 0.0), u)
+    torch.testing.assert_close(guided(u, c, 1.0), c)
+    torch.testing.assert_close(guided(u, c, 3.0), u + 3 * (c - u))
+
+
+def test_rows_of_a_batch_have_draws_of_their_own() -> None:
+    def generator(seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    device = torch.device("cpu")
+    both = normal((2, 3, 4), device, [generator(5), generator(6)])
+    assert torch.equal(both[0], normal((1, 3, 4), device, [generator(5)])[0])
+    assert torch.equal(both[1], normal((3, 4), device, generator(6)))
+
+
+@pytest.mark.parametrize("wrong", [dict(steps=0), dict(solver="rk4"), dict(guidance=math.nan)])
+def test_samplers_say_what_is_wrong(wrong: dict) -> None:
+    with pytest.raises(HwmError, match=next(iter(wrong))):
+        FlowSampler(**wrong)
