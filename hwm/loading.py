@@ -58,15 +58,18 @@ def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu"
 def copy_weights(name: str | Path, module: Trainable) -> None:
     """Give a module the weights of a shipped model or tokenizer, a folder or a run.
 
-    Submodules that a module calls `fresh` keep their own weights where the source has none.
+    Submodules that a module calls `fresh` keep their own weights where the source has none; what the source alone has
+    of them is left out.
 
     Raises:
         HwmError: there is nothing of that name, or its weights are of another size.
     """
     source = load_model(_find("model", name, MODELS | TOKENIZERS))
     try:
-        own = {k: v for k, v in module.state_dict().items() if k.startswith(module.fresh)}
-        module.load_state_dict(own | source.state_dict())
+        own = module.state_dict()
+        fresh = {k: v for k, v in own.items() if k.startswith(module.fresh)}
+        theirs = {k: v for k, v in source.state_dict().items() if k in own or not k.startswith(module.fresh)}
+        module.load_state_dict(fresh | theirs)
     except RuntimeError as error:
         raise HwmError(f"the weights of {name} ({source.name!r}) do not fit this {module.name!r}: {error}") from error
 

@@ -90,7 +90,6 @@ class HMAContinuous(WorldModel, name="hma_continuous"):
         sampler: MARSampler = field(default_factory=MARSampler)
 
     adamw_only = ("embed", "out", "head", "trunk.stems", "action")
-    fresh = ("trunk.stems",)
 
     @classmethod
     def tiny(cls) -> Config:
@@ -114,6 +113,7 @@ class HMAContinuous(WorldModel, name="hma_continuous"):
         self.embed = nn.Linear(numbers, c.dim, bias=False)
         rows = latent.cells + c.action_tokens if c.published_positions else None
         self.trunk = Trunk(c, spec, self.cells, rows, nn.LayerNorm(c.dim, eps=1e-6))
+        self.fresh = self.trunk.of_robots()  # type: ignore[misc]
         self.out, self.norm_out = nn.Linear(c.dim, c.dim), nn.LayerNorm(c.dim, eps=1e-6)
         self.position_out = nn.Parameter(torch.randn(self.trunk.steps, self.cells, c.dim) * 0.02)
         self.head = Denoiser(numbers, c.dim, c.head_width, c.head_depth)

@@ -64,7 +64,6 @@ class HMADiscrete(MaskedModel, name="hma_discrete"):
         sampler: MaskGITSampler = field(default_factory=lambda: MaskGITSampler(steps=2, order="random"))
 
     adamw_only = ("embed", "head", "trunk.stems", "action")  # type: ignore[assignment]
-    fresh = ("trunk.stems",)
 
     @classmethod
     def tiny(cls) -> Config:
@@ -79,6 +78,7 @@ class HMADiscrete(MaskedModel, name="hma_discrete"):
         self.levels = spec.latent.levels if c.factorized else (self.vocab,)
         self.mup_width = c.dim / BASE_WIDTH if c.mup else 1.0
         self.trunk = Trunk(c, spec, spec.latent.cells)
+        self.fresh = self.trunk.of_robots()  # type: ignore[misc]
         if c.action_heads:
             self.action_mask = nn.Parameter(torch.zeros(c.past + c.horizon, c.dim))
             self.action_heads = nn.ModuleDict(

@@ -164,6 +164,10 @@ class Trunk(nn.Module):
         self.norm = norm if norm is not None else nn.Identity()
         self.blocks = nn.ModuleList(ConditionedBlock(c, keys) for _ in range(c.depth))
 
+    def of_robots(self) -> tuple[str, ...]:
+        """Prefixes of what each robot has of its own: a further robot's begin at random (`Trainable.fresh`)."""
+        return "trunk.stems.", *(f"trunk.blocks.{i}.told." for i in range(len(self.blocks))), "action_"
+
     def scale_for_mup(self) -> None:
         """Initial weights of hidden matrices as they suit the width."""
         if self.config.mup:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from hwm.loading import copy_weights
 from hwm.models.genie import Cache
 from hwm.models.hma_continuous import HMAContinuous, MARSampler
 from hwm.models.hma_discrete import HMADiscrete
 from hwm.models.hma_trunk import Stem
 from hwm.nn.conditioning import WAYS
 from hwm.objectives.maskgit import MaskGITSampler
+from hwm.train.checkpoint import save_model
 from hwm.types import ActionSpec, Batch, DataSpec, HwmError, LatentSpec
 from tests.models.toys import toy_batch, toy_spec
 
@@ -197,6 +200,23 @@ def test_mup_divides_what_the_head_reads() -> None:
     divided = hidden(model, batch)
     model.mup_width = 1.0
     torch.testing.assert_close(divided / 4, hidden(model, batch))
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_a_further_robot_begins_from_a_model_of_others(continuous: bool, tmp_path: Path) -> None:
+    make, channels = (build_continuous, 4) if continuous else (build, None)
+    spec = toy_spec(channels=channels)
+    source = shaken(make(spec=spec, action_heads=True))
+    save_model(tmp_path, source)
+    model = make(spec=replace(spec, actions={"arm": spec.actions["arm"], "leg": TWO}))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    copy_weights(tmp_path, model)
+    theirs = source.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name] if ".leg." in name else theirs[name]), name
+    assert any(".told.0.leg." in name for name in before)
+    with pytest.raises(HwmError, match="do not fit"):
+        copy_weights(tmp_path, make(spec=spec, dim=64))
 
 
 # ---------------------------------------------------------------------- mistakes
