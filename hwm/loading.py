@@ -58,8 +58,8 @@ def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu"
 def copy_weights(name: str | Path, module: Trainable) -> None:
     """Give a module the weights of a shipped model or tokenizer, a folder or a run.
 
-    Submodules that a module calls `fresh` keep their own weights where the source has none; what the source alone has
-    of them is left out.
+    Submodules that a module calls `fresh` keep their own weights where the source has none. Of those that the
+    module has, parts that the source alone has are left out.
 
     Raises:
         HwmError: there is nothing of that name, or its weights are of another size.
@@ -68,7 +68,8 @@ def copy_weights(name: str | Path, module: Trainable) -> None:
     try:
         own = module.state_dict()
         fresh = {k: v for k, v in own.items() if k.startswith(module.fresh)}
-        theirs = {k: v for k, v in source.state_dict().items() if k in own or not k.startswith(module.fresh)}
+        partly = tuple(prefix for prefix in module.fresh if any(k.startswith(prefix) for k in own))
+        theirs = {k: v for k, v in source.state_dict().items() if k in own or not k.startswith(partly)}
         module.load_state_dict(fresh | theirs)
     except RuntimeError as error:
         raise HwmError(f"the weights of {name} ({source.name!r}) do not fit this {module.name!r}: {error}") from error

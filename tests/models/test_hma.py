@@ -208,7 +208,7 @@ def test_a_further_robot_begins_from_a_model_of_others(continuous: bool, tmp_pat
     spec = toy_spec(channels=channels)
     source = shaken(make(spec=spec, action_heads=True))
     save_model(tmp_path, source)
-    model = make(spec=replace(spec, actions={"arm": spec.actions["arm"], "leg": TWO}))
+    model = make(spec=replace(spec, actions={"arm": spec.actions["arm"], "leg": TWO}), action_heads=True)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     copy_weights(tmp_path, model)
     theirs = source.state_dict()
