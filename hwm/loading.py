@@ -58,18 +58,19 @@ def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu"
 def copy_weights(name: str | Path, module: Trainable) -> None:
     """Give a module the weights of a shipped model or tokenizer, a folder or a run.
 
-    Submodules that a module calls `fresh` keep their own weights where the source has none. Of those that the
-    module has, parts that the source alone has are left out.
+    Submodules that a module calls `fresh` keep their own weights where the source has none, or of another size. Of
+    those that the module has, parts that the source alone has are left out.
 
     Raises:
         HwmError: there is nothing of that name, or its weights are of another size.
     """
     source = load_model(_find("model", name, MODELS | TOKENIZERS))
     try:
-        own = module.state_dict()
+        own, theirs = module.state_dict(), source.state_dict()
         fresh = {k: v for k, v in own.items() if k.startswith(module.fresh)}
         partly = tuple(prefix for prefix in module.fresh if any(k.startswith(prefix) for k in own))
-        theirs = {k: v for k, v in source.state_dict().items() if k in own or not k.startswith(partly)}
+        other = {k for k in fresh if k in theirs and theirs[k].shape != fresh[k].shape}
+        theirs = {k: v for k, v in theirs.items() if k not in other and (k in own or not k.startswith(partly))}
         module.load_state_dict(fresh | theirs)
     except RuntimeError as error:
         raise HwmError(f"the weights of {name} ({source.name!r}) do not fit this {module.name!r}: {error}") from error

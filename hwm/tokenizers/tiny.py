@@ -1,13 +1,16 @@
-"""`tiny`: a small FSQ image tokenizer of our own, trained on pictures in minutes on a CPU.
+"""Small image tokenizers of our own, trained on pictures in minutes on a CPU: `tiny` (ids) and `tiny_continuous`.
 
-Its quantiser (`hwm.tokenizers.fsq`) and its levels 8, 8, 8, 5, 5, 5 (64,000 ids) are those of the Cosmos tokenizers.
+The quantiser of `tiny` (`hwm.tokenizers.fsq`) and its levels 8, 8, 8, 5, 5, 5 (64,000 ids) are those of the Cosmos
+tokenizers.
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,49 +35,39 @@ class Residual(nn.Module):
         return x + self.conv2(F.silu(self.norm2(h)))
 
 
-class TinyTokenizer(Trainable, Tokenizer, name="tiny"):
-    """Pictures (3, size, size) <-> (size/down, size/down) token ids, each frame by itself."""
+class Autoencoder(Trainable, Tokenizer):
+    """Pictures (3, size, size) <-> (size/down, size/down) cells, frame by frame; what a cell is, subclasses say."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Config):
         """
         Attributes:
-            levels: FSQ levels of a cell.
             width: channels at a quarter of the resolution; doubled at each halving after it.
             down: side of a cell in pixels, a power of two of at least 8.
             squared: weight of the squared error beside the absolute error.
         """
 
-        levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
         width: int = 48
         down: int = 16
         squared: float = 4.0
 
-    config: Config
+    config: Any
 
-    @classmethod
-    def tiny(cls) -> Config:
-        """A config for tests and dry runs."""
-        return cls.Config(levels=(5, 5), width=8, down=8)
-
-    def __init__(self, config: Config, spec: DataSpec) -> None:
+    def __init__(self, config: Any, spec: DataSpec, codes: int) -> None:
         super().__init__(config, spec)
         size, down = spec.latent.grid, config.down
-        if down < 8 or down & (down - 1) or config.width % 8 or min(config.levels, default=0) < 2:
+        if down < 8 or down & (down - 1) or config.width % 8:
             raise HwmError(
-                f"down={down} must be a power of two of at least 8, width={config.width} a multiple of 8, and each of "
-                f"levels={config.levels} at least 2"
+                f"down={down} must be a power of two of at least 8, and width={config.width} a multiple of 8"
             )
         if spec.latent.channels != 3 or size[0] % down or size[1] % down:
             raise HwmError(
-                f"the tiny tokenizer is trained on pictures whose sides are multiples of {down}, got {spec.latent}"
+                f"the {self.name} tokenizer is trained on pictures whose sides are multiples of {down}, "
+                f"got {spec.latent}"
             )
-        self.size, self.id = size, "tiny"
-        self.latent = LatentSpec(
-            (size[0] // down, size[1] // down), math.prod(config.levels), levels=tuple(config.levels)
-        )
+        self.size, self.id, self.grid = size, self.name, (size[0] // down, size[1] // down)
         widths = [config.width * 2**i for i in range(int(math.log2(down // 4)) + 1)]
-        first, last, codes = widths[0], widths[-1], len(config.levels)
+        first, last = widths[0], widths[-1]
         encoder: list[nn.Module] = [nn.PixelUnshuffle(4), nn.Conv2d(48, first, 3, padding=1), Residual(first)]
         for a, b in pairwise(widths):
             encoder += [nn.Conv2d(a, b, 4, 2, 1), Residual(b)]
@@ -89,53 +82,130 @@ class TinyTokenizer(Trainable, Tokenizer, name="tiny"):
             nn.Conv2d(first, 48, 3, padding=1),
             nn.PixelShuffle(4),
         ]
-        self.encoder, self.decoder, self.fsq = (
-            nn.Sequential(*encoder),
-            nn.Sequential(*decoder),
-            FSQ(tuple(config.levels)),
-        )
+        self.encoder, self.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder)
+        # weights of another number of codes to begin from: what makes codes and what reads them begins at random
+        self.fresh = (f"encoder.{len(encoder) - 1}.", "decoder.0.")  # type: ignore[misc]
         # convolutions on CPUs and tensor cores want channels last; it changes no value
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    @abstractmethod
+    def codes(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What the encoder put out (N, codes, H, W) -> what the decoder sees in training, and a loss of its own."""
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Absolute plus squared error of the reconstruction, on pictures in [0, 1]."""
+        """Absolute plus squared error of the reconstruction of pictures in [0, 1], and what the codes cost."""
         x = _flat(batch.latents) * 2 - 1
-        codes = self.fsq(self.encoder(x))
+        codes, cost = self.codes(self.encoder(x))
         y = self.decoder(codes).float()
         squared = (y - x).square()
-        loss = (y - x).abs().mean() + self.config.squared * squared.mean()
+        loss = (y - x).abs().mean() + self.config.squared * squared.mean() + cost
         with torch.no_grad():
             psnr = -10 * torch.log10((squared / 4).mean((1, 2, 3)).clamp_min(1e-8)).mean()
         return loss, {"psnr": psnr}
 
-    @torch.inference_mode()
-    def encode(self, video_BFCHW: Tensor) -> Tensor:
+    def encoded(self, video_BFCHW: Tensor) -> Tensor:
+        """What the encoder puts out for each frame, (B * F, codes, H, W)."""
         if video_BFCHW.ndim != 5 or tuple(video_BFCHW.shape[2:]) != (3, *self.size):
             raise HwmError(
                 f"this tokenizer takes video of shape (B, F, 3, {self.size[0]}, {self.size[1]}), "
                 f"got {tuple(video_BFCHW.shape)}"
             )
-        x = _flat(video_BFCHW).to(next(self.parameters()).dtype) * 2 - 1
-        ids = self.fsq.ids(self.fsq(self.encoder(x)))
+        z: Tensor = self.encoder(_flat(video_BFCHW).to(next(self.parameters()).dtype) * 2 - 1)
+        return z
+
+    def decoded(self, codes_NCHW: Tensor) -> Tensor:
+        """Pictures in [0, 1] (N, 3, height, width)."""
+        codes = codes_NCHW.contiguous(memory_format=torch.channels_last)
+        y: Tensor = self.decoder(codes.to(next(self.parameters()).dtype)).float()
+        return ((y + 1) / 2).clamp(0, 1)
+
+
+class TinyTokenizer(Autoencoder, name="tiny"):
+    """Pictures <-> token ids of a mixed-radix code (FSQ)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Autoencoder.Config):
+        """
+        Attributes:
+            levels: FSQ levels of a cell.
+        """
+
+        levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        """A config for tests and dry runs."""
+        return cls.Config(levels=(5, 5), width=8, down=8)
+
+    def __init__(self, config: Config, spec: DataSpec) -> None:
+        if min(config.levels, default=0) < 2:
+            raise HwmError(f"each of levels={config.levels} must be at least 2")
+        super().__init__(config, spec, len(config.levels))
+        self.fsq = FSQ(config.levels)
+        self.latent = LatentSpec(self.grid, math.prod(config.levels), levels=config.levels)
+
+    def codes(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fsq(z), z.new_zeros(())
+
+    @torch.inference_mode()
+    def encode(self, video_BFCHW: Tensor) -> Tensor:
+        ids = self.fsq.ids(self.fsq(self.encoded(video_BFCHW)))
         return ids.unflatten(0, tuple(video_BFCHW.shape[:2]))
 
     @torch.inference_mode()
     def decode(self, latents_BTHW: Tensor) -> Tensor:
-        if (
-            latents_BTHW.ndim != 4
-            or tuple(latents_BTHW.shape[2:]) != self.latent.grid
-            or latents_BTHW.is_floating_point()
-        ):
+        if latents_BTHW.ndim != 4 or tuple(latents_BTHW.shape[2:]) != self.grid or latents_BTHW.is_floating_point():
             raise HwmError(
-                f"this tokenizer takes integer ids of shape (B, T, {self.latent.grid[0]}, {self.latent.grid[1]}), "
+                f"this tokenizer takes integer ids of shape (B, T, {self.grid[0]}, {self.grid[1]}), "
                 f"got {latents_BTHW.dtype} {tuple(latents_BTHW.shape)}"
             )
-        vocab = math.prod(self.config.levels)
-        if latents_BTHW.numel() and (int(latents_BTHW.min()) < 0 or int(latents_BTHW.max()) >= vocab):
-            raise HwmError(f"token ids must be in 0..{vocab - 1}")
-        codes = self.fsq.codes(latents_BTHW.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
-        y = self.decoder(codes.to(next(self.parameters()).dtype)).float()
-        return ((y + 1) / 2).clamp(0, 1).unflatten(0, tuple(latents_BTHW.shape[:2]))
+        if latents_BTHW.numel() and (int(latents_BTHW.min()) < 0 or int(latents_BTHW.max()) >= self.fsq.vocab):
+            raise HwmError(f"token ids must be in 0..{self.fsq.vocab - 1}")
+        return self.decoded(self.fsq.codes(latents_BTHW.flatten(0, 1))).unflatten(0, tuple(latents_BTHW.shape[:2]))
+
+
+class TinyContinuous(Autoencoder, name="tiny_continuous"):
+    """Pictures <-> a few numbers a cell, of about unit size, that bear some noise: what a flow makes is never exact."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Autoencoder.Config):
+        """
+        Attributes:
+            channels: numbers a cell.
+            noise: standard deviation of what is added to them in training.
+            shrink: weight of their mean square in the loss, which keeps them from outgrowing the noise.
+        """
+
+        channels: int = 8
+        noise: float = 0.1
+        shrink: float = 1e-3
+
+    @classmethod
+    def tiny(cls) -> Config:
+        """A config for tests and dry runs."""
+        return cls.Config(channels=2, width=8, down=8)
+
+    def __init__(self, config: Config, spec: DataSpec) -> None:
+        super().__init__(config, spec, config.channels)
+        self.latent = LatentSpec(self.grid, channels=config.channels)
+
+    def codes(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        noise = self.config.noise if self.training else 0.0
+        return z + noise * torch.randn_like(z), self.config.shrink * z.float().square().mean()
+
+    @torch.inference_mode()
+    def encode(self, video_BFCHW: Tensor) -> Tensor:
+        return self.encoded(video_BFCHW).float().contiguous().unflatten(0, tuple(video_BFCHW.shape[:2]))
+
+    @torch.inference_mode()
+    def decode(self, latents_BTCHW: Tensor) -> Tensor:
+        want = (self.config.channels, *self.grid)
+        if latents_BTCHW.ndim != 5 or tuple(latents_BTCHW.shape[2:]) != want or not latents_BTCHW.is_floating_point():
+            raise HwmError(
+                f"this tokenizer takes values of shape (B, T, {', '.join(map(str, want))}), "
+                f"got {latents_BTCHW.dtype} {tuple(latents_BTCHW.shape)}"
+            )
+        return self.decoded(latents_BTCHW.flatten(0, 1)).unflatten(0, tuple(latents_BTCHW.shape[:2]))
 
 
 def _flat(video_BFCHW: Tensor) -> Tensor:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from hwm.data.clips import fake_batch
-from hwm.loading import load_tokenizer, weights_fingerprint
+from hwm.loading import copy_weights, load_tokenizer, weights_fingerprint
 from hwm.tokenizers.base import Pixels
-from hwm.tokenizers.tiny import FSQ, TinyTokenizer
+from hwm.tokenizers.tiny import FSQ, TinyContinuous, TinyTokenizer
 from hwm.train.checkpoint import save_model
 from hwm.types import ActionSpec, Batch, DataSpec, HwmError, LatentSpec
 
@@ -139,7 +140,7 @@ def test_wrong_sizes_are_refused(tokenizer: TinyTokenizer) -> None:
     [{"down": 12}, {"down": 4}, {"width": 12}, {"levels": ()}, {"levels": (8, 1)}],
 )
 def test_configs_without_sense_are_refused(config: dict) -> None:
-    with pytest.raises(HwmError, match="power of two"):
+    with pytest.raises(HwmError, match=r"power of two|at least 2"):
         TinyTokenizer.Config(**config).build(SPEC)
 
 
@@ -186,3 +187,51 @@ def test_a_saved_tokenizer_is_known_by_its_weights(tmp_path: Path, tokenizer: Ti
 def test_an_unknown_tokenizer_shows_the_nearest() -> None:
     with pytest.raises(HwmError, match="no tokenizer called 'tinny'; did you mean tiny"):
         load_tokenizer("tinny")
+
+
+# ---------------------------------------------------------------- continuous
+def continuous(**config: object) -> TinyContinuous:
+    torch.manual_seed(0)
+    built: TinyContinuous = replace(TinyContinuous.tiny(), **config).build(SPEC).eval()
+    return built
+
+
+def test_continuous_codes_have_the_shapes_of_the_spec() -> None:
+    tokenizer, video = continuous(channels=3), torch.rand(2, 3, 3, 32, 48)
+    assert tokenizer.latent == LatentSpec((4, 6), channels=3)
+    latents = tokenizer.encode(video)
+    assert latents.shape == (2, 3, 3, 4, 6)
+    assert latents.dtype == torch.float32
+    assert tokenizer.decode(latents).shape == video.shape
+    assert torch.allclose(tokenizer.encode(video[1:, 2:])[0, 0], latents[1, 2], atol=1e-5)  # each frame by itself
+    for bad in (latents[0], latents[:, :, :2], latents.long()):
+        with pytest.raises(HwmError, match=r"takes values of shape \(B, T, 3, 4, 6\), got"):
+            tokenizer.decode(bad)
+
+
+def test_noise_is_added_in_training_alone_and_large_codes_cost() -> None:
+    batch = Batch(torch.rand(2, 3, 3, 32, 48), torch.zeros(2, 3, 1, 1), "toy")
+    tokenizer = continuous(noise=0.5, shrink=0.0)
+    assert torch.equal(tokenizer.loss(batch)[0], tokenizer.loss(batch)[0])
+    tokenizer.train()
+    assert not torch.equal(tokenizer.loss(batch)[0], tokenizer.loss(batch)[0])
+    z = tokenizer.encode(batch.latents)
+    assert (tokenizer.codes(z)[0] - z).std() == pytest.approx(0.5, abs=0.05)
+    dear = continuous(shrink=2.0)
+    difference = dear.loss(batch)[0] - continuous(shrink=0.0).loss(batch)[0]
+    assert difference.item() == pytest.approx(2 * z.square().mean().item(), rel=1e-4)
+
+
+def test_it_begins_from_weights_of_another_number_of_codes(tmp_path: Path, tokenizer: TinyTokenizer) -> None:
+    save_model(tmp_path, tokenizer)
+    mine = continuous(channels=3)
+    before = {k: v.clone() for k, v in mine.state_dict().items()}
+    copy_weights(tmp_path, mine)
+    theirs, after = tokenizer.state_dict(), mine.state_dict()
+    own = {k for k in after if k.startswith(mine.fresh)}
+    assert {theirs[k].shape != after[k].shape for k in own if k.endswith("weight")} == {True}
+    for key, value in after.items():
+        same = theirs[key] if theirs[key].shape == value.shape else before[key]
+        assert torch.equal(value, same)
+    with pytest.raises(HwmError, match="do not fit"):
+        copy_weights(tmp_path, continuous(width=16))
