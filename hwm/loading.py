@@ -29,6 +29,8 @@ def load(name: str | Path = "masked_hwm_mini", device: torch.device | str = "cpu
 def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu") -> Tokenizer:
     """A tokenizer: a shipped one by name (or the identity a store recorded), a folder, or `pixels-HxW`.
 
+    `stand-in-1.1` and `stand-in-2.0` show the small folders that `hwm data make-onex` writes.
+
     A folder of published TorchScript files is run as it is; `hwm convert` makes a checkpoint of it, which is better.
     """
     text = str(name)
@@ -38,6 +40,10 @@ def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu"
         except ValueError:
             raise HwmError(f"{text!r} is not a size of pictures; write for example pixels-128x128") from None
         return Pixels((height, width))
+    if text.startswith("stand-in-"):
+        from hwm.data.onex.stand_in import StandIn
+
+        return StandIn(text.removeprefix("stand-in-"), load_tokenizer("tiny", device))
     base, _, fingerprint = text.rpartition("@") if "@" in text and not Path(text).exists() else (text, "", "")
     folder = _find("tokenizer", base, TOKENIZERS)
     if (folder / "encoder.jit").is_file():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hwm import cli
 from hwm.assets import STORES
@@ -15,6 +16,7 @@ from hwm.data.onex.raw import OneXRaw
 from hwm.data.onex.v1 import OneXV1
 from hwm.data.onex.v2 import OneXTest, OneXV2
 from hwm.data.readers import open_store
+from hwm.loading import load_tokenizer
 from hwm.types import HwmError
 from tests.conftest import make_store
 
@@ -100,3 +102,33 @@ def test_the_verb_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"download", "make-onex"} <= set(capsys.readouterr().out.split())
     assert cli.main(["data", "make-onx"]) == 2
     assert "did you mean make-onex" in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------- stand-ins
+@needs_mini
+@pytest.mark.parametrize(("version", "repeat", "stride"), [("1.1", 2, 1), ("2.0", 4, 8)])
+def test_what_was_made_of_the_embedded_data_can_be_shown(
+    version: str, repeat: int, stride: int, tmp_path: Path
+) -> None:
+    make(MakeOptions(out=tmp_path / "made", version=version, frames=34))
+    store, tokenizer = open_store(tmp_path / "made"), load_tokenizer(f"stand-in-{version}")
+    assert tokenizer.answers_to(store.header.tokenizer)
+    assert tokenizer.latent == store.header.latent
+    ids = torch.from_numpy(np.asarray(store.latents[:3], dtype=np.int64))[None]
+    video = tokenizer.decode(ids)
+    assert len(video[0]) == tokenizer.latent.frames(3)
+    small = load_tokenizer("tiny").decode(ids[..., ::repeat, ::repeat])
+    assert torch.equal(video[:, -1], small[:, -1])
+    assert torch.equal(video[:, 1 : 1 + stride], small[:, 1:2].expand(-1, stride, -1, -1, -1))
+    again = tokenizer.encode(video)
+    assert again.shape == ids.shape
+    assert torch.equal(
+        again, again[..., ::repeat, ::repeat].repeat_interleave(repeat, -1).repeat_interleave(repeat, -2)
+    )
+    with pytest.raises(HwmError, match="takes ids of a grid of"):
+        tokenizer.decode(ids[..., :5])
+
+
+def test_there_are_two_stand_ins() -> None:
+    with pytest.raises(HwmError, match=r"did you mean stand-in-2\.0"):
+        load_tokenizer("stand-in-2")
