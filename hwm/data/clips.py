@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cached_property
 
@@ -114,7 +115,11 @@ class Clips:
         return tuple(mean.tolist()), tuple(np.sqrt((square - mean**2).clip(min=0)).tolist())
 
     def batch(self, indices: np.ndarray | list[int]) -> Batch:
-        """The windows of these indices, in order."""
+        """The windows of these indices, in order.
+
+        Raises:
+            HwmError: latents that no tokenizer makes: ids outside the vocabulary, values that are not finite.
+        """
         latents, actions = [], []
         assert self.store.latents is not None
         for start in self.starts[np.asarray(indices)]:
@@ -122,9 +127,30 @@ class Clips:
             latents.append(self.store.latents[start : stop : self.stride])
             actions.append(self._actions(int(start), int(stop)))
         values = torch.from_numpy(np.stack(latents).astype(np.float32 if self.continuous else np.int64))
+        self._check(values, indices)
         if self.scale is not None:
             values *= self.scale
         return Batch(values, torch.from_numpy(np.stack(actions)), self.embodiment)
+
+    def _check(self, values: torch.Tensor, indices: np.ndarray | list[int]) -> None:
+        """Raise `HwmError` for values that would do harm in silence: folders of others are read as they are."""
+        latent = self.store.header.latent
+        assert latent is not None
+        low, high = (x.item() for x in values.aminmax())
+        if latent.vocab is None:
+            if math.isfinite(low) and math.isfinite(high):
+                return
+            bad, what = ~values.isfinite(), "values that are not finite"
+        else:
+            if low >= 0 and high < latent.vocab:
+                return
+            bad, what = (values < 0) | (values >= latent.vocab), f"ids outside the vocabulary of {latent.vocab:,}"
+        row, step = bad.flatten(2).any(2).nonzero()[0].tolist()
+        where = int(self.starts[np.asarray(indices)][row]) + step * self.stride
+        raise HwmError(
+            f"{self.store.path} has {what} in step {where}, such as {values[row, step][bad[row, step]][0].item()}: "
+            "the file is damaged; write or fetch it again"
+        )
 
     def _actions(self, start: int, stop: int) -> np.ndarray:
         if self.stride == 1:

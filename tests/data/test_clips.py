@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hwm.data.clips import Clips, fake_batch
 from hwm.data.encode import thin_actions
 from hwm.data.mixture import DataConfig
+from hwm.data.readers import open_store
 from hwm.data.store import Store, Writer
 from hwm.types import ActionSpec, DataSpec, HwmError, LatentSpec
 from tests.conftest import make_arrays, make_header, make_store
@@ -209,3 +210,26 @@ def test_windows_are_counted_from_both_ends(store: Store) -> None:
 def test_settings_that_exclude_each_other_are_refused(store: Store) -> None:
     with pytest.raises(HwmError, match="filter_overlaps decides where windows begin"):
         Clips(store, 2, every=3, filter_overlaps=True)
+
+
+@pytest.mark.parametrize("bad", [25, -1])
+def test_ids_that_no_tokenizer_makes_are_named(tmp_path: Path, bad: int) -> None:
+    store = make_store(tmp_path / "s", dtype="int32")
+    ids = np.memmap(tmp_path / "s" / "latents.bin", np.int32, "r+", shape=store.latents.shape)
+    ids[7, 1, 0] = bad
+    ids.flush()
+    clips = Clips(open_store(tmp_path / "s"), 3, stride=2)
+    assert clips.batch([0]).latents.max() < 25
+    with pytest.raises(HwmError, match=rf"vocabulary of 25 in step 7, such as {bad}: the file is damaged"):
+        clips.batch([1, 3])
+
+
+def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", latent=LatentSpec((2, 2), channels=3))
+    values = np.memmap(tmp_path / "s" / "latents.bin", np.float16, "r+", shape=store.latents.shape)
+    values[2, 1, 0, 0] = np.nan
+    values.flush()
+    clips = Clips(open_store(tmp_path / "s"), 2)
+    assert clips.batch([0]).latents.isfinite().all()
+    with pytest.raises(HwmError, match="not finite in step 2, such as nan"):
+        clips.batch([0, 1, 2])
