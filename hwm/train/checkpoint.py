@@ -2,7 +2,8 @@
 
 hwm.json            public class name, config, data spec (action statistics, tokenizer identity), version
 model.safetensors   the weights to use (the moving average where there is one)
-state/              only in a training run's step folders: raw weights, optimizer, and where the run stood
+state/              only in a training run's step folders: raw weights, optimizer, and where the run stood; the first
+                    two in state/shards/, a file a process, where the run divided them
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,12 @@ from torch import Tensor
 
 from hwm.config import Trainable, config_from_json, from_json, to_json
 from hwm.data.files import write_atomically
+from hwm.train.distributed import World, is_divided
 from hwm.types import DataSpec, HwmError
 
 FORMAT = "hwm-checkpoint/1"
+SHARDS = "shards"
+"""Below `state/`, where the run divided its weights among processes: each process's part of weights and optimizer."""
 
 
 class CheckpointError(HwmError):
@@ -116,6 +121,11 @@ def find(path: str | Path) -> Path:
     return steps[-1]
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether there is a checkpoint at a path, or a run that has one."""
+    return (path / "hwm.json").is_file() or bool(step_folders(path))
+
+
 def step_name(step: int) -> str:
     return f"step_{step:08d}"
 
@@ -133,39 +143,60 @@ def save_step(
     optimizers: list[torch.optim.Optimizer],
     progress: dict[str, Any],
     keep: int,
+    world: World | None = None,
 ) -> Path:
     """Write the checkpoint of a step, atomically, then remove all but the newest `keep`.
+
+    Where the module is divided among processes, all of them call it, and each writes its shards.
 
     Raises:
         CheckpointError: the disk is full or not writable; earlier checkpoints are untouched.
     """
     final = run / "checkpoints" / step_name(step)
-    work = run / "checkpoints" / f".{step_name(step)}.{os.getpid()}"
+    work, leads = final.with_name(f".{final.name}.new"), world is None or world.leads
     try:
-        for stale in (run / "checkpoints").glob(".step_*"):  # by kills: they would fill the disk
-            shutil.rmtree(stale, ignore_errors=True)
-        (work / "state").mkdir(parents=True)
-        save_model(work, module, average, step=step)
-        save_tensors(work / "state" / "raw.safetensors", module.state_dict())
-        names: dict[Tensor, str] = {p: n for n, p in module.named_parameters()}
-        for i, optimizer in enumerate(optimizers):
-            save_tensors(work / "state" / f"optimizer_{i}.safetensors", _optimizer_tensors(optimizer, names))
-        (work / "state" / "progress.json").write_text(json.dumps({"step": step, **progress}))
-        for file in work.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as f:
-                    os.fsync(f.fileno())
-        if final.exists():
-            os.replace(final, final.with_name(f".{final.name}.old"))
-        os.replace(work, final)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(work, ignore_errors=True)
+        if leads:
+            for stale in (run / "checkpoints").glob(".step_*"):  # by kills: they would fill the disk
+                shutil.rmtree(stale, ignore_errors=True)
+            (work / "state").mkdir(parents=True)
+        if world and is_divided(module):
+            from hwm.train import sharding
+
+            world.wait()
+            average = sharding.gathered(average or module.state_dict(), world)
+            sharding.save_shards(work / "state" / SHARDS, _state(module, optimizers))
+            progress = {**progress, "optimizers": len(optimizers)}
+        elif leads:
+            save_tensors(work / "state" / "raw.safetensors", module.state_dict())
+            for i, optimizer in enumerate(optimizers):
+                save_tensors(work / "state" / f"optimizer_{i}.safetensors", _optimizer_tensors(module, optimizer))
+        if leads:
+            save_model(work, module, average, step=step)
+            (work / "state" / "progress.json").write_text(json.dumps({"step": step, **progress}))
+            _settle(work, final)
+        if world:
+            world.wait()
+    except (OSError, SafetensorError, HwmError) as error:
+        if leads:
+            shutil.rmtree(work, ignore_errors=True)
         last = step_folders(run) if run.is_dir() else []
         left = f"the last good one is {last[-1]}" if last else "there is none before it"
         raise CheckpointError(f"the checkpoint of step {step} could not be written ({error}); {left}") from error
-    for old in [final.with_name(f".{final.name}.old"), *(step_folders(run)[:-keep] if keep > 0 else [])]:
-        shutil.rmtree(old, ignore_errors=True)
+    if leads:
+        for old in [final.with_name(f".{final.name}.old"), *(step_folders(run)[:-keep] if keep > 0 else [])]:
+            shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _settle(work: Path, final: Path) -> None:
+    """Make sure that a folder is on the disk, and give it its name."""
+    for file in work.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as f:
+                os.fsync(f.fileno())
+    if final.exists():
+        os.replace(final, final.with_name(f".{final.name}.old"))
+    os.replace(work, final)
 
 
 def load_step(folder: Path, module: Trainable, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
@@ -185,34 +216,87 @@ def load_step(folder: Path, module: Trainable, optimizers: list[torch.optim.Opti
         progress: dict[str, Any] = json.loads((folder / "state" / "progress.json").read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} cannot be resumed, its progress.json is not readable: {error}") from error
-    if (saved := len(list((folder / "state").glob("optimizer_*.safetensors")))) != len(optimizers):
+    shards, here = folder / "state" / SHARDS, list((folder / "state").glob("optimizer_*.safetensors"))
+    if (saved := progress.pop("optimizers", len(here))) != len(optimizers):
         raise CheckpointError(
             f"{folder} was trained with {saved} optimizers and this run has {len(optimizers)}: keep the optimizer, or "
             "choose another run folder"
         )
+    if shards.is_dir() or is_divided(module):
+        _load_shards(shards if shards.is_dir() else folder / "state", module, optimizers)
+        return progress
     device = next(module.parameters()).device
     weights = load_tensors(folder / "state" / "raw.safetensors", device)
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {folder} do not fit this run's model: {error}") from error
-    params = dict(module.named_parameters())
     for i, optimizer in enumerate(optimizers):
         tensors = load_tensors(folder / "state" / f"optimizer_{i}.safetensors", device)
-        # where each optimizer itself would put its counter of steps: fused kernels want it beside the weights
-        counter = device if any(g.get("fused") or g.get("capturable") for g in optimizer.param_groups) else "cpu"
-        mine = {p for g in optimizer.param_groups for p in g["params"]}
-        for key, value in tensors.items():
-            name, _, field = key.rpartition("/")
-            if name not in params or params[name] not in mine:
-                raise CheckpointError(f"{folder}: optimizer state of {name!r}, which this run does not train that way")
-            param = params[name]
+        for param, field, key in _fields(folder, tensors, module, [optimizer]):
+            value = tensors[key]
             if field == "step":
-                value = value.to(counter)
+                value = value.to(_counter_device(optimizer, device))
             elif value.shape == param.shape:  # in the memory format of the weights, as the optimizer made it
                 value = torch.empty_like(param, dtype=value.dtype).copy_(value)
             optimizer.state[param][field] = value
     return progress
+
+
+def load_average(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Fill tensors with the weights to use of a checkpoint. They are copied into place, so that memory formats stay.
+
+    Raises:
+        CheckpointError: they are missing or damaged.
+    """
+    if any(hasattr(v, "to_local") for v in weights.values()):
+        from hwm.train import sharding
+
+        sharding.load_shards(folder, weights)
+        return
+    for name, value in load_tensors(folder / "model.safetensors").items():
+        weights[name].copy_(value)
+
+
+def _load_shards(folder: Path, module: Trainable, optimizers: list[torch.optim.Optimizer]) -> None:
+    """Fill a module and its optimizers, divided or not, from files that were divided in any way, or not at all."""
+    from hwm.train import sharding
+
+    device = next(module.parameters()).device
+    try:
+        found = sharding.shapes(folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read the weights {folder}: {error}") from error
+    target = dict(module.state_dict())
+    owners = {p: o for o in optimizers for g in o.param_groups for p in g["params"]}
+    for param, field, key in _fields(folder, [k for k in found if k not in target], module, optimizers):
+        optimizer, whole = owners[param], found[key] == param.shape and field != "step"
+        where = _counter_device(optimizer, device) if field == "step" else device
+        value = torch.empty_like(param) if whole else torch.empty(found[key], device=where)
+        optimizer.state[param][field] = target[key] = value.detach()
+    try:
+        sharding.load_shards(folder, target)
+    except HwmError as error:
+        raise CheckpointError(f"the weights in {folder} do not fit this run's model: {error}") from error
+
+
+def _fields(
+    folder: Path, keys: Iterable[str], module: Trainable, optimizers: list[torch.optim.Optimizer]
+) -> Iterator[tuple[Tensor, str, str]]:
+    """What keys of optimizer state are of: (parameter, name of the field, key)."""
+    params = dict(module.named_parameters())
+    mine = {p for o in optimizers for g in o.param_groups for p in g["params"]}
+    for key in keys:
+        name, _, field = key.rpartition("/")
+        if name not in params or params[name] not in mine:
+            raise CheckpointError(f"{folder}: optimizer state of {name!r}, which this run does not train that way")
+        yield params[name], field, key
+
+
+def _counter_device(optimizer: torch.optim.Optimizer, device: torch.device) -> torch.device:
+    """Where an optimizer itself would put its counter of steps: fused kernels want it beside the weights."""
+    beside = any(g.get("fused") or g.get("capturable") for g in optimizer.param_groups)
+    return device if beside else torch.device("cpu")
 
 
 def _kind(spec: DataSpec) -> Any:
@@ -220,12 +304,21 @@ def _kind(spec: DataSpec) -> Any:
     return spec.latent, spec.tokenizer, {name: (a.per_step, a.names) for name, a in spec.actions.items()}
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> dict[str, Tensor]:
+def _optimizer_tensors(module: Trainable, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names: dict[Tensor, str] = {p: n for n, p in module.named_parameters()}
     return {
         f"{names[p]}/{field}": value if isinstance(value, Tensor) else torch.tensor(value)
         for p, state in optimizer.state.items()
         for field, value in state.items()
     }
+
+
+def _state(module: Trainable, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Raw weights and optimizer state by one name each: a parameter is of one optimizer."""
+    state: dict[str, Tensor] = dict(module.state_dict())
+    for optimizer in optimizers:
+        state |= _optimizer_tensors(module, optimizer)
+    return state
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

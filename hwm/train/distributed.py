@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from hwm.types import HwmError
 
@@ -37,6 +39,11 @@ class World:
         if self.size == 1:
             return list(flags)
         return [x > 0 for x in self.mean(torch.tensor(flags, dtype=torch.float32, device=self.device)).tolist()]
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self.size > 1:
+            dist.barrier()
 
     def close(self) -> None:
         """Leave the group; what follows is one process's own."""
@@ -69,3 +76,30 @@ def start(device: str = "auto") -> World:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo")
     return World(dist.get_rank(), dist.get_world_size(), where)
+
+
+def building(shard: int) -> AbstractContextManager[Any]:
+    """Where a process is to build a module: one that will be sent its part of the weights needs none of its own."""
+    return torch.device("meta") if shard != 1 and not leading() else nullcontext()
+
+
+def leading() -> bool:
+    """Whether this is the first of the processes that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def is_divided(module: nn.Module) -> bool:
+    """Whether a module's weights are divided among processes (`hwm.train.sharding`)."""
+    return hasattr(module, "set_requires_gradient_sync")  # of FSDP2 alone, whose import takes seconds
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: all of it, where it is not divided."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
+    return part
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor put together of the parts that processes hold, if they do; then all of them must call it."""
+    joined: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
+    return joined

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hwm.config import Trainable
+from hwm.config import Trainable, unknown
+from hwm.train.distributed import own_part, whole
 
 
 def optimizers(
@@ -54,6 +57,30 @@ def learning_rate(step: int, *, peak: float, warmup: int, total: int, floor: flo
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
+def train_only(module: Trainable, patterns: Sequence[str]) -> None:
+    """Leave all parameters as they are but those whose names a pattern fits; no pattern trains all.
+
+    Args:
+        patterns: of the shell, such as `trunk.stems.*`; `fresh` fits what `module.fresh` begins.
+
+    Raises:
+        HwmError: a pattern fits no parameter.
+    """
+    if not patterns:
+        return
+    names = [name for name, _ in module.named_parameters()]
+    chosen: set[str] = set()
+    for pattern in patterns:
+        own = module.fresh if pattern == "fresh" else ()
+        found = [n for n in names if fnmatchcase(n, pattern) or (own and n.startswith(own))]
+        if not found:
+            groups = sorted({n.rpartition(".")[0] or n for n in names})
+            raise unknown("group of parameters to train", pattern, (f"{g}.*" for g in groups))
+        chosen.update(found)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in chosen)
+
+
 class MovingAverage:
     """Exponential moving average of the weights, with the usual warm-up min(decay, (1 + n) / (10 + n))."""
 
@@ -64,19 +91,14 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        now = module.state_dict()
+        now, mine = ({k: own_part(v) for k, v in weights.items()} for weights in (module.state_dict(), self.weights))
         floating = [k for k, v in now.items() if v.is_floating_point()]
-        torch._foreach_lerp_([self.weights[k] for k in floating], [now[k] for k in floating], 1 - decay)
+        torch._foreach_lerp_([mine[k] for k in floating], [now[k] for k in floating], 1 - decay)
         for k, v in now.items():
             if not v.is_floating_point():
-                self.weights[k].copy_(v)
-
-    def load(self, weights: dict[str, Tensor]) -> None:
-        """Go on from these weights; they are copied into place, so that memory formats stay."""
-        for k, v in self.weights.items():
-            v.copy_(weights[k])
+                mine[k].copy_(v)
 
 
 def gradient_norm(module: nn.Module, clip: float) -> Tensor:
     """Global norm of the gradients, which are scaled down to `clip` where it is above."""
-    return nn.utils.clip_grad_norm_(module.parameters(), clip if clip > 0 else math.inf)
+    return whole(nn.utils.clip_grad_norm_(module.parameters(), clip if clip > 0 else math.inf))

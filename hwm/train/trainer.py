@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as checkpoint_call
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,10 +27,13 @@ from hwm.config import Trainable, to_json
 from hwm.data.files import write_atomically
 from hwm.data.mixture import Mixture, loader
 from hwm.train import checkpoint, distributed
+from hwm.train.distributed import whole
 from hwm.train.loggers import Logger
-from hwm.train.optim import MovingAverage, gradient_norm, learning_rate, optimizers
+from hwm.train.optim import MovingAverage, gradient_norm, learning_rate, optimizers, train_only
 from hwm.train.progress import Meter, peak_flops
 from hwm.types import Batch, DataSpec, HwmError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,9 @@ class TrainConfig:
         clip: largest global norm of the gradients; 0 does not clip.
         ema: decay of the moving average of the weights that is saved and validated; 0 keeps none.
         dtype: arithmetic of the forward pass; weights and optimizer stay float32.
-        compile: torch.compile the model.
+        compile: torch.compile the repeated blocks of the model, or all of it where it has none.
+        shard: processes that share one copy of weights, gradients and optimizer state (FSDP2): 1 gives each process a
+            copy (DDP), 0 divides one among all, n below their number keeps a copy in every group of n.
         checkpoint_activations: keep only the inputs of each block and compute the rest again in the backward pass:
             about a third more time for a fraction of the memory.
         seed: of data order, masks and initial weights.
@@ -61,6 +66,8 @@ class TrainConfig:
         threads: CPU threads; 0 leaves torch's choice.
         device: auto, cpu, cuda.
         track: further loggers, of tensorboard and wandb.
+        only: train the parameters of these names alone and leave the others as they are: shell patterns such as
+            `trunk.stems.*`, or `fresh` for all that a model has for each robot by itself. Empty trains all.
     """
 
     steps: int = 1000
@@ -76,6 +83,7 @@ class TrainConfig:
     ema: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    shard: int = 1
     checkpoint_activations: bool = False
     seed: int = 0
     val_every: int = 250
@@ -87,6 +95,7 @@ class TrainConfig:
     threads: int = 0
     device: str = "auto"
     track: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "val_batches"):
@@ -103,6 +112,7 @@ class TrainConfig:
             "clip",
             "minutes",
             "threads",
+            "shard",
         ):
             if getattr(self, name) < 0:
                 raise HwmError(f"train.{name} must not be negative, got {getattr(self, name)}")
@@ -137,17 +147,28 @@ class Trainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.world = distributed.start(config.device)
-        self.module = module.to(self.world.device)
+        self.module = module
+        train_only(self.module, config.only)
+        self.divided = self.world.size > 1 and config.shard != 1
+        if config.checkpoint_activations:
+            recompute(self.module)
+        if self.divided:
+            from hwm.train.sharding import divide
+
+            divide(self.module, self.world, config.shard or self.world.size, DTYPES[config.dtype])
+        else:
+            self.module.to(self.world.device)
+        self.flops = self._count_flops() if self.world.leads or self.divided else 0
+        if config.compile:
+            compile_blocks(self.module)
         fused = self.world.device.type == "cuda"
         self.optimizers = optimizers(self.module, config.optimizer, config.lr, config.weight_decay, config.betas, fused)
         self.average = MovingAverage(self.module, config.ema) if config.ema else None
-        if config.checkpoint_activations:
-            recompute(self.module)
         self.step = 0
         self._resume()
-        wrapped: nn.Module = torch.compile(self.module) if config.compile else self.module  # type: ignore[assignment]
         # a batch uses the weights of its own embodiment only, and a last block need not finish what nothing reads
-        self.model = DistributedDataParallel(wrapped, find_unused_parameters=True) if self.world.size > 1 else wrapped
+        alone = self.world.size == 1 or self.divided
+        self.model = self.module if alone else DistributedDataParallel(self.module, find_unused_parameters=True)
 
     def _resume(self) -> None:
         self.run_folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +178,7 @@ class Trainer:
         progress = checkpoint.load_step(steps[-1], self.module, self.optimizers)
         self.step = int(progress["step"])
         if self.average:
-            self.average.load(checkpoint.load_tensors(steps[-1] / "model.safetensors", self.world.device))
+            checkpoint.load_average(steps[-1], self.average.weights)
         if self.world.leads:
             print(f"resuming {self.run_folder} at update {self.step}")
 
@@ -199,8 +220,10 @@ class Trainer:
                 logger.close()
         if self.average:
             self.module.load_state_dict(self.average.weights)
-        if self.world.leads and self.step == c.steps:
-            checkpoint.save_model(self.run_folder, self.module, step=self.step)
+        if self.step == c.steps:
+            weights = {k: whole(v) for k, v in self.module.state_dict().items()}
+            if self.world.leads:
+                checkpoint.save_model(self.run_folder, self.module, weights, step=self.step)
         self._leave()
         return self.module.eval()
 
@@ -253,11 +276,11 @@ class Trainer:
         for i, batch in enumerate(self.held_out.fixed(self.config.batch_size, self.config.val_batches)):
             torch.manual_seed(i)
             with self._autocast():
-                loss, metrics = self.module.loss(batch.to(self.world.device))
+                loss, metrics = self.module(batch.to(self.world.device))
             for k, v in {"loss": loss, **metrics}.items():
                 sums.setdefault(k, []).append(float(v))
         torch.set_rng_state(state)
-        if self.on_validate and self.world.leads:
+        if self.on_validate and self.world.leads and not self.divided:  # a rollout needs all weights in one place
             self.on_validate(self.step, self.module, self.run_folder)
         if kept:
             self.module.load_state_dict(kept)
@@ -265,17 +288,13 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this update."""
-        if self.world.leads:
-            average = self.average.weights if self.average else None
+        average = self.average.weights if self.average else None
+        progress = {"seed": self.config.seed, "train": to_json(self.config)}
+        if self.divided or self.world.leads:
             checkpoint.save_step(
-                self.run_folder,
-                self.step,
-                self.module,
-                average,
-                self.optimizers,
-                {"seed": self.config.seed, "train": to_json(self.config)},
-                self.config.keep,
-            )
+                self.run_folder, self.step, self.module, average, self.optimizers, progress, self.config.keep,
+                self.world if self.divided else None,
+            )  # fmt: skip
 
     def _validate(self, logger: Logger | None, meter: Meter) -> None:
         with meter.paused():
@@ -308,23 +327,28 @@ class Trainer:
         batch = self.data.batch(c.seed, 0, 1).to(device)
         clips = c.batch_size * c.accumulate  # of an update and process
         tokens = batch.latents.shape[1] * self.data.spec.latent.cells * clips * self.world.size
-        if not self.world.leads:
-            return Meter(c.steps, self.step, tokens, device, show=False)
-        # Counted on one clip and apart from training: under the counter torch.compile gives up, and for good.
+        peak = peak_flops(device, c.dtype) if self.world.leads else 0.0
+        return Meter(c.steps, self.step, tokens, device, flops=self.flops * clips, peak=peak, show=self.world.leads)
+
+    def _count_flops(self) -> int:
+        """Of a forward and backward pass of one clip, apart from training and from torch.compile, which gives up under
+        the counter, and for good."""
         self.module.eval()  # training must not notice, and some layers count what they see
-        weights = [p for p in self.module.parameters() if p.requires_grad]
+        batch = self.data.batch(self.config.seed, 0, 1).to(self.world.device)
         with FlopCounterMode(display=False) as flops, self._autocast():
-            torch.autograd.grad(self.module.loss(batch)[0], weights, allow_unused=True)
-        return Meter(
-            c.steps, self.step, tokens, device, flops=flops.get_total_flops() * clips, peak=peak_flops(device, c.dtype)
-        )
+            self.module(batch)[0].backward()
+        self.module.zero_grad(set_to_none=True)
+        return flops.get_total_flops()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16")
 
     def _no_sync(self, i: int) -> AbstractContextManager[Any]:
         last = i == self.config.accumulate - 1
-        return nullcontext() if last or self.world.size == 1 else self.model.no_sync()  # type: ignore[operator]
+        if self.divided:
+            self.module.set_requires_gradient_sync(last)  # type: ignore[operator]
+        alone = last or self.world.size == 1 or self.divided
+        return nullcontext() if alone else self.model.no_sync()  # type: ignore[operator]
 
     def _not_finite(self, batch: Batch, what: str) -> HwmError:
         rank = f"_rank{self.world.rank}" if self.world.size > 1 else ""
@@ -384,6 +408,13 @@ def recompute(module: Trainable) -> None:
     """Let the module's units forget their activations and compute them again for the backward pass."""
     for unit in module.units():
         unit.forward = partial(checkpoint_call, unit.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def compile_blocks(module: Trainable) -> None:
+    """torch.compile the module's units one by one, which takes a fraction of the time that all at once would, or all
+    of it where it has none."""
+    for unit in list(module.units()) or [module]:
+        unit.forward = torch.compile(unit.forward)  # type: ignore[method-assign]
 
 
 def write_run(run: Path, recipe: Any) -> None:

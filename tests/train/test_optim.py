@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from hwm.config import Trainable
 from hwm.models.masked_hwm import MaskedHWM
-from hwm.train.optim import MovingAverage, gradient_norm, learning_rate, optimizers
-from hwm.types import ActionSpec, DataSpec, LatentSpec
+from hwm.train.checkpoint import load_average, save_model
+from hwm.train.optim import MovingAverage, gradient_norm, learning_rate, optimizers, train_only
+from hwm.types import ActionSpec, DataSpec, HwmError, LatentSpec
 from tests.train.toy import Toy
 
 ACTION = ActionSpec(2, ("a", "b"), (0.0, 0.0), (1.0, 1.0))
@@ -51,6 +55,44 @@ def test_frozen_weights_are_left_alone() -> None:
     module.conv.requires_grad_(False)
     for kind in ("adamw", "muon"):
         assert not [n for n in groups(kind, module) if n.startswith(("hidden", "conv"))]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "wanted"),
+    [
+        ((), {"act.0", "act.2", "hidden", "embed"}),
+        (("act.*",), {"act.0", "act.2"}),
+        (("fresh",), {"act.2"}),
+        (("fresh", "*.weight"), {"act.0", "act.2", "hidden", "embed"}),
+        (("hidden.weight",), {"hidden"}),
+    ],
+)
+def test_named_weights_alone_are_trained(patterns: tuple[str, ...], wanted: set[str]) -> None:
+    module = Parts()
+    train_only(module, patterns)
+    assert {n.rpartition(".")[0] for n, p in module.named_parameters() if p.requires_grad} == wanted
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    made = optimizers(module, "adamw", 0.1, 0.0, (0.9, 0.95))
+    for p in module.parameters():
+        p.grad = torch.ones_like(p) if p.requires_grad else None
+    for optimizer in made:
+        optimizer.step()
+    moved = {n.rpartition(".")[0] for n, p in module.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == wanted
+
+
+class Parts(Trainable):
+    fresh = ("act.2",)
+
+    def __init__(self) -> None:
+        super().__init__(None, None)  # type: ignore[arg-type]
+        self.act = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+        self.hidden, self.embed = nn.Linear(2, 2), nn.Embedding(4, 2)
+
+
+def test_a_name_of_no_weight_is_refused() -> None:
+    with pytest.raises(HwmError, match=r"no group of parameters to train called 'hiden\.\*'; did you mean hidden\.\*"):
+        train_only(Parts(), ("act.*", "hiden.*"))
 
 
 def test_a_model_of_hidden_matrices_alone() -> None:
@@ -123,11 +165,12 @@ def test_the_average_is_the_recurrence() -> None:
     assert average.weights["conv.weight"].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_an_average_goes_on_from_what_was_saved() -> None:
+def test_an_average_goes_on_from_what_was_saved(tmp_path: Path) -> None:
     module = Toy(Toy.Config(), SPEC)
     average = MovingAverage(module, 0.9)
     saved = {k: (v + 1).contiguous() for k, v in average.weights.items()}
-    average.load(saved)
+    save_model(tmp_path, module, saved)
+    load_average(tmp_path, average.weights)
     assert all(torch.equal(average.weights[k], v) for k, v in saved.items())
     assert average.weights["conv.weight"].is_contiguous(memory_format=torch.channels_last)
 

@@ -17,6 +17,7 @@ from hwm.data.clips import Clips
 from hwm.data.mixture import Mixture
 from hwm.data.store import Store
 from hwm.train import trainer
+from hwm.train.distributed import building
 from hwm.train.trainer import TrainConfig, Trainer
 from hwm.types import Batch, DataSpec
 
@@ -74,7 +75,8 @@ def make_trainer(
     config = TrainConfig(**{**fields, **train})
     torch.manual_seed(config.seed)
     data = mixture(store, workers)
-    module = Toy.Config(**(model or {})).build(data.spec)
+    with building(config.shard):
+        module = Toy.Config(**(model or {})).build(data.spec)
     return Trainer(config, module, data, mixture(store), run)
 
 

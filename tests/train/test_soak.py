@@ -1,0 +1,97 @@
+"""Two processes that are killed at random moments, again and again, end as if they never had been.
+
+`make test` kills a few times, `make soak` fifty times each way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hwm.train.checkpoint import load_tensors, step_folders
+from hwm.train.loggers import read_log
+from tests.conftest import make_store
+
+PATIENCE = 300
+OPTIONS = {"batch_size": 2, "save_every": 2, "val_every": 3, "log_every": 1, "slow": 0.02}
+
+
+def begin(store: Path, run: Path, **options: object) -> subprocess.Popen[str]:
+    """Two processes that train the toy, in a process group of their own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "tests.train.toy", str(store), str(run), json.dumps(OPTIONS | options)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def reached(run: Path) -> int:
+    """The last update in the log; a line may be half written."""
+    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+        return int(json.loads((run / "log.jsonl").read_text().splitlines()[-1])["step"])
+    return 0
+
+
+def kill(process: subprocess.Popen[str], run: Path, chance: random.Random) -> None:
+    """Wait until it has gone on for some updates, and then for a moment; then kill all that belongs to it."""
+    before, end = reached(run), time.monotonic() + PATIENCE
+    stamp, after = time.time(), chance.randrange(1, 5)
+    moved = False
+    while not moved:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "the run does not get there"
+        log = run / "log.jsonl"
+        # what a kill has undone is done again: the log may be shorter than it was
+        moved = (
+            log.exists() and log.stat().st_mtime > stamp and (reached(run) >= before + after or reached(run) < before)
+        )
+        time.sleep(0.002)
+    time.sleep(chance.random() * 0.08)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def check(tmp_path: Path, kills: int, shard: int) -> None:
+    store, chance = make_store(tmp_path / "store", [30, 40]).path, random.Random(kills + shard)
+    whole, run, steps = tmp_path / "whole", tmp_path / "killed", 4 * kills + 6
+    process = begin(store, whole, steps=steps, shard=shard)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    for _ in range(kills):
+        if reached(run) >= steps - 3:
+            break
+        kill(begin(store, run, steps=steps, shard=shard), run, chance)
+        for folder in step_folders(run):  # each that is there is whole
+            load_tensors(folder / "model.safetensors")
+    last = begin(store, run, steps=steps, shard=shard)
+    output, _ = last.communicate(timeout=PATIENCE)
+    assert last.returncode == 0, output
+    assert "resuming" in output
+    assert [line["step"] for line in read_log(run) if "loss" in line] == list(range(1, steps + 1))
+    for key in ("loss", "val_loss", "gradient_norm"):
+        mine, theirs = ([line[key] for line in read_log(r) if key in line] for r in (run, whole))
+        assert mine == theirs, key
+    left, right = (load_tensors(r / "model.safetensors") for r in (run, whole))
+    assert left.keys() == right.keys()
+    assert all(torch.equal(v, right[k]) for k, v in left.items())
+    assert [p.name for p in step_folders(run)] == [p.name for p in step_folders(whole)]
+
+
+def test_divided_weights_survive_kills(tmp_path: Path) -> None:
+    check(tmp_path, kills=2, shard=0)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("shard", [1, 0], ids=["ddp", "fsdp2"])
+def test_fifty_kills(tmp_path: Path, shard: int) -> None:
+    check(tmp_path, kills=50, shard=shard)
