@@ -1,8 +1,10 @@
-"""A training step of Masked-HWM base at the paper's size, against the same step with the logits of all positions.
+"""A training step of Masked-HWM base at the paper's size, against a straightforward one of the same model.
 
 24 layers x 512, batch 1, 3 latent steps x 1024 tokens, vocabulary 64,000. Ours takes the head and the cross-entropy
-only at masked positions, in chunks; the baseline computes float32 logits of all positions of all three steps, as the
-released code does. Time is the median of the steps after the first; memory is the peak of a process of its own.
+only at masked positions, in chunks, and attention by a fused kernel; the baseline computes float32 logits of all
+positions of all three steps, as the released code does, and writes its attention scores out, in float32 and with AdamW
+whatever ours does. `--fused` leaves the baseline the fused kernel. `--checkpoint`, `--dtype` and `--optimizer` are the
+trainer's options. Time is the median of the steps after the first; memory is the peak of a process of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +24,9 @@ from torch import Tensor
 from hwm.data.clips import fake_batch
 from hwm.models.masked_hwm import MaskedHWM
 from hwm.recipes import find_recipe
+from hwm.train.optim import optimizers
 from hwm.train.progress import peak_memory
+from hwm.train.trainer import recompute
 from hwm.types import Batch
 
 
@@ -38,8 +43,27 @@ def loss_with_full_logits(model: MaskedHWM, batch: Batch) -> Tensor:
     return (nll * masked_BHS.flatten()).sum() / masked_BHS.sum()
 
 
-def measure(full_logits: bool, repeats: int, threads: int, dtype: str, quick: bool) -> dict[str, float]:
+def scores_written_out(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, scale: float | None = None) -> Tensor:
+    """Attention as its formula says it."""
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf)
+    return scores.softmax(-1) @ v
+
+
+def measure(
+    full_logits: bool,
+    repeats: int,
+    threads: int,
+    dtype: str,
+    quick: bool,
+    fused: bool,
+    checkpoint: bool,
+    optimizer: str,
+) -> dict[str, float]:
     """Median seconds of a step, and peak bytes."""
+    if not fused:
+        F.scaled_dot_product_attention = scores_written_out
     if threads:
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -49,7 +73,9 @@ def measure(full_logits: bool, repeats: int, threads: int, dtype: str, quick: bo
     if quick:
         recipe = recipe.but(model=dict(dim=64, depth=2, heads=2))
     model = recipe.model.build(recipe.data.expects).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    if checkpoint:
+        recompute(model)
+    made = optimizers(model, optimizer, 1e-5, 0.01, (0.9, 0.95))
     batch = fake_batch(recipe.data.expects, 1, 3).to(device)
     seconds = []
     for i in range(repeats + 1):
@@ -58,10 +84,11 @@ def measure(full_logits: bool, repeats: int, threads: int, dtype: str, quick: bo
             torch.cuda.synchronize()
         start = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss = loss_with_full_logits(model, batch) if full_logits else model.loss(batch)[0]
+            loss = loss_with_full_logits(model, batch) if full_logits else model(batch)[0]
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for each in made:
+            each.step()
+            each.zero_grad(set_to_none=True)
         value = float(loss)
         seconds.append(time.perf_counter() - start)
     return {"seconds": statistics.median(seconds[1:]), "bytes": peak_memory(device), "loss": value}
@@ -70,17 +97,22 @@ def measure(full_logits: bool, repeats: int, threads: int, dtype: str, quick: bo
 def main() -> None:
     p = parser(__doc__ or "")
     p.add_argument("--repeats", type=int, default=3)
-    p.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    p.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of ours")
+    p.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw", help="of ours")
+    p.add_argument("--checkpoint", action="store_true", help="ours computes activations again")
+    p.add_argument("--fused", action="store_true", help="the baseline has the fused attention too")
     p.add_argument("--part", choices=["ours", "full"], help=argparse_hidden)
     a = p.parse_args()
     if a.part:
-        print(json.dumps(measure(a.part == "full", a.repeats, a.threads, a.dtype, a.quick)))
+        ours = a.part == "ours"
+        found = measure(not ours, a.repeats, a.threads, a.dtype, a.quick, ours or a.fused, a.checkpoint, a.optimizer)
+        print(json.dumps(found))
         return
-    options = ["--repeats", str(a.repeats), "--threads", str(a.threads), "--dtype", a.dtype]
+    common = ["--repeats", str(a.repeats), "--threads", str(a.threads)] + ["--quick"] * a.quick
+    options = ["--dtype", a.dtype, "--optimizer", a.optimizer] + ["--checkpoint"] * a.checkpoint
     here = str(Path(__file__))
-    if a.quick:
-        options.append("--quick")
-    ours, full = (in_fresh_process(here, "--part", part, *options) for part in ("ours", "full"))
+    ours = in_fresh_process(here, "--part", "ours", *common, *options)
+    full = in_fresh_process(here, "--part", "full", *common, *(["--fused"] * a.fused))
     report(
         a.json,
         ours=ours["seconds"],
@@ -92,6 +124,8 @@ def main() -> None:
         loss_ours=ours["loss"],
         loss_baseline=full["loss"],
         dtype=a.dtype,
+        optimizer=a.optimizer,
+        checkpoint=a.checkpoint,
     )
 
 

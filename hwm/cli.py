@@ -22,13 +22,15 @@ def _verbs() -> dict[str, tuple[str, Callable[[list[str]], Any]]]:
     return {
         "demo": ("evaluate the shipped model, train a toy one for a minute, write a report with videos", c.demo),
         "record": ("record the simulated humanoid as a store of video and actions", c.record),
-        "encode": ("turn a recorded store into a store of latents, or video files into files of them", tokens.encode),
+        "encode": ("turn a recording or anybody's data into a store of latents, or videos into files", tokens.encode),
         "decode": ("turn files of latents into videos", tokens.decode),
         "tokenizer": ("fetch a published tokenizer, or measure how well one shows a video again", tokens.tokenizer),
         "data": ("fetch 1X's published data, or make a small set in its layout", data),
         "merge": ("join stores into one", c.merge),
-        "view": ("show what is in a store: episodes, statistics, a contact sheet", c.view),
+        "view": ("show what is in a store or other data: episodes, statistics, a page or a contact sheet", c.view),
+        "export": ("write a recording, a store or other data as a LeRobot data set", c.export),
         "train": ("train a recipe, or any importable function that returns one", c.train),
+        "bench": ("time a recipe's training step and prediction, with FLOP utilisation and memory", c.bench),
         "evaluate": ("measure a model on held-out clips against honest baselines", evaluation.evaluate),
         "generate": ("write videos of a model's rollouts beside the truth", evaluation.generate),
         "play": ("drive a humanoid through a model's world, in the browser", interact.play),
@@ -36,7 +38,7 @@ def _verbs() -> dict[str, tuple[str, Callable[[list[str]], Any]]]:
         "policies": ("judge policies in a model, and by the true simulator", interact.policies),
         "challenge": ("write and check submissions to the two tracks of the 1X World Model Challenge", challenge),
         "convert": ("turn a published checkpoint into one of this program, or back", convert),
-        "recipes": ("list the recipes, or their exact parameter counts", c.recipes),
+        "recipes": ("list the recipes, their exact parameter counts, and how they fit into memory", c.recipes),
     }
 
 

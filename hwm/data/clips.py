@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from hwm.data.arrays import moments
 from hwm.data.store import Store
 from hwm.types import Batch, DataSpec, HwmError
 
@@ -61,19 +62,30 @@ class Clips:
             stride s has K*s actions a step, those that lead to it from the step kept before.
         filter_overlaps: leave out windows that share a step with an earlier one: windows of a stride s begin at s
             neighbouring steps, then at none until all of them have ended (as 1X's evaluation chooses them).
+        episodes: the first so many alone, of which then the statistics are, too; 0 for all.
 
     Raises:
-        HwmError: no episode is long enough, or settings that exclude each other.
+        HwmError: no episode is long enough, the store has fewer, or settings that exclude each other.
     """
 
     def __init__(
-        self, store: Store, length: int, every: int = 1, stride: int = 1, *, filter_overlaps: bool = False
+        self,
+        store: Store,
+        length: int,
+        every: int = 1,
+        stride: int = 1,
+        *,
+        filter_overlaps: bool = False,
+        episodes: int = 0,
     ) -> None:
         if min(length, every, stride) < 1:
             raise HwmError(f"length {length}, every {every} and stride {stride} must be at least 1")
         if store.latents is None:
             store.header.latent_shape  # noqa: B018  raises the error that says what to do
+        if episodes > len(store.episodes):
+            raise HwmError(f"{store.path} has {len(store.episodes)} episodes, and the first {episodes} are wanted")
         self.store, self.length, self.stride = store, length, stride
+        self.steps = store.episodes[episodes - 1].stop if episodes else store.steps  # that windows are taken of
         span = (length - 1) * stride + 1
         begin = store.clip_steps
         if stride > 1 and begin > 1:
@@ -81,9 +93,10 @@ class Clips:
         if filter_overlaps and every > 1:
             raise HwmError(f"filter_overlaps decides where windows begin, and so does every={every}: give one of them")
         run, period = (stride, -(-length // begin) * begin * stride) if filter_overlaps else (1, every * begin)
-        self.starts = Starts(*store.bounds, span, run, period)
+        starts, stops = (edges[: episodes or None] for edges in store.bounds)
+        self.starts = Starts(starts, stops, span, run, period)
         if not len(self.starts):
-            longest = int(np.max(np.subtract(*store.bounds[::-1]), initial=0))
+            longest = int(np.max(stops - starts, initial=0))
             raise HwmError(f"{store.path}: no episode has the {span} steps of a window; the longest has {longest}")
         h = store.header
         self.embodiment = h.embodiment
@@ -96,6 +109,10 @@ class Clips:
 
     def spec(self) -> DataSpec:
         spec = self.store.data_spec()
+        if self.steps < self.store.steps:
+            mean, std = (tuple(x.tolist()) for x in moments(self.store.actions[: self.steps]))
+            action = replace(spec.actions[self.embodiment], mean=mean, std=std)
+            spec = replace(spec, actions={self.embodiment: action})
         if self.continuous:
             mean, std = self.channel_statistics
             spec = replace(spec, latent_mean=mean, latent_std=std)
@@ -107,9 +124,9 @@ class Clips:
 
     @cached_property
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel of continuous latents, over steps spread over the store."""
+        """Mean and standard deviation of each channel of continuous latents, over steps spread over the data."""
         assert self.store.latents is not None
-        steps = np.unique(np.linspace(0, self.store.steps - 1, STATISTICS_STEPS).round().astype(int))
+        steps = np.unique(np.linspace(0, self.steps - 1, STATISTICS_STEPS).round().astype(int))
         x = (self.store.latents[t].astype(np.float64) * (self.scale or 1) for t in steps)
         mean, square = np.mean([(each.mean((1, 2)), (each**2).mean((1, 2))) for each in x], 0)
         return tuple(mean.tolist()), tuple(np.sqrt((square - mean**2).clip(min=0)).tolist())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import NamedTuple
@@ -11,9 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hwm.data.readers import open_store
-from hwm.data.store import Episode, Header, Store, StoreError, Writer, latent_dtype
-from hwm.data.video import to_video
+from hwm.data.ahead import ahead
+from hwm.data.sources import Episode, Source, open_source
+from hwm.data.sources.base import named
+from hwm.data.sources.views import Cropped
+from hwm.data.store import EpisodeError, Header, Store, Writer, latent_dtype
+from hwm.data.video import to_video, write_video
 from hwm.evaluate.camera import device_of
 from hwm.progress import track
 from hwm.tokenizers.base import Pixels, Tokenizer
@@ -21,7 +26,7 @@ from hwm.types import HwmError
 
 
 def encode(
-    source: str | Path,
+    source: str | Path | Source,
     tokenizer: Tokenizer,
     out: str | Path,
     *,
@@ -33,11 +38,16 @@ def encode(
     batch: int = 64,
     statistics: Store | None = None,
     half_actions: bool = False,
+    crop: bool = False,
+    skip_bad: bool = False,
 ) -> Store:
-    """Encode the episodes of a recording.
+    """Encode the episodes of a recording, or of data of any other kind (`hwm.data.sources`).
+
+    Killed and called again with the same arguments, it goes on; the result is that of a call that was not killed. When
+    all is done already, it returns what is there.
 
     Args:
-        source: a store with video.
+        source: a store with video, a path of another known kind, or a source that is open.
         every: keep every n-th step of the recording; the actions of all of them are kept, so K grows n-fold. So does
             it for each frame that a latent step holds.
         clip: encode so many of these steps at a time, and make each clip an episode: a tokenizer that is causal over
@@ -47,20 +57,24 @@ def encode(
         batch: frames encoded at once.
         half_actions: keep actions as float16 (three significant digits) in half the space.
         statistics: take the action statistics of this store (the training set's, for a held-out store).
+        crop: cut pictures to the tokenizer's proportions before they are resized, instead of squeezing them.
+        skip_bad: leave out episodes that are not fit to be encoded and note them in the store, instead of stopping.
 
     Raises:
-        HwmError: a clip that does not fill whole latent steps; a video is missing, damaged, or has another number of
-            frames than there are actions; a shard without episodes; statistics of other actions; or `out` was begun
-            from another source.
+        EpisodeError: an episode is not fit to be encoded: one frame, actions that are missing, not finite or of another
+            width, time stamps of another rate, a video that is missing, damaged, or has another number of frames than
+            there are actions.
+        HwmError: a clip that does not fill whole latent steps; a shard without episodes; statistics of other actions;
+            no episode that is fit; or `out` was begun from another source or with other settings.
     """
-    store = open_store(source)
+    source = source if isinstance(source, Source) else open_source(source)
     if not 0 <= shard < shards:
         raise HwmError(f"shard {shard} of {shards}: shards are numbered from 0")
-    chosen, h = store.episodes[shard::shards], store.header
+    chosen, h = range(shard, len(source), shards), source.header
     if not chosen:
-        raise HwmError(f"shard {shard} of {shards} is empty: {store.path} has {len(store.episodes)} episodes")
+        raise HwmError(f"shard {shard} of {shards} is empty: {source.path} has {len(source)} episodes")
     if statistics and statistics.header.action_names != h.action_names:
-        raise HwmError(f"{statistics.path} has other actions than {store.path}: its statistics do not describe them")
+        raise HwmError(f"{statistics.path} has other actions than {source.path}: its statistics do not describe them")
     if every < 1 or batch < 1:
         raise HwmError(f"every {every} and batch {batch} must be at least 1")
     stride = tokenizer.latent.stride
@@ -68,6 +82,8 @@ def encode(
         raise HwmError(f"a clip of {clip} frames does not fill whole latent steps: choose 1 + {stride} * n")
     if clip and keep_video:
         raise HwmError("videos are not cut into clips: leave out either the clips or the videos")
+    if crop:
+        source = Cropped(source, tokenizer.size)
     pixels = isinstance(tokenizer, Pixels)
     header = Header(
         embodiment=h.embodiment,
@@ -80,29 +96,39 @@ def encode(
         tokenizer=tokenizer.id,
         source=h.source,
     )
+    names, part = [source.ids[i] for i in chosen], (shard, shards) if shards > 1 else None
+    if len(set(names)) < len(names):
+        raise HwmError(f"{source.path}: several episodes are called {max(names, key=names.count)!r}")
+    if finished := _finished(Path(out), header, part, set(names), clip):
+        return finished
     writer = Writer(out, header)
-    cuts = [cut for e in chosen for cut in _cuts(e, every, clip, stride)]
-    done = writer.done_of(cut.name for cut in cuts)
-    todo = [cut for cut in cuts if cut.name not in done]
-    unit = sum(cut.stop - cut.start for cut in todo) / max(1, len(todo))
-    for cut in track(todo, len(todo), f"encoding with {tokenizer.id}", scale=unit, unit="frames"):
-        episode = cut.episode
-        latents = np.concatenate(list(_latents(store, cut, tokenizer, every, batch)))
-        kept = thin_actions(np.asarray(store.actions[episode.start : episode.stop]), every)[cut.start : cut.stop]
-        actions = thin_actions(kept, stride)
-        if len(latents) != len(actions):
-            raise StoreError(
-                f"{store.path}: the video of {episode.id!r} shows {len(latents)} steps, its actions are of "
-                f"{len(actions)}: the video is truncated or not of this episode"
-            )
-        video = None
-        if keep_video:
-            video = writer.partial / f".{episode.id}.mp4"
-            store.copy_video(episode, video)
-        frames_per_step = int(episode.info.get("frames_per_step", 1)) * every * stride
-        values = np.round(latents * 255).astype(np.uint8) if pixels else latents
-        writer.add(cut.name, actions, values, video, {**episode.info, "frames_per_step": frames_per_step})
-    return writer.finish(statistics.statistics if statistics else None)
+    done = writer.done_of(_written(writer, set(names), clip))
+    writer.same_as_before(
+        "encoding", {"clip": clip, "shard": shard, "shards": shards, "crop": crop, "source": list(source.notes)}
+    )
+    todo = [i for i, name in zip(chosen, names, strict=True) if name not in done]
+    unit = source.steps / len(source) / every
+    skipped: dict[str, str] = {}
+    for number in track(todo, len(todo), f"encoding with {tokenizer.id}", unit or 1, "frames" if unit else "episodes"):
+        try:
+            episode = source[number]
+            for cut in _cuts(episode, every, clip, stride):
+                if cut.name not in done:
+                    _encode_cut(writer, cut, tokenizer, every, batch, keep_video, source.path)
+        except EpisodeError as error:
+            if not skip_bad:
+                raise
+            name = source.ids[number]
+            skipped[name] = str(error)
+            for left in _written(writer, {name}, clip):
+                writer.drop(left)
+    if len(skipped) == len(names):
+        raise HwmError(f"{source.path}: none of {len(names)} episodes can be encoded. {next(iter(skipped.values()))}")
+    return writer.finish(
+        statistics.statistics if statistics else None,
+        part=part,
+        skipped=skipped,
+    )
 
 
 def thin_actions(actions_NKA: np.ndarray, every: int) -> np.ndarray:
@@ -136,11 +162,77 @@ def _cuts(episode: Episode, every: int, clip: int, stride: int) -> Iterator[_Cut
         yield _Cut(episode, name, start, start + 1 + (there - 1) // stride * stride, start + there == kept)
 
 
-def _latents(store: Store, cut: _Cut, tokenizer: Tokenizer, every: int, batch: int) -> Iterator[np.ndarray]:
-    step = every * int(cut.episode.info.get("frames_per_step", 1))
+def _finished(out: Path, header: Header, part: tuple[int, int] | None, names: set[str], clip: int) -> Store | None:
+    """The store that an earlier call of the same arguments has finished."""
+    if not (out / "meta.json").is_file():
+        return None
+    store = Store(out)
+    there = {e.id.rpartition("_clip_")[0] if clip else e.id for e in store.episodes}
+    if (store.header, store.part) != (header, part) or there | store.skipped.keys() != names:
+        return None
+    shutil.rmtree(out / ".partial", ignore_errors=True)  # left by a kill in the last moment
+    return store
+
+
+def _written(writer: Writer, names: set[str], clip: int) -> set[str]:
+    """What is there already of some episodes, whole or as clips."""
+    return {done for done in writer.done() if (done.rpartition("_clip_")[0] if clip else done) in names}
+
+
+def _encode_cut(
+    writer: Writer, cut: _Cut, tokenizer: Tokenizer, every: int, batch: int, keep_video: bool, path: Path
+) -> None:
+    episode, stride = cut.episode, tokenizer.latent.stride
+    parts = list(_latents(cut, tokenizer, every, batch, path))
+    if not parts:
+        raise EpisodeError(f"{path}: the video of {episode.id!r} shows no frames")
+    latents = np.concatenate(parts)
+    actions = thin_actions(thin_actions(episode.actions, every)[cut.start : cut.stop], stride)
+    if len(latents) != len(actions):
+        raise EpisodeError(
+            f"{path}: the video of {episode.id!r} shows {len(latents)} steps, its actions are of "
+            f"{len(actions)}: the video is truncated or not of this episode"
+        )
+    video = None
+    if keep_video:
+        video = writer.partial / f".{episode.id}.mp4"
+        _save_video(episode, video, path)
+    info = {**({"text": episode.text} if episode.text else {}), **episode.info}
+    info["frames_per_step"] = int(info.get("frames_per_step", 1)) * every * stride
+    values = np.round(latents * 255).astype(np.uint8) if isinstance(tokenizer, Pixels) else latents
+    writer.add(cut.name, actions, values, video, info)
+
+
+def _save_video(episode: Episode, to: Path, path: Path) -> None:
+    """Write what the camera saw, as it is where it has a file of its own."""
+    if episode.save_video:
+        try:
+            episode.save_video(to)
+        except HwmError as error:
+            raise named(path, episode.id, error) from error
+        return
+    frames = _decoded(episode, path, 1, 0, None)
+    # H.264 has half as many colours a side, so that sides are even
+    write_video(to, (f[: len(f) // 2 * 2, : f.shape[1] // 2 * 2] for f in frames), episode.fps)
+
+
+def _decoded(episode: Episode, path: Path, every: int, start: int, stop: int | None) -> Iterator[np.ndarray]:
+    """Frames of an episode, all of one size; what goes wrong is said to be of that episode."""
+    shape = None
+    try:
+        for i, frame in enumerate(episode.frames(every, start, stop)):
+            shape = shape or frame.shape
+            if frame.shape != shape:
+                raise HwmError(f"frame {start + i * every} has shape {frame.shape}, the first had {shape}")
+            yield frame
+    except HwmError as error:
+        raise named(path, episode.id, error) from error
+
+
+def _latents(cut: _Cut, tokenizer: Tokenizer, every: int, batch: int, path: Path) -> Iterator[np.ndarray]:
     # of the last cut all that is left, so that a video of too many frames is noticed
-    stop = None if cut.last else (cut.stop - 1) * step + 1
-    frames = store.frames(cut.episode, step, cut.start * step, stop)
+    stop = None if cut.last else (cut.stop - 1) * every + 1
+    frames = _decoded(cut.episode, path, every, cut.start * every, stop)
     spec, device = tokenizer.latent, device_of(tokenizer, torch.device("cpu"))
     sizes = chain([spec.frames(max(1, batch // spec.stride))], repeat(max(1, batch // spec.stride) * spec.stride))
 
@@ -150,8 +242,8 @@ def _latents(store: Store, cut: _Cut, tokenizer: Tokenizer, every: int, batch: i
             whole = len(some) - (len(some) - (i == 0)) % spec.stride
             if not whole:
                 return
-            yield to_video(some[:whole], tokenizer.size)[None].to(device)
+            yield to_video(some[:whole], tokenizer.size, device)[None]
 
-    with torch.inference_mode():
-        for part in tokenizer.encode_pieces(pieces()):
+    with torch.inference_mode(), closing(ahead(pieces())) as ready:
+        for part in tokenizer.encode_pieces(ready):
             yield part[0].cpu().numpy()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -17,8 +18,15 @@ import torch
 import tyro
 from torch.utils.data import DataLoader, IterableDataset
 
+from hwm.config import unknown
 from hwm.data.clips import Clips
+from hwm.data.store import Store
 from hwm.types import ActionSpec, Batch, DataSpec, HwmError
+
+SPLITS = Path(__file__).with_name("splits")
+"""Lists of data sets that come with the package, a file each: a name a line."""
+HELD_OUT = "_heldout"
+"""What the name of a data set's held-out store ends in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +36,15 @@ class DataConfig:
     Attributes:
         stores: folders of encoded stores to train on; `mini` is the set shipped with the package.
         val_stores: held-out stores.
+        split: a list of data sets, each a store in `root`, to add to these: `openx_1`, `openx_5`, `openx_10`,
+            `openx_20`, `openx_30`, `openx_40`, `language_table`, or a text file with a name a line. Their held-out
+            stores, where there are any, have the same names with `_heldout` behind.
+        root: the folder in which the stores of a split are.
+        episodes: use the first so many episodes of each training store, and their statistics; 0 uses all.
         steps: latent steps of a window.
         stride: distance between the steps of a window; actions of the steps between are kept.
+        rate: in place of one stride for all, the longest of each store that leaves so many steps a second; a store that
+            has fewer gives all. 0 goes by `stride`.
         filter_overlaps: leave out windows that share a step with an earlier one, as 1X's evaluation does.
         reader: read the stores as this, a name out of `hwm.data.readers.READERS`; empty goes by what is in the folder.
         exponent: a store of n windows is drawn with a weight of n to this power (1/3 keeps small sets in sight).
@@ -40,8 +55,12 @@ class DataConfig:
 
     stores: tuple[str, ...] = ()
     val_stores: tuple[str, ...] = ()
+    split: str = ""
+    root: str = "."
+    episodes: int = 0
     steps: int = 3
     stride: int = 1
+    rate: float = 0.0
     filter_overlaps: bool = False
     reader: str = ""
     exponent: float = 1 / 3
@@ -49,18 +68,78 @@ class DataConfig:
     workers: int = 0
     expects: Annotated[DataSpec | None, tyro.conf.Suppress] = None
 
+    def paths(self, validation: bool = False) -> tuple[str, ...]:
+        """The training (or held-out) stores, those of the split included.
+
+        Raises:
+            HwmError: a data set of the split has no store.
+        """
+        names, root = split_names(self.split) if self.split else (), Path(self.root)
+        if validation:
+            held_out = [root / f"{name}{HELD_OUT}" for name in names]
+            return (*self.val_stores, *(str(path) for path in held_out if path.exists()))
+        if absent := [name for name in names if not (root / name).exists()]:
+            raise HwmError(
+                f"{len(absent)} of the {len(names)} data sets of {self.split!r} are not in {root}: "
+                f"{', '.join(absent)}. Encode them there, say where they are with --data.root, or name those that "
+                "you have with --data.stores"
+            )
+        return (*self.stores, *(str(root / name) for name in names))
+
     def open(self, validation: bool = False) -> Mixture:
         """Open the training (or held-out) stores."""
         from hwm.data.readers import open_store
 
-        paths = self.val_stores if validation else self.stores
+        if self.episodes < 0:
+            raise HwmError(f"data.episodes must not be negative, got {self.episodes}")
+        paths = self.paths(validation)
         if not paths:
             raise HwmError(
                 f"no {'held-out ' if validation else ''}stores given: --data.{'val-' if validation else ''}stores"
             )
         stores = [open_store(p, self.reader) for p in paths]
-        clips = [Clips(s, self.steps, stride=self.stride, filter_overlaps=self.filter_overlaps) for s in stores]
+        episodes = 0 if validation else self.episodes
+        clips = [
+            Clips(
+                s,
+                self.steps,
+                stride=stride_of(s, self.stride, self.rate),
+                filter_overlaps=self.filter_overlaps,
+                episodes=episodes,
+            )
+            for s in stores
+        ]
         return Mixture(clips, self.exponent, 0.0 if validation else self.motion, self.workers)
+
+
+def stride_of(store: Store, stride: int, rate: float) -> int:
+    """The stride that is given, or the longest that leaves `rate` steps a second.
+
+    Raises:
+        HwmError: both are given, or a rate that is none.
+    """
+    if rate < 0 or (rate and stride != 1):
+        raise HwmError(f"rate {rate:g} is a number of steps a second, and takes the place of stride {stride}: give one")
+    return max(1, int(store.header.fps / rate + 1e-6)) if rate else stride
+
+
+def split_names(split: str) -> tuple[str, ...]:
+    """The data sets of a split: one of `SPLITS` by name, or a text file with a name a line; `#` begins a remark.
+
+    Raises:
+        HwmError: there is no such split, or it names none, or one twice.
+    """
+    path = SPLITS / f"{split}.txt"
+    if not path.is_file():
+        path = Path(split)
+    if not path.is_file():
+        raise unknown("split", split, (p.stem for p in SPLITS.glob("*.txt")))
+    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+    names = tuple(line for line in lines if line)
+    if not names or len(set(names)) < len(names):
+        twice = sorted({n for n in names if names.count(n) > 1})
+        raise HwmError(f"{path} names {', '.join(twice) + ' twice' if twice else 'no data set'}")
+    return names
 
 
 class Mixture:
@@ -85,8 +164,8 @@ class Mixture:
 
     def describe(self) -> str:
         """What there is, in words."""
-        steps = sum(c.store.steps for c in self.clips)
-        minutes = sum(c.store.seconds for c in self.clips) / 60
+        steps = sum(c.steps for c in self.clips)
+        minutes = sum(c.store.seconds * c.steps / c.store.steps for c in self.clips) / 60
         windows = sum(map(len, self.clips))
         return f"{steps:,} steps ({minutes:.1f} minutes) in {len(self.clips)} stores, {windows:,} windows"
 

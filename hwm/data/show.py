@@ -268,7 +268,7 @@ def view_html(
         for c in statistics
     )
     shown = "".join(_card(store, e, statistics, columns, tokenizer) for e in chosen)
-    of_all = "all" if len(chosen) == len(store.episodes) else f"{len(chosen)} of {len(store.episodes):,}"
+    of_all = "all" if len(chosen) == store.count else f"{len(chosen)} of {store.count:,}"
     title = escape(store.path.name)
     style = Path(show.__file__).with_name("report.css").read_text() + STYLE
     page = (

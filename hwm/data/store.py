@@ -13,14 +13,16 @@ A store is complete when its `meta.json` is there: it is written last, and renam
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,90 +31,15 @@ from hwm.config import from_json, to_json
 from hwm.data.arrays import Array, moments
 from hwm.data.files import checksum
 from hwm.data.files import write_atomically as write_atomically
+from hwm.data.header import Episode as Episode
+from hwm.data.header import EpisodeError as EpisodeError
+from hwm.data.header import Header as Header
+from hwm.data.header import StoreError as StoreError
+from hwm.data.header import latent_dtype as latent_dtype
 from hwm.data.video import read_video
-from hwm.types import ActionSpec, DataSpec, HwmError, LatentSpec
+from hwm.types import ActionSpec, DataSpec, HwmError
 
 FORMAT = "hwm-store/1"
-
-
-class StoreError(HwmError):
-    """A store that is missing, incomplete, damaged or not what was asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """What all episodes of a store have in common.
-
-    Attributes:
-        embodiment: whose actions these are.
-        action_names: one a dimension.
-        actions_per_step: K.
-        fps: steps a second.
-        latent: what the tokenizer emitted; None in a recording.
-        dtype: numpy name of the latents' element type; by default the smallest that fits.
-        action_dtype: numpy name of the actions' element type on disk; they are read as float32.
-        tokenizer: identity of the tokenizer.
-        source: where the data came from, in words.
-    """
-
-    embodiment: str
-    action_names: tuple[str, ...]
-    actions_per_step: int
-    fps: float
-    latent: LatentSpec | None = None
-    dtype: str = ""
-    action_dtype: str = "float32"
-    tokenizer: str = ""
-    source: str = ""
-
-    def __post_init__(self) -> None:
-        if self.latent is not None and not self.dtype:
-            object.__setattr__(self, "dtype", latent_dtype(self.latent))
-        try:
-            dtypes = [np.dtype(name) for name in (self.action_dtype, self.dtype) if name]
-        except TypeError as error:
-            raise StoreError(
-                f"element types are given by numpy's names, such as uint16 and float16: {error}"
-            ) from error
-        if dtypes[0].kind != "f":
-            raise StoreError(f"actions are stored as float32 or float16, not {self.action_dtype}")
-        if self.latent is None:
-            return
-        if self.latent.vocab is not None and (
-            dtypes[1].kind not in "ui" or np.iinfo(dtypes[1]).max < self.latent.vocab - 1
-        ):
-            raise StoreError(f"{self.dtype} does not hold the ids of a vocabulary of {self.latent.vocab}")
-
-    @property
-    def action_shape(self) -> tuple[int, int]:
-        return self.actions_per_step, len(self.action_names)
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        if self.latent is None:
-            raise StoreError("this recording has no latents yet; encode it first: hwm encode SOURCE --tokenizer NAME")
-        return self.latent.grid if self.latent.channels is None else (self.latent.channels, *self.latent.grid)
-
-
-@dataclass(frozen=True)
-class Episode:
-    """A stretch of a store that is continuous in time: steps start..stop."""
-
-    id: str
-    start: int
-    stop: int
-    info: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def steps(self) -> int:
-        return self.stop - self.start
-
-
-def latent_dtype(latent: LatentSpec) -> str:
-    """The smallest element type that holds every id, or half floats for continuous latents."""
-    if latent.vocab is None:
-        return "float16"
-    return "uint16" if latent.vocab <= 1 << 16 else "int32"
 
 
 class Store:
@@ -130,6 +57,9 @@ class Store:
         latents: (N, H, W) ids or (N, C, H, W) values; None in a recording.
         clip_steps: steps that were encoded together, apart from all others; 1 where any step may begin a window.
         notes: what a reader had to leave out or cut, in words.
+        part: (shard, shards) where this is one part of a data set encoded in several.
+        skipped: episodes that were left out when it was written, and why.
+        missing: parts that were not there when it was merged of the others.
 
     Raises:
         StoreError: it is not there, not complete, or a file's size is not what its description says.
@@ -143,6 +73,9 @@ class Store:
     latents: Array | None
     clip_steps: int = 1
     notes: tuple[str, ...] = ()
+    part: tuple[int, int] | None = None
+    skipped: Mapping[str, str] = MappingProxyType({})
+    missing: tuple[int, ...] = ()
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -174,10 +107,16 @@ class Store:
             self.steps = int(meta["steps"])
             self._checksums: dict[str, int] = meta["checksums"]
             self._statistics = meta.get("statistics")
+            if "part" in meta:
+                self.part = int(meta["part"][0]), int(meta["part"][1])
+            self.skipped = {str(k): str(v) for k, v in meta.get("skipped", {}).items()}
+            self.missing = tuple(int(i) for i in meta.get("missing", ()))
         except StoreError:
             raise
-        except (ValueError, KeyError, TypeError, HwmError) as error:  # ValueError: not JSON, or not even text
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, HwmError) as error:
+            # ValueError: not JSON, or not even text
             raise StoreError(f"{meta_path} is damaged: {error!r}") from error
+        self.notes = tuple(_history(self.skipped, self.missing))
         starts = [e.start for e in self.episodes] + [self.steps]
         if [0, *(e.stop for e in self.episodes)] != starts or any(e.steps < 1 for e in self.episodes):
             raise StoreError(
@@ -226,6 +165,11 @@ class Store:
         return edges[:, 0], edges[:, 1]
 
     @property
+    def count(self) -> int:
+        """How many episodes there are; a sample of a data set holds fewer."""
+        return len(self.episodes)
+
+    @property
     def seconds(self) -> float:
         """How long the episodes last together. A step is 1 / fps, but one that begins a clip may hold fewer frames."""
         stride, (starts, stops) = self.header.latent.stride if self.header.latent else 1, self.bounds
@@ -260,6 +204,15 @@ class Store:
                 raise StoreError(f"{self.path / name} cannot be read: {error}") from error
             if not same:
                 raise StoreError(f"{self.path / name} does not match its checksum: it was changed or damaged")
+
+
+def _history(skipped: Mapping[str, str], missing: Sequence[int]) -> Iterator[str]:
+    """What was left out when a store was written, in words."""
+    if skipped:
+        more = f" and {len(skipped) - 5:,} more" if len(skipped) > 5 else ""
+        yield f"bad episodes left out: {', '.join(islice(skipped, 5))}{more}"
+    if missing:
+        yield f"parts that were missing when it was merged: {', '.join(map(str, missing))}"
 
 
 class Writer:
@@ -323,8 +276,8 @@ class Writer:
         """Write one episode; a file given as `video` is moved into the store.
 
         Raises:
-            StoreError: wrong widths, values that are not finite as they are stored, ids outside the vocabulary, a name
-                that cannot be a folder's, an episode that is there already, or a disk that is full.
+            EpisodeError: wrong widths, values that are not finite as they are stored, or ids outside the vocabulary.
+            StoreError: a name that cannot be a folder's, an episode that is there already, or a disk that is full.
         """
         if not episode or episode.startswith(".") or set(episode) & set("/\\\0"):
             raise StoreError(f"{episode!r} cannot name an episode: names begin with no dot and hold no slashes")
@@ -336,12 +289,13 @@ class Writer:
         try:
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir()
-            (work / "actions.bin").write_bytes(actions.tobytes())
-            if stored is not None:
-                (work / "latents.bin").write_bytes(stored.tobytes())
+            arrays = {"actions.bin": actions} | ({} if stored is None else {"latents.bin": stored})
+            for name, array in arrays.items():
+                (work / name).write_bytes(array.data)
             if video is not None:
                 shutil.move(video, work / "video.mp4")
-            (work / "info.json").write_text(json.dumps({"steps": n, "info": info or {}}))
+            checksums = {name: zlib.crc32(array.data) for name, array in arrays.items()}
+            (work / "info.json").write_text(json.dumps({"steps": n, "info": info or {}, "checksums": checksums}))
             os.replace(work, final)
         except OSError as error:
             shutil.rmtree(work, ignore_errors=True)
@@ -349,11 +303,16 @@ class Writer:
                 raise StoreError(f"episode {episode!r} is in {self.path} already") from error
             raise StoreError(f"episode {episode!r} cannot be written to {self.path}: {error}") from error
 
+    def drop(self, episode: str) -> None:
+        """Forget an episode that was written, and a video that waits for it."""
+        shutil.rmtree(self.partial / episode, ignore_errors=True)
+        (self.partial / f".{episode}.mp4").unlink(missing_ok=True)
+
     def _checked_actions(self, episode: str, actions_NKA: np.ndarray) -> np.ndarray:
         """The actions as they are stored."""
         h = self.header
         if actions_NKA.ndim != 3 or actions_NKA.shape[1:] != h.action_shape or not len(actions_NKA):
-            raise StoreError(
+            raise EpisodeError(
                 f"episode {episode!r}: actions of shape {actions_NKA.shape}, expected (N, {h.action_shape[0]}, "
                 f"{h.action_shape[1]}) with at least one step"
             )
@@ -362,7 +321,7 @@ class Writer:
         bad = np.argwhere(~np.isfinite(stored))
         if len(bad):
             t, k, a = bad[0]
-            raise StoreError(
+            raise EpisodeError(
                 f"episode {episode!r}: action {h.action_names[a]!r} is {actions_NKA[t, k, a]} at step {t} (slot {k}), "
                 f"which is not a finite {h.action_dtype}; mend or drop that episode"
             )
@@ -374,29 +333,39 @@ class Writer:
         assert h.latent is not None
         if latents is None or latents.shape != (n, *h.latent_shape):
             got = None if latents is None else latents.shape
-            raise StoreError(f"episode {episode!r}: latents of shape {got}, expected {(n, *h.latent_shape)}")
+            raise EpisodeError(f"episode {episode!r}: latents of shape {got}, expected {(n, *h.latent_shape)}")
         if h.latent.vocab is not None:
             if latents.dtype.kind not in "ui" or latents.min() < 0 or latents.max() >= h.latent.vocab:
-                raise StoreError(
+                raise EpisodeError(
                     f"episode {episode!r}: ids from {latents.min()} to {latents.max()} ({latents.dtype}), "
                     f"outside the vocabulary of {h.latent.vocab}"
                 )
         elif np.dtype(h.dtype).kind != "f" and latents.dtype != h.dtype:
-            raise StoreError(f"episode {episode!r}: latents of {latents.dtype}, expected {h.dtype}")
+            raise EpisodeError(f"episode {episode!r}: latents of {latents.dtype}, expected {h.dtype}")
         with np.errstate(over="ignore"):
             stored = np.ascontiguousarray(latents, h.dtype)
         if stored.dtype.kind == "f" and not np.isfinite(stored).all():
-            raise StoreError(
+            raise EpisodeError(
                 f"episode {episode!r}: latents that are not finite as {h.dtype}; mend or drop that episode"
             )
         return stored
 
-    def finish(self, statistics: tuple[Iterable[float], Iterable[float]] | None = None) -> Store:
+    def finish(
+        self,
+        statistics: tuple[Iterable[float], Iterable[float]] | None = None,
+        *,
+        part: tuple[int, int] | None = None,
+        skipped: Mapping[str, str] | None = None,
+        missing: Iterable[int] = (),
+    ) -> Store:
         """Gather the episodes, in the order of their names, into one complete store.
+
+        What is gathered is compared with the checksums that each episode was written with.
 
         Args:
             statistics: (mean, std) of the actions to record, e.g. the training set's for a held-out store; None
                 computes them.
+            part, skipped, missing: to be noted, as `Store` describes them.
 
         Raises:
             StoreError: there are no episodes, one of them is damaged, or some have video and others none.
@@ -414,12 +383,14 @@ class Writer:
             )
         arrays = ["actions.bin"] + (["latents.bin"] if self.header.latent else [])
         self._check_sizes(names, arrays)
-        with _Sinks(self.partial, [*arrays, "segments.bin"]) as sinks:
+        sinks = {name: _Sink(self.partial / f"{name}.new") for name in [*arrays, "segments.bin"]}
+        with ExitStack() as stack:
+            for sink in sinks.values():
+                stack.enter_context(sink.file)
             for i, name in enumerate(names):
                 info = json.loads((self.partial / name / "info.json").read_text())
                 for array in arrays:
-                    with (self.partial / name / array).open("rb") as source:
-                        shutil.copyfileobj(source, sinks[array])
+                    self._gather(name, array, sinks[array], info.get("checksums", {}).get(array))
                 sinks["segments.bin"].write(np.full(info["steps"], i, np.int32).tobytes())
                 episodes.append(Episode(name, start, start + info["steps"], info["info"]))
                 start += info["steps"]
@@ -429,8 +400,11 @@ class Writer:
         del actions
         if not len(mean) == len(std) == len(self.header.action_names):
             raise StoreError(f"statistics of {len(mean)} and {len(std)} dimensions; actions have {shape[-1]}")
-        for name in [*arrays, "segments.bin"]:
+        for name in sinks:
             os.replace(self.partial / f"{name}.new", self.path / name)
+        checksums = {name: checksum(self.path / name) for name in sinks}
+        if wrong := [name for name, sink in sinks.items() if checksums[name] != sink.crc]:
+            raise StoreError(f"{self.path / wrong[0]} is not what was written to it: is the disk full, or failing?")
         for name in sorted(filmed):
             self._video(name).parent.mkdir(exist_ok=True)
             if (self.partial / name / "video.mp4").exists():
@@ -440,12 +414,32 @@ class Writer:
             "header": to_json(self.header),
             "steps": start,
             "statistics": {"mean": mean, "std": std},
-            "checksums": {name: checksum(self.path / name) for name in [*arrays, "segments.bin"]},
+            "checksums": checksums,
             "episodes": [to_json(e) for e in episodes],
         }
+        if part:
+            meta["part"] = list(part)
+        if skipped:
+            meta["skipped"] = dict(skipped)
+        if missing := list(missing):
+            meta["missing"] = missing
         write_atomically(self.path / "meta.json", json.dumps(meta, indent=1).encode())
         shutil.rmtree(self.partial)
         return Store(self.path)
+
+    def _gather(self, episode: str, array: str, sink: _Sink, checksum: int | None) -> None:
+        """Append an episode's array to the store's, and compare what was read with what had been written."""
+        crc = 0
+        with (self.partial / episode / array).open("rb") as source:
+            while piece := source.read(1 << 22):
+                crc = zlib.crc32(piece, crc)
+                sink.write(piece)
+        if checksum is not None and crc != checksum:
+            raise self._damaged(episode)
+
+    def _damaged(self, episode: str) -> StoreError:
+        folder = self.partial / episode
+        return StoreError(f"episode {episode!r} is damaged: remove the folder {folder} and write it again")
 
     def _video(self, episode: str) -> Path:
         return self.path / "video" / f"{episode}.mp4"
@@ -464,18 +458,15 @@ class Writer:
             except (OSError, ValueError, KeyError, TypeError):
                 whole = False
             if not whole:
-                raise StoreError(f"episode {name!r} is damaged: remove the folder {folder} and write it again")
+                raise self._damaged(name)
 
 
-class _Sinks:
-    """The arrays under way of `Writer.finish`."""
+class _Sink:
+    """An array under way of `Writer.finish`, and the checksum of what was written to it."""
 
-    def __init__(self, folder: Path, names: list[str]) -> None:
-        self.files = {name: (folder / f"{name}.new").open("wb") for name in names}
+    def __init__(self, path: Path) -> None:
+        self.file, self.crc = path.open("wb"), 0
 
-    def __enter__(self) -> dict[str, Any]:
-        return self.files  # type: ignore[return-value]
-
-    def __exit__(self, *_: object) -> None:
-        for file in self.files.values():
-            file.close()
+    def write(self, data: bytes) -> None:
+        self.crc = zlib.crc32(data, self.crc)
+        self.file.write(data)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
+from av.codec.hwaccel import HWAccel
 from torch import Tensor
 
 from hwm.types import HwmError
@@ -57,6 +61,23 @@ def write_video(
     return count
 
 
+@cache
+def _cannot(device: str, why: str) -> None:
+    print(f"videos are not decoded on {device} ({why}), but in software", file=sys.stderr)
+
+
+def _opened(path: str | Path) -> Any:
+    """A video, opened to be decoded by the hardware that HWM_DECODE names (such as `cuda`), or in software."""
+    device = os.environ.get("HWM_DECODE", "")
+    if device:
+        try:
+            hardware = HWAccel(device_type=device, allow_software_fallback=True)
+            return av.open(str(path), hwaccel=hardware, metadata_errors="replace")
+        except (av.FFmpegError, ValueError) as error:
+            _cannot(device, str(error))
+    return av.open(str(path), metadata_errors="replace")
+
+
 def read_video(path: str | Path, every: int = 1, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
     """Yield uint8 (H, W, 3) frames start, start + every, ... before `stop`, in order.
 
@@ -68,7 +89,7 @@ def read_video(path: str | Path, every: int = 1, start: int = 0, stop: int | Non
     if not Path(path).is_file():
         raise HwmError(f"there is no video {path}")
     try:
-        with av.open(str(path)) as container:
+        with _opened(path) as container:
             if not container.streams.video:
                 raise HwmError(f"{path} has no video stream")
             count = 0
@@ -106,10 +127,76 @@ def _numbered(container: Any, stream: Any, start: int) -> Iterator[tuple[int, An
     yield from enumerate(container.decode(stream))
 
 
+def read_at(path: str | Path, times: np.ndarray, fps: float) -> Iterator[np.ndarray]:
+    """Yield the uint8 (H, W, 3) frames that are shown at these times, in order.
+
+    Only what lies after the last key frame before the first time is decoded.
+
+    Args:
+        times: (N,) seconds, ascending; a frame belongs to a time if it is the first within half a frame of it.
+        fps: frames a second of the video.
+
+    Raises:
+        HwmError: the file is missing, not a video, damaged, or has no frame at one of the times.
+    """
+    if not Path(path).is_file():
+        raise HwmError(f"there is no video {path}")
+    if not len(times):
+        return
+    half, wanted = 0.5 / fps, iter(np.asarray(times, np.float64).tolist())
+    try:
+        with _opened(path) as container:
+            if not container.streams.video:
+                raise HwmError(f"{path} has no video stream")
+            stream = container.streams.video[0]
+            time, at, base = next(wanted), 0.0, float(stream.time_base or 1)
+            container.seek(max(0, int((time - half) / base)), stream=stream)
+            for frame in container.decode(stream):
+                if frame.pts is None:
+                    raise HwmError(f"{path} does not say when its frames are shown")
+                at, picture = float(frame.pts) * base, None
+                while time - half < at <= time + half:
+                    picture = frame.to_ndarray(format="rgb24") if picture is None else picture
+                    yield picture
+                    following = next(wanted, None)
+                    if following is None:
+                        return
+                    time = following
+                if at > time + half:
+                    break
+    except av.FFmpegError as error:
+        raise HwmError(f"cannot read the video {path}: {error}") from error
+    raise HwmError(
+        f"{path} shows no frame at {time:.3f} s: it is truncated, or its time stamps are of another video or rate"
+    )
+
+
+def read_picture(data: bytes) -> np.ndarray:
+    """A PNG or JPEG file's bytes as uint8 (H, W, 3).
+
+    Raises:
+        HwmError: it is neither, or damaged.
+    """
+    codec = "png" if data[:4] == b"\x89PNG" else "mjpeg" if data[:2] == b"\xff\xd8" else ""
+    if not codec:
+        raise HwmError(f"a picture of {len(data)} bytes is neither PNG nor JPEG")
+    try:
+        reader: Any = av.CodecContext.create(codec, "r")
+        reader.thread_count = 1
+        frame = (reader.decode(av.Packet(data)) + reader.decode(None))[0]
+        if (
+            codec == "mjpeg"
+        ):  # colour of half the resolution is blended, as other decoders do, before it is turned to RGB
+            frame = frame.reformat(format="yuvj444p", interpolation="BILINEAR")
+        return np.asarray(frame.to_ndarray(format="rgb24"))
+    except (av.FFmpegError, IndexError) as error:
+        raise HwmError(f"a picture of {len(data)} bytes cannot be decoded: {error}") from error
+
+
 def count_frames(path: str | Path) -> int:
     """How many frames a video has according to its index, or where it has none by decoding it."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             stream = container.streams.video[0]
             return stream.frames or sum(1 for _ in container.decode(stream))
     except (av.FFmpegError, OSError, IndexError) as error:
@@ -119,7 +206,7 @@ def count_frames(path: str | Path) -> int:
 def frame_size(path: str | Path) -> tuple[int, int]:
     """Width and height that a video or picture file declares; raises `HwmError` where it holds neither."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             stream = container.streams.video[0]
             return stream.codec_context.width, stream.codec_context.height
     except (av.FFmpegError, OSError, IndexError) as error:
@@ -129,7 +216,7 @@ def frame_size(path: str | Path) -> tuple[int, int]:
 def frame_rate(path: str | Path) -> float:
     """Frames a second that a video declares; raises `HwmError` where it does not."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             rate = container.streams.video[0].average_rate
     except (av.FFmpegError, OSError, IndexError) as error:
         raise HwmError(f"{path} is no video that can be read: {error}") from error
@@ -138,9 +225,11 @@ def frame_rate(path: str | Path) -> float:
     return float(rate)
 
 
-def to_video(frames: np.ndarray | list[np.ndarray], size: tuple[int, int]) -> Tensor:
-    """uint8 (F, H, W, 3) -> float (F, 3, *size) in [0, 1], averaged over areas when it shrinks."""
-    x = torch.from_numpy(np.asarray(frames)).permute(0, 3, 1, 2).float() / 255
+def to_video(
+    frames: np.ndarray | list[np.ndarray], size: tuple[int, int], device: torch.device | str = "cpu"
+) -> Tensor:
+    """uint8 (F, H, W, 3) -> float (F, 3, *size) in [0, 1] on a device, averaged over areas when it shrinks."""
+    x = torch.from_numpy(np.asarray(frames)).to(device).permute(0, 3, 1, 2).float() / 255
     if tuple(x.shape[-2:]) == size:
         return x
     shrink = x.shape[-2] >= size[0] and x.shape[-1] >= size[1]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwm.data.clips import Clips
-from hwm.data.mixture import DataConfig, Mixture, loader
+from hwm.data.mixture import DataConfig, Mixture, loader, split_names
 from hwm.data.store import Store, Writer
 from hwm.types import Batch, HwmError, LatentSpec
 from tests.conftest import make_arrays, make_header, make_store
@@ -121,6 +121,82 @@ def test_fixed_batches_are_spread_over_the_data(mixture: Mixture) -> None:
     assert torch.equal(torch.cat([b.latents for b in batches]), whole.latents)
 
 
+def test_the_first_episodes_alone(tmp_path: Path) -> None:
+    store, few = make_store(tmp_path / "s", [9, 8, 7, 12]), make_store(tmp_path / "few", [9, 8])
+    config = DataConfig(stores=(str(store.path),), val_stores=(str(store.path),), steps=3, episodes=2)
+    m, v = config.open(), config.open(validation=True)
+    assert len(m.clips[0]) == 7 + 6
+    assert len(v.clips[0]) == 7 + 6 + 5 + 10  # of held-out data all counts
+    assert m.describe() == "17 steps (0.0 minutes) in 1 stores, 13 windows"
+    assert torch.equal(m.clips[0].batch(range(13)).actions, Clips(few, 3).batch(range(13)).actions)
+    # nothing of the others is known: neither their actions' statistics
+    found, wanted = m.spec.actions["toy"], few.data_spec().actions["toy"]
+    assert found.mean == pytest.approx(wanted.mean)
+    assert found.std == pytest.approx(wanted.std)
+    assert found.mean != pytest.approx(v.spec.actions["toy"].mean)
+    assert max(int(m.draw(0, step, 8)[1].max()) for step in range(50)) == 12
+    with pytest.raises(HwmError, match="has 4 episodes, and the first 5 are wanted"):
+        DataConfig(stores=(str(store.path),), episodes=5).open()
+    with pytest.raises(HwmError, match="must not be negative"):
+        DataConfig(stores=(str(store.path),), episodes=-1).open()
+
+
+def test_robots_of_other_rates_meet_at_one(tmp_path: Path) -> None:
+    rates = {"slow": 3.0, "even": 10.0, "odd": 5.0, "fast": 30.0, "slower": 1.0}
+    stores = [make_store(tmp_path / n, [60], prefix=n, embodiment=n, fps=fps) for n, fps in rates.items()]
+    m = DataConfig(stores=tuple(str(s.path) for s in stores), steps=3, rate=2.0).open()
+    assert [c.stride for c in m.clips] == [1, 5, 2, 15, 1]
+    assert [m.spec.actions[n].per_step for n in rates] == [2 * c.stride for c in m.clips]
+    for step in range(12):
+        batch = m.batch(0, step, 2)
+        assert batch.actions.shape[2] == m.spec.actions[batch.embodiment].per_step
+    for changes in ({"rate": 2.0, "stride": 3}, {"rate": -1.0}):
+        with pytest.raises(HwmError, match="takes the place of stride"):
+            DataConfig(stores=(str(stores[0].path),), steps=3, **changes).open()  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------- splits
+@pytest.mark.parametrize("count", [1, 5, 10, 20, 30, 40])
+def test_splits_have_as_many_data_sets_as_they_say(count: int) -> None:
+    names = split_names(f"openx_{count}")
+    assert len(names) == len(set(names)) == count
+    assert all(name.isidentifier() or name[0].isdigit() for name in names)
+    if count != 30:  # the one that is no part of the forty
+        assert set(names) <= set(split_names("openx_40"))
+
+
+def test_a_split_is_its_stores_and_those_named_besides(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("# two robots\none\n\ntwo  # and its remark\n")
+    for name in ("one", "two", "three", "two_heldout"):
+        make_store(tmp_path / name, prefix=name)
+    split, root = str(tmp_path / "mine.txt"), str(tmp_path)
+    config = DataConfig(split=split, root=root, stores=(str(tmp_path / "three"),), steps=2)
+    assert [c.store.path.name for c in config.open().clips] == ["three", "one", "two"]
+    assert [c.store.path.name for c in config.open(validation=True).clips] == ["two_heldout"]
+    (tmp_path / "two").rename(tmp_path / "elsewhere")
+    with pytest.raises(HwmError, match=r"1 of the 2 data sets of .*: two\. Encode them there"):
+        config.open()
+
+
+def test_missing_data_sets_are_all_named() -> None:
+    with pytest.raises(HwmError, match="5 of the 5 data sets of 'openx_5' are not in nowhere: bridge_data_v2, frac"):
+        DataConfig(split="openx_5", root="nowhere").open()
+    assert DataConfig(split="openx_5", root="nowhere").paths(validation=True) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a\nb\na\n", "names a twice"), ("# nothing\n", "names no data set"), (None, "no split called")],
+)
+def test_splits_that_are_none_are_refused(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "split.txt"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(HwmError, match=message):
+        split_names(str(path))
+
+
+# ---------------------------------------------------------------------- few and many
 def test_one_window_is_enough(tmp_path: Path) -> None:
     m = Mixture([Clips(make_store(tmp_path / "s", [3]), 3)])
     assert m.batch(0, 0, 4).latents.shape[0] == 4
@@ -139,6 +215,18 @@ def test_stores_of_other_latents_do_not_mix(tmp_path: Path) -> None:
         Mixture([a, Clips(a.store, 2, stride=2)])
     with pytest.raises(HwmError, match="no stores"):
         Mixture([])
+
+
+def test_forty_robots_take_turns(tmp_path: Path) -> None:
+    """One embodiment a batch, and each as often as the cube root of its windows."""
+    stores = [make_store(tmp_path / f"s{i}", [3 + i], prefix=f"{i}_", embodiment=f"robot{i}") for i in range(40)]
+    m = Mixture([Clips(s, 3) for s in stores])
+    assert sorted(m.spec.actions) == sorted(f"robot{i}" for i in range(40))
+    drawn = np.bincount([m.draw(7, step, 2)[0] for step in range(8000)], minlength=40)
+    expected = np.arange(1, 41) ** (1 / 3)
+    expected *= 8000 / expected.sum()
+    assert (np.abs(drawn - expected) < 5 * np.sqrt(expected)).all()
+    assert m.batch(7, 0, 2).embodiment == f"robot{m.draw(7, 0, 2)[0]}"
 
 
 def test_the_spec_is_of_all_embodiments(mixture: Mixture) -> None:

@@ -446,3 +446,13 @@ def test_a_store_is_sent_to_other_processes_by_its_path(tmp_path: Path) -> None:
 def test_store_errors_are_the_users() -> None:
     assert issubclass(StoreError, HwmError)
     assert Header(embodiment="x", action_names=("a",), actions_per_step=1, fps=1.0).action_shape == (1, 1)
+
+
+def test_arrays_that_are_not_what_was_written_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Writer(tmp_path / "s", make_header())
+    writer.add("e", *make_arrays(writer.header, 4))
+    monkeypatch.setattr("hwm.data.store.checksum", lambda path: 0)
+    with pytest.raises(StoreError, match=r"actions.bin is not what was written to it"):
+        writer.finish()
+    monkeypatch.undo()
+    writer.finish().verify()

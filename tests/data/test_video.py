@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hwm.data import video
-from hwm.data.video import count_frames, read_video, to_uint8, to_video, write_video
+from hwm.data.video import count_frames, read_at, read_picture, read_video, to_uint8, to_video, write_video
 from hwm.types import HwmError
 from tests.conftest import make_frames
 
@@ -188,3 +190,46 @@ def test_frames_are_counted(film: Path, tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no film")
     with pytest.raises(HwmError, match="cannot read the video"):
         count_frames(tmp_path / "text.mp4")
+
+
+def test_frames_by_time_are_those_shown_then(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", make_frames(40), 10)
+    film = list(read_video(tmp_path / "a.mp4"))
+    numbers = np.array([3, 4, 4, 9, 20, 21, 39])
+    jitter = np.random.default_rng(0).uniform(-0.04, 0.04, len(numbers))
+    jitter[2] = jitter[1] + 0.001
+    got = list(read_at(tmp_path / "a.mp4", numbers / 10 + jitter, 10))
+    assert all(np.array_equal(frame, film[n]) for frame, n in zip(got, numbers, strict=True))
+    assert list(read_at(tmp_path / "a.mp4", np.zeros(0), 10)) == []
+    with pytest.raises(HwmError, match=r"shows no frame at 4.000 s: it is truncated, or its time stamps"):
+        list(read_at(tmp_path / "a.mp4", np.array([3.9, 4.0]), 10))
+    with pytest.raises(HwmError, match="there is no video"):
+        list(read_at(tmp_path / "b.mp4", np.zeros(1), 10))
+
+
+def test_hardware_that_is_not_there_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_video(tmp_path / "a.mp4", make_frames(5), 10)
+    film = list(read_video(tmp_path / "a.mp4"))
+    monkeypatch.setenv("HWM_DECODE", "no-such-device")
+    for _ in range(2):
+        assert np.array_equal(np.stack(list(read_video(tmp_path / "a.mp4"))), np.stack(film))
+    assert capsys.readouterr().err.count("videos are not decoded on no-such-device") == 1
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("PNG", 0), ("JPEG", 6)])
+def test_pictures_are_decoded_as_others_do(kind: str, tolerance: int) -> None:
+    y, x = np.mgrid[:64, :96]
+    picture = np.stack([2 * y, 2 * x, y + x], -1).astype(np.uint8)
+    picture[20:40, 30:60] = (240, 180, 40)
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, kind)
+    truth = np.asarray(Image.open(file).convert("RGB")).astype(int)
+    assert abs(read_picture(file.getvalue()).astype(int) - truth).max() <= tolerance
+
+
+@pytest.mark.parametrize("data", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\nnothing", b"\xff\xd8nothing"])
+def test_pictures_that_are_none(data: bytes) -> None:
+    with pytest.raises(HwmError, match=r"neither PNG nor JPEG|cannot be decoded"):
+        read_picture(data)

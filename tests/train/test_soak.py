@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,17 +23,29 @@ from hwm.train.checkpoint import load_tensors, step_folders
 from hwm.train.loggers import read_log
 from tests.conftest import make_store
 
-PATIENCE = 300
+PATIENCE = 1800  # on a busy machine; nothing here is timed
 OPTIONS = {"batch_size": 2, "save_every": 2, "val_every": 3, "log_every": 1, "slow": 0.02}
+
+
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _leave_nothing_running() -> Iterator[None]:
+    yield
+    while STARTED:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(STARTED.pop().pid, signal.SIGKILL)
 
 
 def begin(store: Path, run: Path, **options: object) -> subprocess.Popen[str]:
     """Two processes that train the toy, in a process group of their own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "tests.train.toy", str(store), str(run), json.dumps(OPTIONS | options)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    output = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    STARTED.append(process)
+    return process
 
 
 def reached(run: Path) -> int:

@@ -1,0 +1,70 @@
+"""Data of everybody: a table of kinds, each of which recognises its own folders and files.
+
+A kind is a `Source`: a list of episodes that are decoded when they are asked for. To add one, write the class and name
+it in `SOURCES`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from hwm.assets import STORES
+from hwm.config import unknown
+from hwm.data.sources.base import AS_IT_IS
+from hwm.data.sources.base import Episode as Episode
+from hwm.data.sources.base import Source as Source
+from hwm.data.sources.base import SourceOptions as SourceOptions
+from hwm.data.sources.folder import Folder
+from hwm.data.sources.lerobot import LeRobot, find_dataset
+from hwm.data.sources.rlds import RLDS
+from hwm.data.sources.robomimic import Robomimic
+from hwm.data.sources.stored import Stored
+from hwm.data.sources.views import Resampled, Selected, Split
+from hwm.types import HwmError
+
+SOURCES: dict[str, type[Source]] = {
+    "store": Stored,
+    "lerobot": LeRobot,
+    "rlds": RLDS,
+    "robomimic": Robomimic,
+    "folder": Folder,
+}
+"""Kinds by name; the first that recognises a path reads it."""
+
+
+def recognise(path: Path) -> str:
+    """The kind of a folder or file; empty where no kind knows it."""
+    return next((name for name, kind in SOURCES.items() if kind.recognises(path)), "")
+
+
+def open_source(name: str | Path, options: SourceOptions = AS_IT_IS) -> Source:
+    """Open data of any known kind: a path, a store that ships with the package, or a LeRobot data set OWNER/NAME.
+
+    Raises:
+        HwmError: there is nothing of that name, no kind knows it, or what it holds does not suit the options.
+    """
+    return seen_as(open_plain(name, options), options)
+
+
+def open_plain(name: str | Path, options: SourceOptions = AS_IT_IS) -> Source:
+    """The same with all its episodes and actions, at its own rate."""
+    path = STORES.get(str(name), Path(name))
+    if not path.exists():
+        path = find_dataset(str(name), options)
+    kind = options.kind or recognise(path)
+    if not kind:
+        raise HwmError(f"{path} is none of the known kinds of data ({', '.join(SOURCES)}); see docs/data.md")
+    if kind not in SOURCES:
+        raise unknown("kind of source", kind, SOURCES)
+    return SOURCES[kind](path, replace(options, split=options.split.partition("[")[0]))
+
+
+def seen_as(source: Source, options: SourceOptions) -> Source:
+    """The part of a source, the actions and the rate that the options ask for."""
+    _, bracket, bounds = options.split.partition("[")
+    if bracket:
+        source = Split(source, bracket + bounds)
+    if options.actions or options.embodiment not in ("", source.header.embodiment):
+        source = Selected(source, options.actions, options.embodiment)
+    return Resampled(source, options.fps) if options.fps else source

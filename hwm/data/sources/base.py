@@ -1,0 +1,247 @@
+"""What everybody's data looks like from here: episodes of frames and actions, decoded when they are asked for.
+
+A source is read in place. `hwm.data.sources.open_source` finds out what kind a folder or file is; what is added to the
+table there is encoded, viewed and exported like all others.
+
+Shape suffixes: N steps, K actions a step, A action dimension.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from hwm.data.store import EpisodeError, Header
+from hwm.types import HwmError
+
+#: what reading a damaged file can end in: Arrow's errors are the first two, numpy's archives' the others
+DAMAGE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile)
+RATE_TOLERANCE = 0.1
+"""How far, in shares of the rate, the median distance of time stamps may be from what a data set says its rate is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """How to read data of other layouts; empty or 0 takes what is there, and asks where there are several.
+
+    Attributes:
+        kind: read the source as this kind instead of as what it is recognised as.
+        camera: which of several cameras.
+        action_keys: columns or keys that hold the actions, joined in this order.
+        split: which part of a data set that has parts, and which of its episodes: `train`, `train[:95%]`, `[200:]`.
+        source_fps: steps a second of the source, where it does not say or is wrong.
+        embodiment: name of the robot whose actions these are, in place of the source's own.
+        actions: keep the action dimensions whose names match one of these patterns (`LEFT_*`), in this order.
+        fps: change to so many steps a second, by time stamps; actions of the time between are kept.
+    """
+
+    kind: str = ""
+    camera: str = ""
+    action_keys: tuple[str, ...] = ()
+    split: str = ""
+    source_fps: float = 0.0
+    embodiment: str = ""
+    actions: tuple[str, ...] = ()
+    fps: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("source_fps", "fps"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise HwmError(f"{name} {getattr(self, name)}: frames a second are a positive number")
+
+
+AS_IT_IS = SourceOptions()
+
+
+class Frames(Protocol):
+    """Frames of an episode, uint8 (H, W, 3), decoded as they are iterated over, in order.
+
+    Raises:
+        HwmError: while iterating, where a frame cannot be decoded or is not there.
+    """
+
+    def __call__(self, every: int = 1, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        """Those of steps start, start + every, ... before `stop`; None goes on to the last that there is."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """A stretch of frames that is continuous in time, with its actions.
+
+    Attributes:
+        id: its name, unlike all others of its source.
+        frames: what the camera saw, a frame a step.
+        actions: (N, K, A) in the units of the robot; row t leads from step t-1 to step t.
+        embodiment: whose actions these are.
+        fps: steps a second.
+        text: what was to be done, in words.
+        times: (N,) seconds of the steps; None where they lie evenly.
+        info: free values to be kept with the episode.
+        save_video: writes the frames as a video file without decoding them; None where there is no such file.
+    """
+
+    id: str
+    frames: Frames
+    actions: np.ndarray
+    embodiment: str
+    fps: float
+    text: str = ""
+    times: np.ndarray | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+    save_video: Callable[[Path], None] | None = None
+
+    @property
+    def steps(self) -> int:
+        return len(self.actions)
+
+
+class Source(ABC):
+    """Episodes of one robot and one camera, by number.
+
+    Attributes:
+        path: where it lies.
+        header: what all episodes have in common; it has no latents.
+        ids: names of the episodes, in order; they can name folders.
+        steps: of all episodes together, where that is known without reading them; else 0.
+        notes: what was chosen or left out when it was opened, in words.
+    """
+
+    path: Path
+    header: Header
+    ids: Sequence[str]
+    steps: int = 0
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, path: Path, options: SourceOptions) -> None:
+        raise NotImplementedError  # how kinds are opened; views of sources take others
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether something at this path is of this kind, from names and first bytes."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def read(self, number: int) -> Episode:
+        """An episode as it is; `EpisodeError` or another `HwmError` where it cannot be read."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, number: int) -> Episode:
+        """An episode by its number.
+
+        Raises:
+            EpisodeError: it cannot be read, has one frame only, actions of another width than the source's or such as
+                are not finite, or time stamps that are not of the source's rate.
+        """
+        number = range(len(self))[number]
+        try:
+            episode = self.read(number)
+        except HwmError as error:
+            raise named(self.path, self.ids[number], error) from error
+        return checked(self.path, episode, self.header)
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self[i] for i in range(len(self)))
+
+
+def named(path: Path, episode: str, error: HwmError) -> EpisodeError:
+    """An error of one episode, which says of which."""
+    text = str(error)
+    return EpisodeError(text if f"{episode!r}" in text else f"{path}: episode {episode!r}: {text}")
+
+
+def checked(path: Path, episode: Episode, header: Header) -> Episode:
+    """The episode, if it is fit to be learnt from.
+
+    Raises:
+        EpisodeError: what is wrong with it.
+    """
+    actions, where = episode.actions, f"{path}: episode {episode.id!r}"
+    if actions.ndim != 3 or actions.shape[1:] != header.action_shape:
+        raise EpisodeError(
+            f"{where} has actions of shape {actions.shape}, where those of {header.embodiment!r} are (N, "
+            f"{header.action_shape[0]}, {header.action_shape[1]})"
+        )
+    if len(actions) < 2:
+        raise EpisodeError(f"{where} has {len(actions)} frames: no action leads from one to another")
+    bad = np.argwhere(~np.isfinite(actions))
+    if len(bad):
+        t, k, a = bad[0]
+        raise EpisodeError(f"{where}: action {header.action_names[a]!r} is {actions[t, k, a]} at step {t}")
+    if episode.times is not None:
+        _check_times(where, episode.times, len(actions), header.fps)
+    return episode
+
+
+def _check_times(where: str, times: np.ndarray, steps: int, fps: float) -> None:
+    if times.shape != (steps,):
+        raise EpisodeError(f"{where} has {len(times)} time stamps for {steps} steps")
+    gaps = np.diff(times)
+    back = np.flatnonzero(~(gaps > 0))
+    if len(back):
+        i = int(back[0])
+        raise EpisodeError(
+            f"{where}: time does not go on from step {i} ({times[i]:g} s) to the next ({times[i + 1]:g} s)"
+        )
+    rate = 1 / float(np.median(gaps))
+    if abs(rate / fps - 1) > RATE_TOLERANCE:
+        raise EpisodeError(f"{where} has time stamps of {rate:.4g} steps a second, where {fps:.4g} are stated")
+
+
+def leading(taken_NA: np.ndarray) -> np.ndarray:
+    """Actions taken at each frame, (N, A) -> those that lead to each frame, (N, 1, A).
+
+    Most robot data pairs a frame with the action that was taken when it was seen; here an action stands with the frame
+    that it leads to. The first frame has none: the first known one stands for it. The last one leads nowhere.
+    """
+    if taken_NA.ndim != 2:
+        raise EpisodeError(f"actions of shape {taken_NA.shape}, where (frames, dimensions) are expected")
+    return np.concatenate([taken_NA[:1], taken_NA[:-1]]).astype(np.float32)[:, None]
+
+
+def joined(values: Sequence[np.ndarray], steps: int | None = None) -> np.ndarray:
+    """Columns of actions, (N,) or (N, ...) each, side by side: (N, A)."""
+    flat = [np.asarray(v, np.float32).reshape(len(v), -1) for v in values]
+    if len({len(v) for v in flat} | ({steps} if steps is not None else set())) > 1:
+        raise EpisodeError(f"columns of actions of {', '.join(str(len(v)) for v in flat)} rows, of {steps} steps")
+    return np.concatenate(flat, 1)
+
+
+def dimension_names(keys: Sequence[str], widths: Sequence[int]) -> tuple[str, ...]:
+    """Names for the dimensions of joined columns: `KEY`, or `KEY_0`, `KEY_1`, ... of those with several."""
+    short = [key.rsplit("/", 1)[-1] for key in keys]
+    short = short if len(set(short)) == len(short) else list(keys)
+    each = zip(short, widths, strict=True)
+    return tuple(name if width == 1 else f"{name}_{i}" for name, width in each for i in range(width))
+
+
+def choose(what: str, wanted: str, there: Sequence[str], path: Path, option: str) -> str:
+    """One of several by name, or the only one.
+
+    Raises:
+        HwmError: there are several and none is named, or there is none of that name; the message lists them.
+    """
+    listed = ", ".join(there) or "none"
+    if wanted:
+        found = [t for t in there if t == wanted] or [t for t in there if re.split(r"[./]", t)[-1] == wanted]
+        if len(found) == 1:
+            return found[0]
+        raise HwmError(f"{path} has no {what} {wanted!r}; there are: {listed}")
+    if len(there) != 1:
+        raise HwmError(f"{path} has {len(there)} {what}s ({listed}): name one with {option}")
+    return there[0]
+
+
+def as_id(name: str) -> str:
+    """A name that a folder can have."""
+    return re.sub(r"[/\\\0]+", "__", name).lstrip(".") or "episode"

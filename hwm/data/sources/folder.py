@@ -1,0 +1,190 @@
+"""A folder of videos with a file of actions beside each: NAME.mp4 and NAME.parquet or NAME.npz.
+
+A row of actions stands for a frame, and is what was done when it was seen. With a column `timestamp` (seconds) a row
+stands for the frame that was shown then, whatever the video's rate; without it row i is that of frame i. A file
+`source.json` may say the `embodiment`, `fps`, `action_names` and `text` of all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwm.data.sources.base import DAMAGE, Episode, Source, SourceOptions, dimension_names, joined, leading
+from hwm.data.store import EpisodeError, Header
+from hwm.data.video import count_frames, frame_rate, read_at, read_video
+from hwm.types import HwmError
+
+VIDEOS, ACTIONS = (".mp4", ".mkv", ".avi", ".webm", ".mov"), (".parquet", ".npz")
+TIME = "timestamp"
+DESCRIPTION = "source.json"
+KEYS = ("action", "actions")
+"""Columns that are taken for the actions where none are named."""
+
+
+class Folder(Source):
+    """Pairs of files in one folder.
+
+    Raises:
+        HwmError: no pair, a description that is none, or a first pair that cannot be read, which says what actions are.
+    """
+
+    def __init__(self, path: Path, options: SourceOptions) -> None:
+        self.path = path
+        if options.camera or options.split:
+            raise HwmError(f"{path} is a folder of videos: it has no cameras or splits by name")
+        about = _description(path)
+        self.pairs = _pairs(path)
+        self.ids = [video.stem for video, _ in self.pairs]
+        if not self.ids:
+            raise HwmError(f"{path} has no video with a file of actions beside it ({', '.join(ACTIONS)})")
+        self.keys = tuple(options.action_keys)
+        first = self._columns(self.pairs[0][1])
+        fps = options.source_fps or float(about.get("fps", 0)) or self._rate(*self.pairs[0])
+        names = tuple(map(str, about.get("action_names", ()))) or dimension_names(
+            list(first), [len(v[0]) for v in first.values()]
+        )
+        self.header = Header(
+            embodiment=str(about.get("embodiment", path.resolve().name)),
+            action_names=names,
+            actions_per_step=1,
+            fps=fps,
+            source=f"videos in {path.resolve().name}",
+        )
+        self.text = str(about.get("text", ""))
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        return path.is_dir() and bool(_pairs(path))
+
+    def _rate(self, video: Path, actions: Path) -> float:
+        """Rows a second, of the time stamps if there are any, else of the video."""
+        times = _arrays(actions, (TIME,)).get(TIME)
+        return frame_rate(video) if times is None or len(times) < 2 else round(1 / float(np.median(np.diff(times))), 3)
+
+    def _columns(self, path: Path) -> dict[str, np.ndarray]:
+        """The columns that make up the actions, (N, width) each."""
+        there = _names(path)
+        keys = self.keys or tuple(k for k in KEYS if k in there)[:1]
+        missing = [k for k in keys if k not in there] or ([] if keys else [" or ".join(KEYS)])
+        if missing:
+            raise EpisodeError(f"{path.name} has no column {', '.join(missing)}; there are: {', '.join(there)}")
+        columns = {k: v.reshape(len(v), -1) for k, v in _arrays(path, keys).items()}
+        if not all(len(v) for v in columns.values()):
+            raise EpisodeError(f"{path.name} has no rows")
+        return columns
+
+    def read(self, number: int) -> Episode:
+        video, path = self.pairs[number]
+        columns = self._columns(path)
+        actions = leading(joined(list(columns.values())))
+        times = _arrays(path, (TIME,)).get(TIME)
+        if times is None:
+            _same_length(video, len(actions))
+            _same_rate(video, self.header.fps)
+        return Episode(
+            id=self.ids[number],
+            frames=partial(read_video, video) if times is None else partial(_at, video, times.astype(np.float64)),
+            actions=actions,
+            embodiment=self.header.embodiment,
+            fps=self.header.fps,
+            text=self.text,
+            times=None if times is None else times.astype(np.float64),
+            save_video=partial(shutil.copyfile, video) if times is None else None,
+        )
+
+
+def _same_length(video: Path, rows: int) -> None:
+    frames = count_frames(video)
+    if frames != rows:
+        raise EpisodeError(f"{video.name} shows {frames} frames, its actions are of {rows}")
+
+
+def _same_rate(video: Path, fps: float) -> None:
+    rate = frame_rate(video)
+    if abs(rate / fps - 1) > 0.01:
+        raise EpisodeError(f"{video.name} has {rate:g} frames a second, where {fps:g} are stated")
+
+
+def _at(
+    video: Path, times: np.ndarray, every: int = 1, start: int = 0, stop: int | None = None
+) -> Iterator[np.ndarray]:
+    return read_at(video, times[start:stop:every], frame_rate(video))
+
+
+def _pairs(path: Path) -> list[tuple[Path, Path]]:
+    """Videos and their actions, by name."""
+    files = {p.name: p for p in path.iterdir() if p.is_file()}
+    found = []
+    for video in sorted(files.values()):
+        beside = [files[f"{video.stem}{s}"] for s in ACTIONS if f"{video.stem}{s}" in files]
+        if video.suffix.lower() in VIDEOS and beside:
+            found.append((video, beside[0]))
+    return found
+
+
+def _description(path: Path) -> dict[str, Any]:
+    file = path / DESCRIPTION
+    if not file.is_file():
+        return {}
+    try:
+        about = json.loads(file.read_bytes())
+        if not isinstance(about, dict):
+            raise ValueError("it is no object")
+    except ValueError as error:
+        raise HwmError(f"{file} cannot be read: {error}") from error
+    return about
+
+
+def _names(path: Path) -> list[str]:
+    """Columns of a file of actions."""
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return list(file.files)
+        import pyarrow.parquet as pq
+
+        return list(pq.read_schema(path).names)
+    except DAMAGE as error:
+        raise EpisodeError(f"{path.name} cannot be read: {error}") from error
+
+
+def _arrays(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those of some columns that are there, (N, ...) each."""
+    wanted = [k for k in keys if k in _names(path)]
+    if not wanted:
+        return {}
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return {k: np.asarray(file[k]) for k in wanted}
+        import pyarrow.parquet as pq
+
+        return {k: column_values(column) for k, column in zip(wanted, pq.read_table(path, columns=wanted), strict=True)}
+    except DAMAGE as error:
+        raise EpisodeError(f"{path.name} cannot be read: {error}") from error
+
+
+def column_values(column: Any) -> np.ndarray:
+    """A column of numbers or of lists of numbers as an array, (N,) or (N, ...).
+
+    Raises:
+        EpisodeError: rows of different widths, or without a value.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    shape = [len(values)]
+    while pa.types.is_list(values.type) or pa.types.is_fixed_size_list(values.type):
+        widths = pc.unique(pc.list_value_length(values)).to_pylist()
+        if len(widths) > 1 or None in widths:
+            raise EpisodeError(f"rows of different widths: {', '.join(map(str, widths))}")
+        shape, values = [*shape, *(widths or [0])], values.flatten()
+    return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(shape)

@@ -1,0 +1,139 @@
+"""robomimic's HDF5 files, and those of LIBERO and RoboCasa, which have their layout. Needs the extra `hdf5`.
+
+`data/demo_0/actions` is (N, A), `data/demo_0/obs/CAMERA` (N, H, W, 3) uint8; the attributes of `data` say how fast the
+simulator was controlled, and `mask/NAME` lists the demonstrations of a split
+([layout](https://robomimic.github.io/docs/datasets/overview.html)).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwm.data.sources.base import Episode, Source, SourceOptions, choose, dimension_names, joined, leading
+from hwm.data.store import EpisodeError, Header
+from hwm.types import HwmError
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+PICTURES = 64
+"""Frames that are read from the file at once."""
+
+
+class Robomimic(Source):
+    """A file of demonstrations.
+
+    Raises:
+        HwmError: h5py is missing, the file is of another layout, it is not known how fast it is, or cameras or actions
+            are to be chosen.
+    """
+
+    def __init__(self, path: Path, options: SourceOptions) -> None:
+        self.path, self.keys = path, tuple(options.action_keys) or ("actions",)
+        with _opened(path) as file:  # not kept open: other processes may want it
+            if "data" not in file:
+                raise HwmError(f"{path} is HDF5, but has no group data: it is not of robomimic's layout")
+            data = file["data"]
+            demos = sorted(data, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
+            self.ids = self._of_split(file, demos, options.split)
+            if not self.ids:
+                raise HwmError(f"{path} has no demonstrations")
+            about = _json(data.attrs.get("env_args", "{}"))
+            first = data[self.ids[0]]
+            cameras = sorted(k for k in first.get("obs", {}) if _is_video(first["obs"][k]))
+            self.camera = choose("camera", options.camera, cameras, path, "--camera")
+            settings = about.get("env_kwargs", {})
+            fps = options.source_fps or float(settings.get("control_freq", 0))
+            if not fps:
+                raise HwmError(f"{path} does not say how many steps a second it has: give --source-fps")
+            widths = [int(np.prod(_column(first, key).shape[1:])) for key in self.keys]
+            self.steps = sum(int(data[d].attrs.get("num_samples", 0)) for d in self.ids)
+        robots = settings.get("robots", ())
+        self.header = Header(
+            embodiment="_".join([robots] if isinstance(robots, str) else map(str, robots)).lower() or "robomimic",
+            action_names=dimension_names(self.keys, widths),
+            actions_per_step=1,
+            fps=fps,
+            source=f"robomimic {about.get('env_name', path.stem)}",
+        )
+        self.notes = (f"camera {self.camera} of {', '.join(cameras)}",)
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+
+    def _of_split(self, file: Any, demos: list[str], split: str) -> list[str]:
+        if not split:
+            return demos
+        masks = file.get("mask", {})
+        chosen = choose("split", split, list(masks), self.path, "--split")
+        names = {n.decode() if isinstance(n, bytes) else str(n) for n in masks[chosen][()]}
+        return [d for d in demos if d in names]
+
+    def read(self, number: int) -> Episode:
+        with _opened(self.path) as file:
+            demo = file["data"][self.ids[number]]
+            actions = joined([_column(demo, key)[()] for key in self.keys])
+            if "obs" not in demo or self.camera not in demo["obs"]:
+                raise EpisodeError(f"has no pictures of {self.camera}")
+            pictures = demo["obs"][self.camera]
+            if len(pictures) != len(actions) or not _is_video(pictures):
+                raise EpisodeError(f"has pictures of shape {pictures.shape} for {len(actions)} actions")
+            text = str(_json(demo.attrs.get("ep_meta", "{}")).get("lang", ""))
+        return Episode(
+            id=self.ids[number],
+            frames=partial(_frames, self.path, f"data/{self.ids[number]}/obs/{self.camera}"),
+            actions=leading(actions),
+            embodiment=self.header.embodiment,
+            fps=self.header.fps,
+            text=text,
+        )
+
+
+def _frames(path: Path, name: str, every: int = 1, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+    with _opened(path) as file:
+        pictures = file[name]
+        numbers = range(len(pictures))[start:stop:every]
+        for i in range(0, len(numbers), PICTURES):
+            part = numbers[i : i + PICTURES]
+            yield from pictures[part.start : part.stop : part.step]
+
+
+def _column(demo: Any, key: str) -> Any:
+    if key not in demo:
+        raise EpisodeError(f"has no {key}; there are: {', '.join(sorted(demo))}")
+    return demo[key]
+
+
+def _is_video(values: Any) -> bool:
+    return len(getattr(values, "shape", ())) == 4 and values.shape[-1] == 3 and values.dtype == np.uint8
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        import h5py
+    except ImportError as error:
+        raise HwmError("HDF5 files need h5py: pip install 'humanoid-world-models[hdf5]'") from error
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except OSError as error:
+        raise HwmError(f"{path} cannot be read: {error}") from error
+
+
+def _json(text: Any) -> dict[str, Any]:
+    try:
+        read = json.loads(text)
+    except (TypeError, ValueError):
+        return {}
+    return read if isinstance(read, dict) else {}

@@ -1,0 +1,72 @@
+"""Stores as sources: recordings of the simulated humanoid, 1X's videos, and whatever else `open_store` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwm.data.readers import READERS, open_store
+from hwm.data.sources.base import AS_IT_IS, Episode, Source, SourceOptions, named
+from hwm.data.store import Episode as Stretch
+from hwm.data.store import Store
+from hwm.types import HwmError
+
+
+class Stored(Source):
+    """A store with video. Its episodes were checked when they were written, and are taken as they are."""
+
+    def __init__(self, path: Path | Store, options: SourceOptions = AS_IT_IS) -> None:
+        self.store = path if isinstance(path, Store) else open_store(path)
+        self.path, self.steps, self.notes = self.store.path, self.store.steps, self.store.notes
+        if options.camera or options.action_keys or options.split or options.source_fps:
+            raise HwmError(f"{self.path} is a store: it has one camera, and says what its actions and its rate are")
+        self.header = replace(self.store.header, latent=None, dtype="", tokenizer="")
+        self.ids = _Ids(self.store)
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        return path.is_dir() and any(kind.recognises(path) for kind in READERS.values())
+
+    def __getitem__(self, number: int) -> Episode:
+        episode = self.store.episodes[number]
+        try:
+            return self.read(number)
+        except HwmError as error:
+            raise named(self.path, episode.id, error) from error
+
+    def read(self, number: int) -> Episode:
+        e = self.store.episodes[number]
+        return Episode(
+            id=e.id,
+            frames=partial(self._frames, e),
+            actions=np.asarray(self.store.actions[e.start : e.stop], np.float32),
+            embodiment=self.header.embodiment,
+            fps=self.header.fps,
+            text=str(e.info.get("text", "")),
+            info=e.info,
+            save_video=partial(self.store.copy_video, e),
+        )
+
+    def _frames(self, e: Stretch, every: int = 1, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        per_step = int(e.info.get("frames_per_step", 1))
+        end = None if stop is None else (stop - 1) * per_step + 1
+        return self.store.frames(e, every * per_step, start * per_step, end)
+
+
+class _Ids(Sequence[str]):
+    """Names of a store's episodes, asked for one by one: some stores have hundreds of thousands."""
+
+    def __init__(self, store: Store) -> None:
+        self.episodes = store.episodes
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def __getitem__(self, number: Any) -> Any:
+        found = self.episodes[number]
+        return [e.id for e in found] if isinstance(number, slice) else found.id

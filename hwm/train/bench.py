@@ -1,0 +1,127 @@
+"""How fast a recipe trains and predicts on this machine, against what its matrix products could reach."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hwm.data.clips import fake_batch
+from hwm.models.base import WorldModel
+from hwm.train import distributed
+from hwm.train.optim import gradient_norm, optimizers
+from hwm.train.progress import peak_flops, peak_memory
+from hwm.train.trainer import compile_blocks, recompute
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Figures of one recipe on random clips.
+
+    Attributes:
+        recipe, device, dtype, batch_size: what was measured; clips of a forward and backward pass.
+        parameters: of the model.
+        seconds: of a training step: forward, backward, clipping, optimizer; median.
+        tokens_per_second: latent cells of all clips that a second of training sees.
+        flops: floating-point operations of a training step, those that are done again included.
+        peak: operations a second of a large matrix product in this type, measured.
+        utilisation: flops / seconds / peak.
+        memory: bytes at the peak: of the GPU, or of the process.
+        predict_seconds: of predicting `horizon` steps of one clip; None for a tokenizer.
+    """
+
+    recipe: str
+    device: str
+    dtype: str
+    batch_size: int
+    parameters: int
+    seconds: float
+    tokens_per_second: float
+    flops: float
+    peak: float
+    utilisation: float
+    memory: float
+    predict_seconds: float | None
+
+    def __str__(self) -> str:
+        predict = "" if self.predict_seconds is None else f"\n  predicting: {self.predict_seconds:.3f} s a clip"
+        return (
+            f"{self.recipe}: {self.parameters:,} parameters, {self.device}, {self.dtype}, {self.batch_size} clips\n"
+            f"  training: {self.seconds:.3f} s a step, {self.tokens_per_second:,.0f} tokens/s, "
+            f"{self.memory / 2**30:.1f} GiB\n"
+            f"  {self.flops / 1e12:.2f} TFLOP a step: {self.utilisation:.0%} of the {self.peak / 1e12:.2f} TFLOP/s of "
+            f"a large matrix product{predict}"
+        )
+
+
+def bench(name: str, recipe: Any, steps: int) -> Bench:
+    """Take so many training steps on random clips after a first that does not count, and make a prediction."""
+    c, spec = recipe.train, recipe.data.expects or recipe.data.open().spec
+    world = distributed.start(c.device)
+    device = world.device
+    torch.manual_seed(c.seed)
+    module = recipe.model.build(spec).to(device)
+    if c.checkpoint_activations:
+        recompute(module)
+    batch = fake_batch(spec, c.batch_size, recipe.data.steps).to(device)
+
+    def cast() -> AbstractContextManager[Any]:
+        return torch.autocast(device.type, torch.bfloat16, enabled=c.dtype == "bfloat16")
+
+    with FlopCounterMode(display=False) as counter, cast():
+        module(batch)[0].backward()
+    module.zero_grad(set_to_none=True)
+    if c.compile:
+        compile_blocks(module)
+    made = optimizers(module, c.optimizer, c.lr, c.weight_decay, c.betas, device.type == "cuda")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = []
+    for _ in range(steps + 1):
+        start = _now(device)
+        with cast():
+            loss, _ = module(batch)
+        loss.backward()
+        gradient_norm(module, c.clip)
+        for optimizer in made:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        seconds.append(_now(device) - start)
+    median, flops, peak = statistics.median(seconds[1:]), counter.get_total_flops(), peak_flops(device, c.dtype)
+    return Bench(
+        recipe=name,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        dtype=c.dtype,
+        batch_size=c.batch_size,
+        parameters=sum(p.numel() for p in module.parameters()),
+        seconds=median,
+        tokens_per_second=c.batch_size * recipe.data.steps * spec.latent.cells / median,
+        flops=flops,
+        peak=peak,
+        utilisation=flops / median / peak,
+        memory=peak_memory(device),
+        predict_seconds=_predict(module, spec, device) if isinstance(module, WorldModel) else None,
+    )
+
+
+def _predict(model: WorldModel, spec: Any, device: torch.device) -> float:
+    """Seconds of a prediction of one clip, the second of two."""
+    model.eval()
+    past, steps = model.config.past, model.config.past + model.config.horizon
+    clip = fake_batch(spec, 1, steps).to(device).window(0, past, steps)
+    for _ in range(2):
+        start = _now(device)
+        model.predict(clip)
+        took = _now(device) - start
+    return took
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,111 @@
+"""The memory that a step is said to take is what it takes, and what is advised fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hwm import cli
+from hwm.data.clips import fake_batch
+from hwm.models.flow_hwm import FlowHWM
+from hwm.models.genie import Genie
+from hwm.models.masked_hwm import MaskedHWM
+from hwm.recipes import find_recipe
+from hwm.train.memory import _Live, fit, read_size, training_memory
+from hwm.train.trainer import TrainConfig
+from hwm.types import ActionSpec, DataSpec, HwmError, LatentSpec
+
+ACTIONS = {"toy": ActionSpec(2, ("a", "b", "c"), (0.0,) * 3, (1.0,) * 3)}
+IDS = DataSpec(LatentSpec((8, 8), 25, levels=(5, 5)), ACTIONS)
+VALUES = DataSpec(LatentSpec((8, 8), channels=4), ACTIONS)
+PLAIN = TrainConfig(batch_size=2)
+
+
+def really(config, spec: DataSpec, train: TrainConfig) -> float:
+    """The same count over a step that is taken: most bytes alive beside weights and gradients."""
+    torch.manual_seed(0)
+    module, batch = config.build(spec), fake_batch(spec, train.batch_size, 3)
+    for p in module.parameters():
+        p.grad = torch.zeros_like(p)
+    kept = [
+        *module.parameters(),
+        *(p.grad for p in module.parameters()),
+        *module.buffers(),
+        batch.latents,
+        batch.actions,
+    ]
+    live = _Live({t.untyped_storage()._cdata for t in kept})
+    with live:
+        module(batch)[0].backward()
+    return live.peak
+
+
+@pytest.mark.parametrize(
+    ("config", "spec"),
+    [
+        (MaskedHWM.Config(dim=64, depth=2, heads=2), IDS),
+        (FlowHWM.Config(dim=64, depth=2, heads=2), VALUES),
+        (Genie.Config(dim=64, depth=2, heads=2), IDS),
+    ],
+)
+def test_a_step_takes_what_was_said(config, spec: DataSpec) -> None:
+    said = training_memory(config, spec, 3, PLAIN)
+    took = really(config, spec, PLAIN)
+    assert said.activations == pytest.approx(took, rel=0.15)  # how many cells are masked depends on chance
+    count = sum(p.numel() for p in config.build(spec).parameters())
+    assert (said.parameters, said.weights, said.optimizer, said.average) == (count, 4 * count, 8 * count, 0)
+
+
+def test_what_saves_memory_saves_memory() -> None:
+    config = MaskedHWM.Config(dim=128, depth=3, heads=2)
+    plain = training_memory(config, IDS, 3, PLAIN)
+    again = training_memory(config, IDS, 3, replace(PLAIN, checkpoint_activations=True))
+    assert again.activations < 0.7 * plain.activations
+    muon = training_memory(config, IDS, 3, replace(PLAIN, optimizer="muon"))
+    assert plain.optimizer / 2 < muon.optimizer < 0.7 * plain.optimizer
+    divided = training_memory(config, IDS, 3, replace(PLAIN, shard=0), processes=8)
+    assert divided.weights == plain.weights / 8
+    assert divided.activations > plain.activations  # the blocks that are put together
+    assert training_memory(config, IDS, 3, replace(PLAIN, ema=0.9)).average == plain.weights
+
+
+@pytest.mark.parametrize("share", [2.0, 0.5])
+def test_advice_fits_and_leaves_the_size_of_an_update(share: float) -> None:
+    config, train = MaskedHWM.Config(dim=64, depth=2, heads=2), TrainConfig(batch_size=6, accumulate=2)
+    whole = training_memory(config, IDS, 3, train).total
+    found = fit(config, IDS, 3, train, share * whole)
+    assert found is not None
+    assert found.train.batch_size * found.train.accumulate == 12
+    again = training_memory(config, IDS, 3, found.train)
+    assert again.total == pytest.approx(found.memory.total, rel=1e-6)
+    assert again.total <= share * whole
+    assert (found.train == train) == (share > 1)
+    assert bool(found.options(train)) == (share < 1)
+    assert fit(config, IDS, 3, train, 1000) is None
+
+
+def test_the_command_says_how(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recipes", "masked_hwm_toy", "--memory", "24GB"]) == 0
+    count = sum(
+        p.numel()
+        for p in find_recipe("masked_hwm_toy")()
+        .model.build(find_recipe("masked_hwm_toy")().data.open().spec)
+        .parameters()
+    )
+    out = capsys.readouterr().out
+    assert f"masked_hwm_toy: {count:,} parameters, 0." in out
+    assert "as it is" in out
+    assert cli.main(["recipes", "masked_hwm_toy", "--memory", "2MB"]) == 0
+    assert "no options make it fit into 2MB" in capsys.readouterr().out
+    assert cli.main(["recipes", "--memory", "much"]) == 2
+    assert "write for example 24GB" in capsys.readouterr().err
+    assert cli.main(["recipes", "masked_hwm_toi"]) == 2
+
+
+def test_sizes_are_read() -> None:
+    assert read_size("24GB") == read_size(" 24 gib ") == read_size("24576M") == 24 * 2**30
+    for bad in ("", "24", "GB", "1.2.3GB", "-1GB"):
+        with pytest.raises(HwmError, match="no size of memory"):
+            read_size(bad)
