@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from hwm.assets import ROOT
 from hwm.config import Trainable, unknown
 from hwm.models.base import WorldModel
+from hwm.nn.int8 import with_int8_weights
 from hwm.tokenizers.base import Pixels, Tokenizer
+from hwm.tokenizers.sd_vae import is_diffusers, load_vae
 from hwm.train.checkpoint import load_model
 from hwm.types import HwmError
 
@@ -18,12 +22,39 @@ MODELS = {"masked_hwm_mini": ROOT / "masked_hwm_mini"}
 TOKENIZERS = {"tiny": ROOT / "tiny"}
 
 
-def load(name: str | Path = "masked_hwm_mini", device: torch.device | str = "cpu") -> WorldModel:
-    """A world model: a shipped one by name, a checkpoint folder, or a run (its newest checkpoint)."""
-    module = load_model(_find("model", name, MODELS), device)
+def load(
+    name: str | Path = "masked_hwm_mini",
+    device: torch.device | str = "cpu",
+    *,
+    int8: bool = False,
+    text: Path | None = None,
+) -> WorldModel:
+    """A world model: a shipped one by name, a checkpoint folder, or a run (its newest checkpoint).
+
+    Args:
+        int8, text: see `as_wanted`.
+    """
+    module = load_model(_find("model", name, MODELS), "cpu" if int8 else device)
     if not isinstance(module, WorldModel):
         raise HwmError(f"{name} is a checkpoint of a {module.name!r}, not of a world model")
-    return module
+    return as_wanted(module, device, int8=int8, text=text)
+
+
+def as_wanted(
+    model: WorldModel, device: torch.device | str, *, int8: bool = False, text: Path | None = None
+) -> WorldModel:
+    """A model on a device.
+
+    Args:
+        int8: keep the weights of its linear layers as 8-bit integers (`with_int8_weights`), to predict only.
+        text: a file with an encoded text that it reads from here on.
+
+    Raises:
+        HwmError: torchao is not installed, or the model reads no such text.
+    """
+    if text is not None:
+        model.read_text(text)
+    return with_int8_weights(model, device) if int8 else model.to(device)
 
 
 def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu") -> Tokenizer:
@@ -31,7 +62,8 @@ def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu"
 
     `stand-in-1.1` and `stand-in-2.0` show the small folders that `hwm data make-onex` writes.
 
-    A folder of published TorchScript files is run as it is; `hwm convert` makes a checkpoint of it, which is better.
+    A folder of published TorchScript files is run as it is; `hwm convert` makes a checkpoint of it, which is better. A
+    VAE in diffusers' layout is run by diffusers (extra `vae`).
     """
     text = str(name)
     if text.startswith("pixels-"):
@@ -45,20 +77,38 @@ def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu"
 
         return StandIn(text.removeprefix("stand-in-"), load_tokenizer("tiny", device))
     base, _, fingerprint = text.rpartition("@") if "@" in text and not Path(text).exists() else (text, "", "")
+    if not Path(base).exists() and base not in TOKENIZERS and base in downloadable():
+        raise HwmError(
+            f"there is no tokenizer called {base!r} here: hwm tokenizer download {base} fetches it; give its folder"
+        )
     folder = _find("tokenizer", base, TOKENIZERS)
+    found, weights = _tokenizer_in(folder, device)
+    if not isinstance(found, Tokenizer):
+        raise HwmError(f"{name} is a checkpoint of a {found.name!r}, not of a tokenizer")
+    found.id = f"{base}@{weights_fingerprint(weights)}"
+    if fingerprint and found.id != text:
+        raise HwmError(
+            f"{text} is wanted, but the weights at {folder} are {found.id}: latents of one mean nothing to the other"
+        )
+    return found
+
+
+def _tokenizer_in(folder: Path, device: torch.device | str) -> tuple[Any, torch.nn.Module]:
+    """What a folder holds, and the weights that it is known by."""
     if (folder / "encoder.jit").is_file():
         from hwm.convert.cosmos_tokenizer import load_torchscript
 
-        return load_torchscript(folder, device=str(device))
-    module = load_model(folder, device)
-    if not isinstance(module, Tokenizer):
-        raise HwmError(f"{name} is a checkpoint of a {module.name!r}, not of a tokenizer")
-    module.id = f"{base}@{weights_fingerprint(module)}"
-    if fingerprint and module.id != text:
-        raise HwmError(
-            f"{text} is wanted, but the weights at {folder} are {module.id}: latents of one mean nothing to the other"
-        )
-    return module
+        graphs = load_torchscript(folder, device=str(device))
+        return graphs, graphs.encoder
+    module = load_vae(folder, device=device) if is_diffusers(folder) else load_model(folder, device)
+    return module, module
+
+
+def downloadable() -> Iterable[str]:
+    """Names of tokenizers that `hwm tokenizer download` knows."""
+    from hwm.tokenizers.download import PUBLISHED
+
+    return PUBLISHED
 
 
 def copy_weights(name: str | Path, module: Trainable) -> None:

@@ -160,7 +160,7 @@ def sizes(weights: Mapping[str, Tensor], source: Path | str, kind: type[Cosmos] 
         raise CheckpointError(f"{source} holds no whole Cosmos tokenizer {what}: {error} is missing") from error
     levels = next((v for k, v in weights.items() if k.endswith("quantizer._levels")), None)
     known = tuple(levels.flatten().tolist()) if levels is not None else LEVELS if codes == len(LEVELS) else ()
-    legacy = {"legacy": _legacy(weights, count)} if video else {}
+    legacy: dict[str, Any] = {"legacy": _legacy(weights, count)} if video else {}
     return (CosmosVideo if video else CosmosImage).Config(
         patch=round((shape[1] / 3) ** (1 / dims)), levels=known, channels=16 if known else codes, z=z,
         base=shape[0], multipliers=tuple(w // shape[0] for w in widths), blocks=blocks, **legacy,
@@ -226,9 +226,9 @@ def found_variants(weights: Mapping[str, Tensor]) -> str:
 
 
 def write(module: Cosmos, folder: Path) -> None:
-    """Save the weights under their published names as `tokenizer.safetensors`."""
+    """Save the weights under their published names as `tokenizer.safetensors`, without those of an adversary."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / FILE, module.state_dict())
+    save_tensors(folder / FILE, {k: v for k, v in module.state_dict().items() if k.startswith(PARTS)})
 
 
 def load_torchscript(folder: Path, size: tuple[int, int] = (256, 256), device: str = "cpu") -> TorchScriptCosmos:
@@ -242,7 +242,9 @@ def load_torchscript(folder: Path, size: tuple[int, int] = (256, 256), device: s
             raise CheckpointError(f"{folder} has no {name}: the graphs of both halves are needed to run them")
     encoder, decoder = (load_script(folder / name, device) for name in HALVES)
     weights = dict(encoder.state_dict()) | dict(decoder.state_dict())
-    return TorchScriptCosmos(encoder, decoder, config_of(weights, folder), size)
+    config = config_of(weights, folder)
+    of_size(config, weights, size, folder)  # refused here, and not by latents that mean nothing
+    return TorchScriptCosmos(encoder, decoder, config, size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +304,7 @@ class Published:
         discrete = self.name[0] == "D"
         if discrete and self.embedding_dim != len(self.levels):
             raise HwmError(f"embedding_dim is {self.embedding_dim}, and there are {len(self.levels)} levels")
-        time = {"time": self.temporal_compression, "legacy": self.legacy_mode} if video else {}
+        time: dict[str, Any] = {"time": self.temporal_compression, "legacy": self.legacy_mode} if video else {}
         return kinds[self.name[1]].Config(
             space=self.spatial_compression, patch=self.patch_size, z=self.z_channels, base=self.channels,
             multipliers=self.channels_mult, blocks=self.num_res_blocks, levels=self.levels if discrete else (),
@@ -331,7 +333,7 @@ def outputs(model: Cosmos, case: Case) -> Outputs:
 
         @cache
         def latent(name: str = name) -> Tensor:
-            return next(model.continuous([case.given[f"video{name}"].transpose(1, 2)]))
+            return model.analyse(case.given[f"video{name}"].transpose(1, 2), None)
 
         @cache
         def codes(latent: Any = latent) -> Tensor:
@@ -342,7 +344,7 @@ def outputs(model: Cosmos, case: Case) -> Outputs:
             return model.quantizer.ids(codes())
 
         def recon(codes: Any = codes) -> Tensor:
-            return next(model.pictures([codes()])).transpose(1, 2)
+            return model.synthesise(codes(), None).transpose(1, 2)
 
         found |= {f"latent{name}": latent, f"codes{name}": codes, f"indices{name}": indices, f"recon{name}": recon}
     return found

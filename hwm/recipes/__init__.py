@@ -62,4 +62,4 @@ def find_recipe(name: str) -> Callable[[], Recipe]:
     raise unknown("recipe", name, RECIPES)
 
 
-from hwm.recipes import cosmos_ar, flow_hwm, genie, hma, masked_hwm, next_block, tokenizer, toy  # noqa: E402, F401  they register their recipes
+from hwm.recipes import cosmos_ar, cosmos_tokenizer, flow_hwm, genie, hma, masked_hwm, next_block, tokenizer, toy  # noqa: E402, F401  they register their recipes

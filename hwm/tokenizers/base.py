@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from hwm.types import LatentSpec
+from hwm.types import HwmError, LatentSpec
 
 
 class Tokenizer(ABC):
@@ -51,6 +51,16 @@ class Tokenizer(ABC):
     def answers_to(self, name: str) -> bool:
         """Whether latents whose tokenizer is recorded as `name` are this one's."""
         return bool(name) and name in (self.id, self.published)
+
+    def of_size(self, size: tuple[int, int]) -> Tokenizer:
+        """The same weights for pictures of another (height, width).
+
+        Raises:
+            HwmError: this tokenizer cannot take that size.
+        """
+        raise HwmError(
+            f"{self.id} takes pictures of {self.size[0]} x {self.size[1]} only, not of {size[0]} x {size[1]}"
+        )
 
     def shift(self, latents: Tensor, keep: int) -> Tensor:
         """The last `keep` steps as the beginning of a new clip.

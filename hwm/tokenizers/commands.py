@@ -13,6 +13,7 @@ import tyro
 
 from hwm import commands
 from hwm.config import to_json, unknown
+from hwm.data.commands import print_store
 from hwm.tokenizers.base import Tokenizer
 from hwm.tokenizers.files import (
     decode_file,
@@ -22,6 +23,8 @@ from hwm.tokenizers.files import (
     load_latents,
     videos_in,
 )
+from hwm.tokenizers.sd_vae import is_diffusers
+from hwm.tokenizers.video_store import write_store
 from hwm.types import HwmError
 
 LATENTS = ".safetensors"
@@ -36,12 +39,14 @@ class VideoOptions:
     Attributes:
         source: a video file, or a folder of them.
         tokenizer: a shipped tokenizer, or a folder: of a checkpoint, or of published TorchScript files.
-        out: the file to write (.safetensors); for a folder of videos the folder.
+        out: the file to write (.safetensors); for a folder of videos, and for a store, the folder.
         clip: encode so many frames at a time, each clip by itself (17 in 1X's data); 0 encodes a video as one clip.
         fps: frames a second to take, of which the video's rate must be a multiple; 0 takes all.
         size: height and width that the tokenizer is taken for; by default those that its checkpoint says.
         resize: resize pictures of another size to the tokenizer's.
         strict: refuse videos whose frames do not fill whole latent steps, instead of repeating the last frame.
+        store: write one store, for training, in place of files of latents; with `pixels-HxW` tokenizers can be trained.
+        half: compute in bfloat16: about twice as fast, and a few ids become their neighbours.
     """
 
     source: tyro.conf.Positional[Path]
@@ -52,18 +57,26 @@ class VideoOptions:
     size: tuple[int, int] | None = None
     resize: bool = False
     strict: bool = False
+    store: bool = False
+    half: bool = False
 
 
 def encode(args: list[str]) -> None:
     """`hwm encode SOURCE --tokenizer NAME --out OUT`: a recorded store, a video file, or a folder of video files."""
-    if any(is_video(Path(word)) for word in args if not word.startswith("-")):
+    if "--store" in args or any(is_video(Path(word)) for word in args if not word.startswith("-")):
         encode_videos(tyro.cli(VideoOptions, args=args, prog="hwm encode"))
     else:
         commands.encode(args)
 
 
 def encode_videos(o: VideoOptions) -> None:
-    tokenizer = _open(o.tokenizer, o.size)
+    tokenizer = _open(o.tokenizer, o.size, o.half)
+    if o.store:
+        if o.clip or o.strict:
+            raise HwmError("--store takes no --clip and no --strict: a video becomes an episode of whole latent steps")
+        sources = videos_in(o.source) if o.source.is_dir() else [o.source]
+        print_store(write_store(sources, tokenizer, o.out, fps=o.fps, resize=o.resize))
+        return
     for source, out in _pairs(o.source, o.out, videos_in, LATENTS):
         about, repeated = encode_file(source, tokenizer, out, clip=o.clip, fps=o.fps, resize=o.resize, strict=o.strict)
         padded = f"; the last frame stands {repeated} more times, to fill the last step" if repeated else ""
@@ -80,12 +93,14 @@ class DecodeOptions:
         tokenizer: by default the one whose name the file says.
         out: the video to write; for a folder the folder.
         steps: decode only so many latent steps, from the first on; 0 decodes all.
+        half: compute in bfloat16, about twice as fast.
     """
 
     source: tyro.conf.Positional[Path]
     tokenizer: str = ""
     out: Path
     steps: int = 0
+    half: bool = False
 
 
 def decode(args: list[str]) -> None:
@@ -96,7 +111,7 @@ def decode(args: list[str]) -> None:
     opened: dict[str, Tokenizer] = {}
     for source, out in _pairs(o.source, o.out, _latents_in, ".mp4"):
         name = o.tokenizer or load_latents(source)[1].tokenizer
-        tokenizer = opened[name] if name in opened else opened.setdefault(name, _open(name))
+        tokenizer = opened[name] if name in opened else opened.setdefault(name, _open(name, half=o.half))
         print(f"{out}: {decode_file(source, tokenizer, out, o.steps)} frames")
 
 
@@ -105,7 +120,7 @@ class DownloadOptions:
     """Fetch a published tokenizer from the Hugging Face hub (extra `hub`); the same command goes on after a kill.
 
     Attributes:
-        name: such as cosmos-dv8x8x8.
+        name: such as cosmos-dv8x8x8, sd-vae-ft-mse or svd-vae; or a repository OWNER/NAME with a VAE of diffusers.
         out: its repository becomes a folder in here.
     """
 
@@ -117,18 +132,23 @@ def run_download(o: DownloadOptions) -> None:
     from hwm.tokenizers.download import download
 
     folder = download(o.name, o.out)
-    print(f"{folder}\nnext: hwm convert cosmos-tokenizer {folder} --out {o.out / o.name}")
+    if is_diffusers(folder):
+        print(f"next: hwm encode VIDEO --tokenizer {folder} --out FILE (extra `vae`)")
+    else:
+        print(f"next: hwm convert cosmos-tokenizer {folder} --out {o.out / o.name}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Compare a tokenizer's reconstruction of a video with the video: PSNR, SSIM, and how ids are used.
+    """Compare a tokenizer's reconstruction of video with the video: PSNR, SSIM, and how ids are used.
 
     Attributes:
-        source: a video file; its pictures are resized to the tokenizer's size.
+        source: a video file, or a folder of them; pictures are resized to the tokenizer's size.
         tokenizer: as of `hwm encode`.
         size: height and width that the tokenizer is taken for; by default those that its checkpoint says.
-        frames: how many to compare, from the first on, cut to whole latent steps.
+        frames: how many to compare of each video, from the first on, cut to whole latent steps.
+        fps: frames a second to take, of which the video's rate must be a multiple; 0 takes all.
+        half: compute in bfloat16.
         out: also write a picture (.png): frames, reconstructions, and four times their difference.
         json: print one JSON object.
     """
@@ -137,6 +157,8 @@ class ReportOptions:
     tokenizer: str = "tiny"
     size: tuple[int, int] | None = None
     frames: int = 65
+    fps: float = 0.0
+    half: bool = False
     out: Path | None = None
     json: bool = False
 
@@ -149,13 +171,16 @@ def run_report(o: ReportOptions) -> None:
         raise HwmError(f"--frames {o.frames}: at least one frame is compared")
     if o.out and o.out.suffix != ".png":
         raise HwmError(f"the picture is a .png file, not {o.out}")
-    report, truth, made = compare(o.source, _open(o.tokenizer, o.size), o.frames)
+    report, truth, made = compare(o.source, _open(o.tokenizer, o.size, o.half), o.frames, o.fps)
     if o.json:
         print(json.dumps(to_json(report), indent=1))
     else:
         height, width = report.size
-        print(f"{report.tokenizer}, {report.frames} frames of {report.source} at {height} x {width}")
+        several = f" ({report.videos} videos)" if report.videos > 1 else ""
+        print(f"{report.tokenizer}, {report.frames} frames of {report.source}{several} at {height} x {width}")
         print(f"  PSNR {report.psnr:.2f} dB (worst frame {report.psnr_worst:.2f}), SSIM {report.ssim:.4f}")
+        if report.psnr_copy is not None:
+            print(f"  the frame before each latent step, repeated: PSNR {report.psnr_copy:.2f} dB")
         if c := report.codes:
             print(
                 f"  {c.different:,} of {c.vocab:,} ids in {c.cells:,} cells, perplexity {c.perplexity:,.0f}; values "
@@ -186,11 +211,16 @@ def tokenizer(args: list[str]) -> None:
     run(tyro.cli(options, args=args[1:], prog=f"hwm tokenizer {args[0]}"))
 
 
-def _open(name: str, size: tuple[int, int] | None = None) -> Tokenizer:
+def _open(name: str, size: tuple[int, int] | None = None, half: bool = False) -> Tokenizer:
     from hwm.loading import load_tokenizer
 
     found = load_tokenizer(name, "cuda" if torch.cuda.is_available() else "cpu")
-    return for_size(found, size) if size else found
+    found = for_size(found, size) if size else found
+    if not half:
+        return found
+    if not isinstance(found, torch.nn.Module):
+        raise HwmError(f"{found.id} computes in the type that it was made in: leave out --half")
+    return found.to(torch.bfloat16)
 
 
 def _pairs(source: Path, out: Path, of: Callable[[Path], list[Path]], suffix: str) -> list[tuple[Path, Path]]:

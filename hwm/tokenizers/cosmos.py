@@ -11,16 +11,18 @@ from __future__ import annotations
 import math
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from hwm.config import Config, Trainable
+from hwm.objectives.reconstruction import Adversary, Judges, reconstruction_loss
 from hwm.tokenizers import cosmos_image, cosmos_video
 from hwm.tokenizers.base import Tokenizer
+from hwm.tokenizers.checks import check_latents, check_video
+from hwm.tokenizers.cosmos_video import Past
 from hwm.tokenizers.fsq import FSQ
 from hwm.types import Batch, DataSpec, HwmError, LatentSpec
 
@@ -47,6 +49,8 @@ class Cosmos(Trainable, Tokenizer):
     A subclass gives a network: `encoder`, `quant_conv`, `post_quant_conv`, `decoder`.
     """
 
+    fresh = ("adversary",)
+
     @dataclass(frozen=True, kw_only=True)
     class Config(Config):
         """
@@ -59,6 +63,7 @@ class Cosmos(Trainable, Tokenizer):
             base: channels before the first level.
             multipliers: of `base`, by level.
             blocks: residual blocks of a level of the encoder; the decoder has one more.
+            judges: what reconstructions are judged by in training.
         """
 
         space: int = 8
@@ -69,6 +74,7 @@ class Cosmos(Trainable, Tokenizer):
         base: int = 128
         multipliers: tuple[int, ...] = (2, 4, 4)
         blocks: int = 2
+        judges: Judges = field(default_factory=Judges)
 
         @property
         def codes(self) -> int:
@@ -115,6 +121,7 @@ class Cosmos(Trainable, Tokenizer):
             if c.levels
             else LatentSpec(grid, channels=c.channels, stride=c.frames)
         )
+        self.adversary = Adversary(c.judges) if c.judges.adversarial else None
 
     @property
     def home(self) -> Tensor:
@@ -126,30 +133,39 @@ class Cosmos(Trainable, Tokenizer):
         """Latent steps whose frames go through the network at once."""
         return max(1, PIXELS_AT_ONCE // (self.size[0] * self.size[1] * self.latent.stride))
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        raise HwmError(
-            "Cosmos tokenizers are not trained here: weights come from published files (hwm convert cosmos-tokenizer)"
-        )
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the config's `judges` say of reconstructions of pictures in [0, 1]; each clip goes through in one piece.
+
+        Raises:
+            HwmError: pictures of another size, or windows that do not fill whole latent steps.
+        """
+        check_video(self, batch.latents)
+        x_BFCHW = batch.latents.to(self.home) * 2 - 1
+        codes_BCTHW = self.quantizer(self.analyse(x_BFCHW, None))
+        made_BFCHW = self.synthesise(codes_BCTHW.to(self.home.dtype), None).float()
+        return reconstruction_loss(self.config.judges, self.adversary, made_BFCHW, x_BFCHW.float())
 
     @abstractmethod
-    def continuous(self, pieces_BFCHW: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Frames in [-1, 1], piece by piece -> what is quantised, (B, C, T, H, W)."""
+    def analyse(self, x_BFCHW: Tensor, past: Past | None) -> Tensor:
+        """A piece of video in [-1, 1] -> what is quantised, (B, C, T, H, W)."""
 
     @abstractmethod
-    def pictures(self, pieces_BCTHW: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Quantised codes, piece by piece -> frames (B, F, 3, H, W) in about [-1, 1]."""
+    def synthesise(self, codes_BCTHW: Tensor, past: Past | None) -> Tensor:
+        """A piece of quantised codes -> frames (B, F, 3, H, W) in about [-1, 1]."""
 
     @torch.inference_mode()
     def encode(self, video_BFCHW: Tensor) -> Tensor:
-        """Latents of a video in [0, 1], which goes through in pieces.
+        """Latents of a video in [0, 1], which goes through in pieces where it is long.
 
         Raises:
             HwmError: another size of pictures, or a number of frames that does not fill whole latent steps.
         """
-        self.check_video(video_BFCHW, first=True)
+        check_video(self, video_BFCHW)
         head = self.latent.frames(self.steps_at_once)
-        pieces = (video_BFCHW[:, :head], *video_BFCHW[:, head:].split(self.steps_at_once * self.latent.stride, 1))
-        return torch.cat(list(self.encode_pieces(p for p in pieces if p.shape[1])), 1)
+        if video_BFCHW.shape[1] <= head:
+            return self._encoded(video_BFCHW, None)
+        rest = video_BFCHW[:, head:].split(self.steps_at_once * self.latent.stride, 1)
+        return torch.cat(list(self.encode_pieces((video_BFCHW[:, :head], *rest))), 1)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
@@ -158,25 +174,31 @@ class Cosmos(Trainable, Tokenizer):
         Raises:
             HwmError: latents of another shape, or ids that are not in the vocabulary.
         """
-        self.check_latents(latents)
+        check_latents(self, latents)
+        if latents.shape[1] <= self.steps_at_once:
+            return self._decoded(latents, None)
         return torch.cat(list(self.decode_pieces(latents.split(self.steps_at_once, 1))), 1)
 
     def encode_pieces(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        def prepared() -> Iterator[Tensor]:
-            for i, video in enumerate(pieces):
-                self.check_video(video, first=i == 0)
-                yield video.to(self.home) * 2 - 1
-
-        yield from each(lambda z: self.quantizer.ids(self.quantizer(z)), self.continuous(prepared()))
+        past: Past = {}
+        for i, video_BFCHW in enumerate(pieces):
+            check_video(self, video_BFCHW, first=i == 0)
+            yield self._encoded(video_BFCHW, past)
 
     def decode_pieces(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        def prepared() -> Iterator[Tensor]:
-            for latents in pieces:
-                self.check_latents(latents)
-                home = self.home
-                yield self.quantizer.codes(latents.to(home.device)).to(home.dtype)
+        past: Past = {}
+        for latents in pieces:
+            check_latents(self, latents)
+            yield self._decoded(latents, past)
 
-        yield from each(lambda x: ((x.float() + 1) / 2).clamp(0, 1), self.pictures(prepared()))
+    @torch.inference_mode()
+    def _encoded(self, video_BFCHW: Tensor, past: Past | None) -> Tensor:
+        return self.quantizer.ids(self.quantizer(self.analyse(video_BFCHW.to(self.home) * 2 - 1, past)))
+
+    @torch.inference_mode()
+    def _decoded(self, latents: Tensor, past: Past | None) -> Tensor:
+        codes_BCTHW = self.quantizer.codes(latents.to(self.home.device)).to(self.home.dtype)
+        return ((self.synthesise(codes_BCTHW, past).float() + 1) / 2).clamp(0, 1)
 
     def shift(self, latents: Tensor, keep: int) -> Tensor:
         """The last steps decoded, and their last frames encoded again as a clip: its first step holds one frame."""
@@ -184,49 +206,18 @@ class Cosmos(Trainable, Tokenizer):
             return super().shift(latents, keep)
         return self.encode(self.decode(latents)[:, -self.latent.frames(keep) :])
 
-    def check_video(self, video: Tensor, first: bool) -> None:
-        """Raise `HwmError` unless this is video of its size and of whole latent steps, the first of them included."""
-        if video.ndim != 5 or tuple(video.shape[2:]) != (3, *self.size):
-            raise HwmError(
-                f"this tokenizer takes video of shape (B, F, 3, {self.size[0]}, {self.size[1]}), "
-                f"got {tuple(video.shape)}"
-            )
-        stride = self.latent.stride
-        if video.shape[1] < 1 or (video.shape[1] - int(first)) % stride:
-            raise HwmError(
-                f"{video.shape[1]} frames do not fill whole latent steps: they hold {int(first)} + {stride} * n frames"
-            )
-
-    def check_latents(self, latents: Tensor) -> None:
-        """Raise `HwmError` unless these are latents of its shape and kind, and ids of its vocabulary."""
-        spec, floats = self.latent, latents.is_floating_point()
-        shape = spec.grid if spec.channels is None else (spec.channels, *spec.grid)
-        if latents.ndim != 2 + len(shape) or tuple(latents.shape[2:]) != shape or floats != (spec.vocab is None):
-            what = "integer ids" if spec.vocab else "floating-point latents"
-            raise HwmError(
-                f"this tokenizer takes {what} of shape (B, T, {', '.join(map(str, shape))}), "
-                f"got {latents.dtype} {tuple(latents.shape)}"
-            )
-        if not latents.shape[1]:
-            raise HwmError("there are no latents to decode")
-        if spec.vocab and (int(latents.min()) < 0 or int(latents.max()) >= spec.vocab):
-            raise HwmError(
-                f"token ids must be in 0..{spec.vocab - 1}, these reach from {int(latents.min())} to "
-                f"{int(latents.max())}"
-            )
-
 
 class CosmosVideo(Cosmos, name="cosmos-video"):
     """Video <-> latents that are causal over a clip: the first step holds one frame, each later one `time` frames.
 
     Latents of a clip's first frames are the first latents of the clip, and latents of its first steps show its first
-    frames. Nothing of a later frame is in an earlier step. A clip may be of any length; it goes through in pieces,
-    whose memory does not grow but for the keys and values of one layer (two values a channel and cell).
+    frames. Nothing of a later frame is in an earlier step. A clip may be of any length; it goes through in pieces, in
+    memory that does not grow with it.
 
-    Weights come from published files (`hwm convert cosmos-tokenizer`); there is no loss here to train them with.
+    Weights come from published files (`hwm convert cosmos-tokenizer`), or from training.
     """
 
-    # attention over time reaches back to the clip's first step
+    # layers see each other's past, back to the clip's first step
     lookback = sys.maxsize
 
     @dataclass(frozen=True, kw_only=True)
@@ -237,10 +228,13 @@ class CosmosVideo(Cosmos, name="cosmos-video"):
             time: frames that a latent step holds after the first.
             legacy: resolution doubles in time at the decoder's first levels, where otherwise at those after it. Which
                 it is, names of weights tell.
+            reach: latent steps that attention over time sees, its own included. In the published networks it sees all;
+                their longest clips, of 121 frames, have 16.
         """
 
         time: int = 8
         legacy: bool = False
+        reach: int = 32
 
         @property
         def frames(self) -> int:
@@ -280,38 +274,35 @@ class CosmosVideo(Cosmos, name="cosmos-video"):
         super().__init__(config, spec)
         c, (space, time) = config, config.halvings
         counts = tuple(sum(column) for rows in (c.down, c.up) for column in zip(*rows, strict=True))
+        if config.reach < 1:
+            raise HwmError(f"{c}: attention over time must see at least its own step")
         if counts != (space, time, space, time):
             raise HwmError(
                 f"{c}: {len(c.multipliers)} levels cannot halve the resolution {space} times in space and {time} times "
                 "in time and double it again"
             )
-        self.encoder = cosmos_video.Encoder(c.z, c.patch, c.widths, c.blocks, c.down)
-        self.decoder = cosmos_video.Decoder(c.z, c.patch, c.widths, c.blocks, c.up)
+        self.encoder = cosmos_video.Encoder(c.z, c.patch, c.widths, c.blocks, c.down, c.reach)
+        self.decoder = cosmos_video.Decoder(c.z, c.patch, c.widths, c.blocks, c.up, c.reach)
         self.quant_conv, self.post_quant_conv = cosmos_video.Conv(c.z, c.codes), cosmos_video.Conv(c.codes, c.z)
         # as activations lie; else each convolution would turn its weights over first
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
-    def continuous(self, pieces_BFCHW: Iterable[Tensor]) -> Iterator[Tensor]:
-        past: cosmos_video.Past = {}
+    def units(self) -> list[nn.Module]:
+        return [m for m in self.modules() if isinstance(m, cosmos_video.Residual)]
 
-        def piece(x_BFCHW: Tensor) -> Tensor:
-            return self.quant_conv(self.encoder(x_BFCHW, past), past).movedim(-1, 1)
+    def analyse(self, x_BFCHW: Tensor, past: Past | None) -> Tensor:
+        z_BTHWC: Tensor = self.quant_conv(self.encoder(x_BFCHW, past), past)
+        return z_BTHWC.movedim(-1, 1)
 
-        yield from each(piece, pieces_BFCHW)
-
-    def pictures(self, pieces_BCTHW: Iterable[Tensor]) -> Iterator[Tensor]:
-        past: cosmos_video.Past = {}
-
-        def piece(codes_BCTHW: Tensor) -> Tensor:
-            return self.decoder(self.post_quant_conv(codes_BCTHW.movedim(1, -1), past), past)
-
-        yield from each(piece, pieces_BCTHW)
+    def synthesise(self, codes_BCTHW: Tensor, past: Past | None) -> Tensor:
+        x_BFCHW: Tensor = self.decoder(self.post_quant_conv(codes_BCTHW.movedim(1, -1), past), past)
+        return x_BFCHW
 
 
 class CosmosImage(Cosmos, name="cosmos-image"):
     """Pictures <-> latents; each frame of a video by itself.
 
-    Weights come from published files (`hwm convert cosmos-tokenizer`); there is no loss here to train them with.
+    Weights come from published files (`hwm convert cosmos-tokenizer`), or from training.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -337,24 +328,14 @@ class CosmosImage(Cosmos, name="cosmos-image"):
         self.decoder = cosmos_image.Decoder(c.z, c.patch, c.widths, c.blocks, halvings)
         self.quant_conv, self.post_quant_conv = nn.Conv2d(c.z, c.codes, 1), nn.Conv2d(c.codes, c.z, 1)
 
-    def continuous(self, pieces_BFCHW: Iterable[Tensor]) -> Iterator[Tensor]:
-        def piece(x_BFCHW: Tensor) -> Tensor:
-            z_NCHW = self.quant_conv(self.encoder(x_BFCHW.flatten(0, 1)))
-            return z_NCHW.unflatten(0, x_BFCHW.shape[:2]).transpose(1, 2)
+    def units(self) -> list[nn.Module]:
+        return [m for m in self.modules() if isinstance(m, cosmos_image.Residual)]
 
-        yield from each(piece, pieces_BFCHW)
+    def analyse(self, x_BFCHW: Tensor, past: Past | None) -> Tensor:
+        z_NCHW: Tensor = self.quant_conv(self.encoder(x_BFCHW.flatten(0, 1)))
+        return z_NCHW.unflatten(0, x_BFCHW.shape[:2]).transpose(1, 2)
 
-    def pictures(self, pieces_BCTHW: Iterable[Tensor]) -> Iterator[Tensor]:
-        def piece(codes_BCTHW: Tensor) -> Tensor:
-            x_NCHW = self.decoder(self.post_quant_conv(codes_BCTHW.transpose(1, 2).flatten(0, 1)))
-            return x_NCHW.unflatten(0, codes_BCTHW.transpose(1, 2).shape[:2])
-
-        yield from each(piece, pieces_BCTHW)
-
-
-def each(fn: Callable[[Tensor], Tensor], pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-    """A function of each piece, without gradients; the mode is not left on while the caller has its turn."""
-    for piece in pieces:
-        with torch.inference_mode():
-            result = fn(piece)
-        yield result
+    def synthesise(self, codes_BCTHW: Tensor, past: Past | None) -> Tensor:
+        codes_BTCHW = codes_BCTHW.transpose(1, 2)
+        x_NCHW: Tensor = self.decoder(self.post_quant_conv(codes_BTCHW.flatten(0, 1)))
+        return x_NCHW.unflatten(0, codes_BTCHW.shape[:2])

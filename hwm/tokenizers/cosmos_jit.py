@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hwm.tokenizers.base import Tokenizer
+from hwm.tokenizers.checks import check_latents, check_video
 from hwm.tokenizers.cosmos import Cosmos
 from hwm.types import DataSpec, HwmError, LatentSpec
 
@@ -40,7 +41,7 @@ class TorchScriptCosmos(Tokenizer):
 
     @torch.inference_mode()
     def encode(self, video_BFCHW: Tensor) -> Tensor:
-        self.twin.check_video(video_BFCHW, first=True)
+        check_video(self, video_BFCHW)
         x = video_BFCHW.to(self.device, self.dtype) * 2 - 1
         with torch.jit.optimized_execution(False):  # fused kernels change results from call to call
             if self.video:
@@ -51,7 +52,7 @@ class TorchScriptCosmos(Tokenizer):
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        self.twin.check_latents(latents)
+        check_latents(self, latents)
         x = latents.to(self.device) if self.latent.vocab else latents.to(self.device, self.dtype)
         with torch.jit.optimized_execution(False):
             if self.video:

@@ -3,9 +3,9 @@
 Sources: Cosmos World Foundation Model Platform (arXiv 2501.03575), section on tokenizers, and
 github.com/NVIDIA/Cosmos-Tokenizer (Apache-2.0), whose names of weights are kept here.
 
-A video runs through in pieces. What a layer must remember of earlier pieces (two frames of a convolution, the keys and
-values of attention) it keeps in a `Past` that the caller holds, under itself; the modules have no state. A video in one
-piece is the first piece.
+A video may run through in pieces. What a layer must remember of earlier pieces (two frames of a convolution, the keys
+and values of attention) it keeps in a `Past` that the caller holds, under itself; the modules have no state. Without a
+`Past` the video comes in one piece, as in training: nothing is kept, and running a part twice gives the same.
 
 Activations lie with channels last. So a convolution over space sees frames as a batch, one over time sees cells as the
 width of a picture, and neither copies anything.
@@ -28,6 +28,20 @@ Past = dict[nn.Module, Tensor]
 """What layers remember of the pieces so far; empty before the first."""
 
 
+def recall(past: Past | None, layer: nn.Module) -> Tensor | None:
+    """What a layer remembers; None in the first piece."""
+    return None if past is None else past.get(layer)
+
+
+def first_piece(past: Past | None, layer: nn.Module) -> bool:
+    """Whether a layer, which remembers nothing else, sees its first piece; it will know that it has."""
+    if recall(past, layer) is not None:
+        return False
+    if past is not None:
+        past[layer] = torch.empty(0)
+    return True
+
+
 class Conv(nn.Module):
     """A convolution over space or over time; its weight has five dimensions, as published.
 
@@ -43,7 +57,7 @@ class Conv(nn.Module):
         self.conv3d = nn.Conv3d(before, after, size)
         self.size, self.stride = size, stride
 
-    def forward(self, x_BTHWC: Tensor, past: Past) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, past: Past | None) -> Tensor:
         weight, bias = self.conv3d.weight, self.conv3d.bias
         if self.size == (1, 1, 1):
             return F.linear(x_BTHWC, weight.flatten(1), bias)
@@ -59,16 +73,17 @@ class Conv(nn.Module):
         return y_BCTS.permute(0, 2, 3, 1).unflatten(2, x_BTHWC.shape[2:4])
 
 
-def after(past: Past, layer: nn.Module, x_BTHWC: Tensor, first: int, remember: int) -> Tensor:
+def after(past: Past | None, layer: nn.Module, x_BTHWC: Tensor, first: int, remember: int) -> Tensor:
     """A piece with what its layer remembers before it; before the first piece `first` copies of its first frame.
 
     Keeps the last `remember` frames for the next piece, as a copy: a slice would keep all of the piece alive.
     """
-    head = past.get(layer)
+    head = recall(past, layer)
     if head is None:
         head = x_BTHWC[:, :1].expand(-1, first, -1, -1, -1)
     x_BTHWC = torch.cat([head, x_BTHWC], 1)
-    past[layer] = x_BTHWC[:, x_BTHWC.shape[1] - remember :].clone()
+    if past is not None:
+        past[layer] = x_BTHWC[:, x_BTHWC.shape[1] - remember :].clone()
     return x_BTHWC
 
 
@@ -78,7 +93,7 @@ class ConvPair(nn.ModuleList):
     def __init__(self, before: int, after: int) -> None:
         super().__init__([Conv(before, after, (1, 3, 3)), Conv(after, after, (3, 1, 1))])
 
-    def forward(self, x_BTHWC: Tensor, past: Past) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, past: Past | None) -> Tensor:
         return self[1](self[0](x_BTHWC, past), past)
 
 
@@ -104,7 +119,7 @@ class Residual(nn.Module):
         self.conv1, self.conv2 = ConvPair(before, after), ConvPair(after, after)
         self.nin_shortcut = None if before == after else Conv(before, after)
 
-    def forward(self, x_BTHWC: Tensor, past: Past) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, past: Past | None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x_BTHWC)), past)
         h = self.conv2(F.silu(self.norm2(h)), past)
         return (x_BTHWC if self.nin_shortcut is None else self.nin_shortcut(x_BTHWC, past)) + h
@@ -118,7 +133,7 @@ class Attend(nn.Module):
         self.norm = Norm(channels)
         self.q, self.k, self.v, self.proj_out = (Conv(channels, channels) for _ in range(4))
 
-    def project(self, x_BTHWC: Tensor, past: Past) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x_BTHWC: Tensor, past: Past | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (B, T, S, C)."""
         h = self.norm(x_BTHWC)
         q_BTSC, k_BTSC, v_BTSC = (layer(h, past).flatten(2, 3) for layer in (self.q, self.k, self.v))
@@ -128,21 +143,32 @@ class Attend(nn.Module):
 class AttendSpace(Attend):
     """Among the cells of each frame."""
 
-    def forward(self, x_BTHWC: Tensor, past: Past) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, past: Past | None) -> Tensor:
         y_BTSC = F.scaled_dot_product_attention(*self.project(x_BTHWC, past))
         return x_BTHWC + self.proj_out(y_BTSC.view(x_BTHWC.shape), past)
 
 
 class AttendTime(Attend):
-    """From each cell to itself in all earlier frames: the one layer whose memory grows with the video."""
+    """From each cell to itself in earlier frames.
 
-    def forward(self, x_BTHWC: Tensor, past: Past) -> Tensor:
+    Args:
+        reach: how many frames it sees, its own included.
+    """
+
+    def __init__(self, channels: int, reach: int) -> None:
+        super().__init__(channels)
+        self.reach = reach
+
+    def forward(self, x_BTHWC: Tensor, past: Past | None) -> Tensor:
         q_BSTC, *new = (x_BTSC.transpose(1, 2) for x_BTSC in self.project(x_BTHWC, past))
-        known = past.get(self)
+        known = recall(past, self)
         both = torch.stack(new) if known is None else torch.cat([known, torch.stack(new)], 3)
-        past[self] = both
         steps, seen = q_BSTC.shape[2], both.shape[3]
-        mask = torch.ones(steps, seen, dtype=torch.bool, device=q_BSTC.device).tril(seen - steps)
+        if past is not None:
+            past[self] = both[:, :, :, max(0, seen - self.reach + 1) :].clone()
+        earlier = seen - steps
+        mask = torch.ones(steps, seen, dtype=torch.bool, device=q_BSTC.device)
+        mask = mask.tril(earlier).triu(earlier - self.reach + 1)
         y_BSTC = F.scaled_dot_product_attention(q_BSTC, both[0], both[1], attn_mask=mask)
         return x_BTHWC + self.proj_out(y_BSTC.transpose(1, 2).reshape(x_BTHWC.shape), past)
 
@@ -150,12 +176,12 @@ class AttendTime(Attend):
 class Middle(nn.Module):
     """A block, attention over space and over time, and a block, at the lowest resolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, reach: int) -> None:
         super().__init__()
         self.block_1, self.block_2 = Residual(channels, channels), Residual(channels, channels)
-        self.attn_1 = nn.ModuleList([AttendSpace(channels), AttendTime(channels)])
+        self.attn_1 = nn.ModuleList([AttendSpace(channels), AttendTime(channels, reach)])
 
-    def forward(self, x_BTHWC: Tensor, past: Past) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, past: Past | None) -> Tensor:
         x_BTHWC = self.block_1(x_BTHWC, past)
         for attend in self.attn_1:
             x_BTHWC = attend(x_BTHWC, past)
@@ -171,7 +197,7 @@ class Down(nn.Module):
         self.conv2 = Conv(channels, channels, (3, 1, 1), stride=2) if time else None
         self.conv3 = Conv(channels, channels)
 
-    def forward(self, x_BTHWC: Tensor, past: Past) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, past: Past | None) -> Tensor:
         if self.conv1 is not None:
             x_BTHWC = F.pad(x_BTHWC, (0, 0, 0, 1, 0, 1))
             means_NCHW = F.avg_pool2d(x_BTHWC.flatten(0, 1).permute(0, 3, 1, 2), 2)
@@ -194,15 +220,40 @@ class Up(nn.Module):
         self.conv2 = Conv(channels, channels, (1, 3, 3)) if space else None
         self.conv3 = Conv(channels, channels)
 
-    def forward(self, x_BTHWC: Tensor, past: Past) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, past: Past | None) -> Tensor:
         if self.conv1 is not None:
-            begins = self.conv1 not in past
-            x_BTHWC = x_BTHWC.repeat_interleave(2, 1)[:, int(begins) :]
+            first = recall(past, self.conv1) is None
+            x_BTHWC = x_BTHWC.repeat_interleave(2, 1)[:, int(first) :]
             x_BTHWC = x_BTHWC + self.conv1(x_BTHWC, past)
         if self.conv2 is not None:
-            x_BTHWC = x_BTHWC.repeat_interleave(2, 2).repeat_interleave(2, 3)
-            x_BTHWC = x_BTHWC + self.conv2(x_BTHWC, past)
+            x_BTHWC = doubled(x_BTHWC, self.conv2.conv3d.weight[:, :, 0], self.conv2.conv3d.bias)
         return self.conv3(x_BTHWC, past)
+
+
+def doubled(x_BTHWC: Tensor, weight_OCHW: Tensor, bias: Tensor | None) -> Tensor:
+    """Cells repeated twice in height and width, plus a 3x3 convolution of that, zeros around it.
+
+    A window of 3 x 3 copies shows 2 x 2 cells. So the convolution is four of 2 x 2, one for each place in a pair of
+    rows and columns, of cells that are not repeated: four products in place of nine.
+    """
+    frames_NCHW = F.pad(x_BTHWC.flatten(0, 1), (0, 0, 1, 1, 1, 1)).permute(0, 3, 1, 2)
+    height, width = x_BTHWC.shape[2:4]
+    rows = []
+    for i, of_rows in enumerate(_as_pairs(weight_OCHW, 2)):
+        row = []
+        for j, kernel in enumerate(_as_pairs(of_rows, 3)):
+            seen = frames_NCHW[:, :, i : i + height + 1, j : j + width + 1]
+            row.append(F.conv2d(seen, kernel, bias).permute(0, 2, 3, 1))
+        rows.append(torch.stack(row, 3))
+    y_NH2W2C = torch.stack(rows, 2) + x_BTHWC.flatten(0, 1)[:, :, None, :, None]
+    return y_NH2W2C.flatten(3, 4).flatten(1, 2).unflatten(0, x_BTHWC.shape[:2])
+
+
+def _as_pairs(weight: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """A kernel of three along an axis, as it meets pairs of equal values: beginning at the end of one, and at its
+    beginning."""
+    a, b, c = weight.split(1, axis)
+    return torch.cat([a, b + c], axis), torch.cat([a + b, c], axis)
 
 
 class Level(nn.Module):
@@ -215,7 +266,7 @@ class Level(nn.Module):
             self.add_module(name, layer)
         self.resample = tuple(resample)
 
-    def forward(self, x_BTHWC: Tensor, past: Past) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, past: Past | None) -> Tensor:
         for block in self.block:
             x_BTHWC = block(x_BTHWC, past)
         for name in self.resample:
@@ -234,10 +285,11 @@ class Encoder(nn.Module):
         widths: channels before the first level and of each level.
         blocks: residual blocks a level.
         down: (space, time) for each level: whether its resolution is halved after it.
+        reach: latent steps that attention over time sees.
     """
 
     def __init__(
-        self, z: int, patch: int, widths: tuple[int, ...], blocks: int, down: tuple[tuple[bool, bool], ...]
+        self, z: int, patch: int, widths: tuple[int, ...], blocks: int, down: tuple[tuple[bool, bool], ...], reach: int
     ) -> None:
         super().__init__()
         self.patch = patch
@@ -246,12 +298,11 @@ class Encoder(nn.Module):
             Level(a, b, blocks, {"downsample": Down(b, *halve)} if any(halve) else {})
             for (a, b), halve in zip(pairwise(widths), down, strict=True)
         )
-        self.mid, self.norm_out = Middle(widths[-1]), Norm(widths[-1])
+        self.mid, self.norm_out = Middle(widths[-1], reach), Norm(widths[-1])
         self.conv_out = ConvPair(widths[-1], z)
 
-    def forward(self, x_BFCHW: Tensor, past: Past) -> Tensor:
-        if self not in past:  # the first frame fills a patch by itself
-            past[self] = x_BFCHW.new_empty(0)
+    def forward(self, x_BFCHW: Tensor, past: Past | None) -> Tensor:
+        if first_piece(past, self):  # the first frame fills a patch by itself
             x_BFCHW = torch.cat([x_BFCHW[:, :1].expand(-1, self.patch - 1, -1, -1, -1), x_BFCHW], 1)
         h = self.conv_in(patches(x_BFCHW, self.patch), past)
         for level in self.down:
@@ -269,25 +320,24 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, z: int, patch: int, widths: tuple[int, ...], blocks: int, up: tuple[tuple[bool, bool], ...]
+        self, z: int, patch: int, widths: tuple[int, ...], blocks: int, up: tuple[tuple[bool, bool], ...], reach: int
     ) -> None:
         super().__init__()
         self.patch = patch
-        self.conv_in, self.mid = ConvPair(z, widths[-1]), Middle(widths[-1])
+        self.conv_in, self.mid = ConvPair(z, widths[-1]), Middle(widths[-1], reach)
         levels = zip(pairwise((*widths[1:], widths[-1])), up, strict=True)
         self.up = nn.ModuleList(
             Level(b, a, blocks + 1, {"upsample": Up(a, *double)} if any(double) else {}) for (a, b), double in levels
         )
         self.norm_out, self.conv_out = Norm(widths[1]), ConvPair(widths[1], 3 * patch**3)
 
-    def forward(self, z_BTHWC: Tensor, past: Past) -> Tensor:
-        begins = self not in past
-        past[self] = z_BTHWC.new_empty(0)
+    def forward(self, z_BTHWC: Tensor, past: Past | None) -> Tensor:
+        first = first_piece(past, self)
         h = self.mid(self.conv_in(z_BTHWC, past), past)
         for level in reversed(list(self.up)):
             h = level(h, past)
         h = self.conv_out(F.silu(self.norm_out(h)), past)
-        return unpatched(h, self.patch)[:, self.patch - 1 if begins else 0 :]
+        return unpatched(h, self.patch)[:, self.patch - 1 if first else 0 :]
 
 
 def patches(x_BFCHW: Tensor, patch: int) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 from hwm.config import Trainable, from_json, to_json
 from hwm.convert.weights import with_weights
 from hwm.data.files import write_atomically
-from hwm.data.readers import READERS
+from hwm.data.sources import recognise
 from hwm.data.video import count_frames, frame_rate, frame_size, read_video, to_uint8, to_video, write_video
 from hwm.evaluate.camera import device_of
 from hwm.progress import track
@@ -55,9 +55,9 @@ class About:
 
 
 def is_video(path: Path) -> bool:
-    """Whether a path is a video file, or a folder of them that is no store."""
+    """Whether a path is a video file, or a folder of them that is no store and has no actions."""
     if path.is_dir():
-        return bool(videos_in(path)) and not any(kind.recognises(path) for kind in READERS.values())
+        return bool(videos_in(path)) and not recognise(path)
     return path.suffix.lower() in VIDEOS
 
 
@@ -74,7 +74,7 @@ def for_size(tokenizer: Tokenizer, size: tuple[int, int]) -> Tokenizer:
     if tuple(tokenizer.size) == size:
         return tokenizer
     if not isinstance(tokenizer, Trainable):
-        raise HwmError(f"{tokenizer.id} takes pictures of {_by(tokenizer.size)} only, not of {_by(size)}")
+        return tokenizer.of_size(size)
     device = next(tokenizer.parameters()).device
     spec = DataSpec(LatentSpec(size, channels=3), {}, f"pixels-{size[0]}x{size[1]}")
     other: Tokenizer = with_weights(tokenizer.config, spec, tokenizer.state_dict(), tokenizer.id).to(device)
@@ -92,7 +92,20 @@ def encode_file(
     resize: bool = False,
     strict: bool = False,
 ) -> tuple[About, int]:
-    """Encode a video file; returns what was written, and how often the last frame was repeated to fill the last step.
+    """Encode a video file into a file of latents.
+
+    Args: as of `latents_of`. Returns what the file says of them, and how often the last frame was repeated.
+    """
+    latents, about, repeated = latents_of(source, tokenizer, clip=clip, fps=fps, resize=resize, strict=strict)
+    save_latents(out, latents, about)
+    return about, repeated
+
+
+def latents_of(
+    source: Path, tokenizer: Tokenizer, *, clip: int = 0, fps: float = 0.0, resize: bool = False, strict: bool = False
+) -> tuple[Tensor, About, int]:
+    """Latents of a video file as they are stored, (T, ...), what they are, and how often the last frame was repeated to
+    fill the last step.
 
     Args:
         clip: encode so many frames at a time, each clip by itself; 0 encodes the video as one clip.
@@ -106,7 +119,7 @@ def encode_file(
     stride = tokenizer.latent.stride
     if clip and (clip < 1 or (clip - 1) % stride):
         raise HwmError(f"a clip of {clip} frames does not fill whole latent steps: choose 1 + {stride} * n")
-    rate, every = _every(source, fps)
+    rate, every = take_every(source, fps)
     _check_size(source, tokenizer, resize)
     steps = max(1, FRAMES_AT_ONCE // stride)
     sizes = (clip, clip) if clip else (tokenizer.latent.frames(steps), steps * stride)
@@ -125,12 +138,11 @@ def encode_file(
 
     found = map(tokenizer.encode, pieces()) if clip else tokenizer.encode_pieces(pieces())
     total = -(-max(1, -(-count_frames(source) // every) - sizes[0]) // sizes[1]) + 1
-    latents = [part[0].cpu() for part in track(found, total, f"encoding {source.name}", sizes[1], "frames")]
+    latents = [stored(part[0]).cpu() for part in track(found, total, f"encoding {source.name}", sizes[1], "frames")]
     if not count:
         raise HwmError(f"{source} shows no frames")
     about = About(tokenizer=tokenizer.id, frames=count, fps=rate / every, size=tokenizer.size, clip=clip)
-    save_latents(out, torch.cat(latents), about)
-    return about, repeated
+    return torch.cat(latents), about, repeated
 
 
 def _groups(frames: Iterator[np.ndarray], first: int, others: int) -> Iterator[list[np.ndarray]]:
@@ -140,8 +152,12 @@ def _groups(frames: Iterator[np.ndarray], first: int, others: int) -> Iterator[l
         size = others
 
 
-def _every(source: Path, fps: float) -> tuple[float, int]:
-    """The rate of a video, and which of its frames to take."""
+def take_every(source: Path, fps: float) -> tuple[float, int]:
+    """The rate of a video, and that each n-th of its frames is to be taken for `fps` frames a second; 0 takes all.
+
+    Raises:
+        HwmError: they do not lie evenly.
+    """
     rate = frame_rate(source)
     every = round(rate / fps) if fps else 1
     if fps and (every < 1 or abs(rate / every - fps) > 0.01 * fps):
@@ -191,12 +207,16 @@ def decode_file(source: Path, tokenizer: Tokenizer, out: Path, steps: int = 0) -
     return write_video(out, islice(frames, min(about.frames, whole)), about.fps)
 
 
+def stored(latents: Tensor) -> Tensor:
+    """Latents in the type in which they are kept."""
+    return latents.to(torch.float16 if latents.is_floating_point() else torch.int32)
+
+
 def save_latents(path: Path, latents: Tensor, about: About) -> None:
     """Write a file of latents, whole or not at all."""
-    kind = torch.float16 if latents.is_floating_point() else torch.int32
     metadata = {"format": FORMAT, "about": json.dumps(to_json(about))}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, save({"latents": latents.to(kind).contiguous()}, metadata))
+    write_atomically(path, save({"latents": stored(latents).contiguous()}, metadata))
 
 
 def load_latents(path: Path) -> tuple[Tensor, About]:

@@ -17,6 +17,7 @@ from hwm.data.video import read_video, to_uint8, to_video
 from hwm.evaluate import metrics
 from hwm.evaluate.camera import device_of
 from hwm.tokenizers.base import Tokenizer
+from hwm.tokenizers.files import take_every, videos_in
 from hwm.types import HwmError, split_digits
 
 
@@ -41,51 +42,80 @@ class Codes:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Figures of one tokenizer and one video.
+    """Figures of one tokenizer and of one video or several.
 
     Attributes:
         tokenizer: its identity.
-        source: the video.
-        frames: that were compared, from the first on.
+        source: the video, or their folder.
+        videos: how many.
+        frames: that were compared, of all videos.
         size: (height, width) at which they were.
         psnr, ssim: means over frames, of pictures in [0, 1] (`hwm.evaluate.metrics`).
         psnr_worst: of the worst frame.
+        psnr_copy: of the true frame before each latent step, repeated in its place: what is known of a step without its
+            latents. None where there is but one step.
         codes: None for continuous latents.
     """
 
     tokenizer: str
     source: str
+    videos: int
     frames: int
     size: tuple[int, int]
     psnr: float
     psnr_worst: float
+    psnr_copy: float | None
     ssim: float
     codes: Codes | None
 
 
-def compare(source: Path, tokenizer: Tokenizer, frames: int) -> tuple[Report, Tensor, Tensor]:
-    """The report of the first frames of a video file, and truth and reconstruction, (F, 3, H, W).
+def compare(source: Path, tokenizer: Tokenizer, frames: int, fps: float = 0.0) -> tuple[Report, Tensor, Tensor]:
+    """The report of the first frames of a video file, or of each in a folder; truth and reconstruction of the first
+    video, (F, 3, H, W).
 
     Pictures are resized to the tokenizer's size. Of `frames`, those are taken that fill whole latent steps.
 
+    Args:
+        fps: frames a second to take, of which the videos' rates must be multiples; 0 takes all.
+
     Raises:
-        HwmError: the video is missing or damaged, or has no frames.
+        HwmError: a video is missing or damaged, or has no frames; or its frames do not lie evenly.
     """
-    pictures = list(islice(read_video(source), max(1, frames)))
+    sources = videos_in(source) if source.is_dir() else [source]
+    if not sources:
+        raise HwmError(f"{source} holds no videos")
+    psnr, ssim, copied, ids = [], [], [], []
+    shown: list[Tensor] = []
+    for path in sources:
+        truth, made, latents = _through(path, tokenizer, frames, fps)
+        psnr.append(metrics.psnr(made, truth))
+        ssim.append(metrics.ssim(made, truth))
+        ids.append(latents.flatten())
+        stride = tokenizer.latent.stride
+        before = truth[: len(truth) - 1 : stride].repeat_interleave(stride, 0)
+        copied.append(metrics.psnr(before, truth[1:]) if len(before) else truth.new_empty(0))
+        shown = shown or [truth, made]
+    all_psnr, all_copied = torch.cat(psnr), torch.cat(copied)
+    report = Report(
+        tokenizer=tokenizer.id, source=source.name, videos=len(sources), frames=len(all_psnr), size=tokenizer.size,
+        psnr=all_psnr.mean().item(), psnr_worst=all_psnr.min().item(),
+        psnr_copy=all_copied.mean().item() if len(all_copied) else None, ssim=torch.cat(ssim).mean().item(),
+        codes=use_of(torch.cat(ids), tokenizer) if tokenizer.latent.vocab else None,
+    )  # fmt: skip
+    return report, shown[0], shown[1]
+
+
+def _through(path: Path, tokenizer: Tokenizer, frames: int, fps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Truth and reconstruction (F, 3, H, W) of a video's first frames, and the latents between."""
+    pictures = list(islice(read_video(path, take_every(path, fps)[1]), max(1, frames)))
     if not pictures:
-        raise HwmError(f"{source} shows no frames")
+        raise HwmError(f"{path} shows no frames")
     whole = tokenizer.latent.frames(tokenizer.latent.steps(len(pictures)))
     truth = to_video(pictures[:whole], tokenizer.size)
     with torch.inference_mode():
         latents = tokenizer.encode(truth[None].to(device_of(tokenizer, truth.device)))
         made = tokenizer.decode(latents)[0].float().cpu()
-    psnr = metrics.psnr(made, truth)
-    report = Report(
-        tokenizer=tokenizer.id, source=source.name, frames=whole, size=tokenizer.size, psnr=psnr.mean().item(),
-        psnr_worst=psnr.min().item(), ssim=metrics.ssim(made, truth).mean().item(),
-        codes=use_of(latents, tokenizer) if tokenizer.latent.vocab else None,
-    )  # fmt: skip
-    return report, truth, made
+    return truth, made, latents.cpu()
 
 
 def use_of(ids: Tensor, tokenizer: Tokenizer) -> Codes:

@@ -64,12 +64,12 @@ class Coder(nn.Module):
     def forward(self, x: Tensor) -> Any:
         model = self.model[0]
         if self.first == "encoder":
-            z = next(model.continuous([x.transpose(1, 2) if self.video else x[:, None]]))
+            z = model.analyse(x.transpose(1, 2) if self.video else x[:, None], None)
             z = z if self.video else z[:, :, 0]
             codes = model.quantizer(z)
             return (model.quantizer.ids(codes).int() if self.discrete else codes, torch.zeros(()))
         codes = model.quantizer.codes(x) if self.discrete else x
-        shown = next(model.pictures([codes if self.video else codes[:, :, None]]))
+        shown = model.synthesise(codes if self.video else codes[:, :, None], None)
         return shown.transpose(1, 2) if self.video else shown[:, 0]
 
 
@@ -175,7 +175,10 @@ def test_the_graphs_give_what_ours_gives(shelf: Shelf, config: Cosmos.Config) ->
 
 def test_a_folder_of_graphs_can_be_named_as_a_tokenizer(shelf: Shelf) -> None:
     found = load_tokenizer(shelf(DV8))
-    assert found.id == "cosmos-dv8x8x8-torchscript"
+    assert found.id.startswith(f"{shelf(DV8)}@")
+    assert found.id != load_tokenizer(shelf(replace(DV8, base=8))).id
+    assert load_tokenizer(found.id).id == found.id
+    assert found.answers_to("cosmos-dv8x8x8")
     assert found.latent == onex_v2().latent
 
 
@@ -238,6 +241,12 @@ def test_another_variant_than_the_name_says_is_refused(tmp_path: Path) -> None:
     fails(DV8, "DV8x16x16", r"is missing.* Expected: DV8x16x16; found: DV8x8x8")
     fails(DV8, "CV8x8x8", r"named after a tokenizer of continuous latents.*6 channels: DV8x8x8")
     fails(DV8, "DI8x8", r"holds no whole Cosmos tokenizer of pictures")
+
+
+def test_graphs_of_another_variant_than_their_folder_says_are_not_run(shelf: Shelf, tmp_path: Path) -> None:
+    wrong = copytree(shelf(DV8), tmp_path / "Cosmos-Tokenizer-DV8x16x16")
+    with pytest.raises(CheckpointError, match=r"Expected: DV8x16x16; found: DV8x8x8"):
+        load_tokenizer(wrong)
 
 
 def test_files_that_are_not_whole_or_something_else_are_refused(shelf: Shelf, tmp_path: Path) -> None:

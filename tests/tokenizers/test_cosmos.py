@@ -184,16 +184,47 @@ def test_a_video_goes_through_in_pieces_by_itself(monkeypatch: pytest.MonkeyPatc
     assert seen == [1, 8, 8, 8, 8]
 
 
-def test_what_is_remembered_does_not_grow_but_for_one_layer(small: CosmosVideo) -> None:
+def test_what_is_remembered_grows_no_further_than_attention_reaches() -> None:
+    model = build(replace(CosmosVideo.tiny(), reach=4))
     past: cosmos_video.Past = {}
     sizes = []
-    for frames in (1, 8, 8, 8):
-        small.encoder(torch.rand(1, frames, 3, *SIZE), past)
+    for frames in (1, 8, 8, 8, 8, 16):
+        model.encoder(torch.rand(1, frames, 3, *SIZE), past)
         sizes.append({layer: x.untyped_storage().nbytes() for layer, x in past.items()})
-    grown = [layer for layer in past if sizes[-1][layer] != sizes[-2][layer]]
+    grown = [layer for layer in past if sizes[1][layer] != sizes[2][layer]]
     assert [type(layer) for layer in grown] == [cosmos_video.AttendTime]
     keys_and_values = 2 * 16 * 2 * 4 * 4  # of 16 channels in 2 x 4 cells of four bytes
-    assert sizes[-1][grown[0]] - sizes[-2][grown[0]] == keys_and_values
+    assert [size[grown[0]] // keys_and_values for size in sizes] == [1, 2, 3, 3, 3, 3]
+    assert sizes[2] == sizes[3] == sizes[4] == sizes[5]
+
+
+def test_attention_over_time_sees_so_far_and_no_further() -> None:
+    layer = cosmos_video.AttendTime(8, reach=3)
+    x_BTHWC = torch.randn(1, 6, 2, 2, 8)
+    whole = layer(x_BTHWC, None)
+    for t in range(6):
+        alone = layer(x_BTHWC[:, max(0, t - 2) : t + 1], None)[:, -1]
+        torch.testing.assert_close(whole[:, t], alone)
+    changed = x_BTHWC.clone()
+    changed[:, 0] = torch.randn(2, 2, 8)
+    assert ((layer(changed, None) - whole).abs().amax((0, 2, 3, 4)) > 1e-6).tolist() == [True] * 3 + [False] * 3
+
+
+@pytest.mark.parametrize("name", ["dv8x8x8", "cv8x8x8"])
+def test_a_video_longer_than_attention_reaches_goes_through_in_any_pieces(name: str) -> None:
+    model = build(replace(VARIANTS[name], reach=2))
+    video = torch.rand(1, 41, 3, *SIZE)
+    whole = model.encode(video)
+    pieces = torch.cat(list(model.encode_pieces(video.split([9, 8, 16, 8], 1))), 1)
+    torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.encode(video[:, :25]), whole[:, :4], rtol=1e-4, atol=1e-4)
+    shown = model.decode(whole)
+    parts = torch.cat(list(model.decode_pieces(whole.split([1, 2, 3], 1))), 1)
+    torch.testing.assert_close(parts, shown, rtol=1e-4, atol=1e-4)
+    far = build(VARIANTS[name])
+    torch.testing.assert_close(far.encode(video[:, :9]), whole[:, :2], rtol=1e-4, atol=1e-4)
+    if name == "cv8x8x8":
+        assert not torch.allclose(far.encode(video)[:, 2:], whole[:, 2:], atol=1e-4)
 
 
 def test_shifting_makes_the_last_frames_a_clip_of_their_own(small: CosmosVideo) -> None:
@@ -307,7 +338,7 @@ def test_latents_of_another_kind_are_refused(small: CosmosVideo) -> None:
     [
         V(patch=3), V(space=4), V(time=2), V(space=8, time=16), V(multipliers=()), V(multipliers=(2,), space=16),
         V(base=0), V(levels=(8, 1)), V(levels=(), channels=0), V(space=24), I(base=48), I(space=64),
-        V(patch=2, time=16),
+        V(patch=2, time=16), V(reach=0),
     ],
 )  # fmt: skip
 def test_configs_that_cannot_be_are_refused(config: Cosmos.Config) -> None:
@@ -321,6 +352,10 @@ def test_pictures_that_do_not_divide_into_cells_are_refused() -> None:
             V().build(spec)
 
 
-def test_it_says_that_it_is_not_trained(small: CosmosVideo) -> None:
-    with pytest.raises(HwmError, match="not trained here"):
-        small.loss(None)  # type: ignore[arg-type]
+@settings(deadline=None, max_examples=12)
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5))
+def test_cells_that_are_repeated_are_convolved_without_repeating_them(frames: int, height: int, width: int) -> None:
+    x_BTHWC, conv = torch.randn(2, frames, height, width, 4), cosmos_video.Conv(4, 4, (1, 3, 3))
+    repeated = x_BTHWC.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    found = cosmos_video.doubled(x_BTHWC, conv.conv3d.weight[:, :, 0], conv.conv3d.bias)
+    torch.testing.assert_close(found, repeated + conv(repeated, None), rtol=1e-5, atol=1e-5)

@@ -123,6 +123,28 @@ def test_sizes_and_rates(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "a clip of 16 frames does not fill whole latent steps: choose 1 + 8 * n" in capsys.readouterr().err
 
 
+def test_half_precision_gives_nearly_the_same(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, found = film(tmp_path / "a.mp4", 17), []
+    for half in ([], ["--half"]):
+        tokens = tmp_path / f"{len(half)}.safetensors"
+        assert run("encode", source, "--tokenizer", folder, "--out", tokens, *half) == 0
+        assert run("decode", tokens, "--out", tmp_path / f"{len(half)}.mp4", *half) == 0
+        found.append(load_latents(tokens))
+    (whole, about), (rounded, again) = found
+    assert about == again, "the same tokenizer"
+    assert 0.5 < (whole == rounded).float().mean() < 1
+    shown = [np.stack(list(read_video(tmp_path / f"{i}.mp4"))).astype(float) for i in (0, 1)]
+    assert np.abs(shown[0] - shown[1]).mean() < 8
+    assert run("tokenizer", "report", source, "--tokenizer", "pixels-32x48", "--half") == 2
+    assert "leave out --half" in capsys.readouterr().err
+
+
+def test_weights_that_could_be_downloaded_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = film(tmp_path / "a.mp4", 1)
+    assert run("encode", source, "--tokenizer", "cosmos-dv8x8x8", "--out", tmp_path / "x.safetensors") == 2
+    assert "hwm tokenizer download cosmos-dv8x8x8 fetches it" in capsys.readouterr().err
+
+
 def test_a_folder_is_gone_through_and_gone_on_with(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,12 +231,20 @@ def test_the_report_tells_quality_and_the_use_of_ids(
     error = (tokenizer.decode(ids)[0] - truth).square().mean((1, 2, 3))
     assert told["psnr"] == pytest.approx((-10 * error.log10()).mean().item(), abs=1e-3)
     assert told["psnr_worst"] <= told["psnr"]
+    still = truth[:16:8].repeat_interleave(8, 0) - truth[1:]
+    assert told["psnr_copy"] == pytest.approx((-10 * still.square().mean((1, 2, 3)).log10()).mean().item(), abs=1e-3)
     assert told["codes"]["different"] == len(ids.unique()) > 3
     assert told["codes"]["cells"] == ids.numel() == 3 * 4 * 6
     assert out.read_bytes()[:4] == b"\x89PNG"
     assert run("tokenizer", "report", source, "--tokenizer", "pixels-32x48") == 0
     assert "PSNR 60.00 dB" in capsys.readouterr().out
     assert run("tokenizer", "report", source, "--tokenizer", folder, "--out", tmp_path / "r.jpg") == 2
+    film(tmp_path / "b.mp4", 9, fps=60)
+    assert run("tokenizer", "report", tmp_path, "--tokenizer", folder, "--fps", 30, "--json") == 0
+    both = json.loads(capsys.readouterr().out)
+    assert (both["videos"], both["frames"], both["codes"]["cells"]) == (2, 17 + 1, 4 * 4 * 6)
+    assert run("tokenizer", "report", tmp_path, "--tokenizer", folder, "--fps", 25) == 2
+    assert "cannot be taken evenly" in capsys.readouterr().err
     assert run("tokenizer") == 0
     assert run("tokenizer", "reprot") == 2
 

@@ -1,0 +1,38 @@
+"""What tokenizers refuse: video and latents of another shape or kind than their own."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hwm.tokenizers.base import Tokenizer
+from hwm.types import HwmError
+
+
+def check_video(tokenizer: Tokenizer, video: Tensor, first: bool = True) -> None:
+    """Raise `HwmError` unless this is video of a tokenizer's size and of whole latent steps (the first or not)."""
+    height, width = tokenizer.size
+    if video.ndim != 5 or tuple(video.shape[2:]) != (3, height, width):
+        raise HwmError(f"this tokenizer takes video of shape (B, F, 3, {height}, {width}), got {tuple(video.shape)}")
+    stride = tokenizer.latent.stride
+    if video.shape[1] < 1 or (video.shape[1] - int(first)) % stride:
+        raise HwmError(
+            f"{video.shape[1]} frames do not fill whole latent steps: they hold {int(first)} + {stride} * n frames"
+        )
+
+
+def check_latents(tokenizer: Tokenizer, latents: Tensor) -> None:
+    """Raise `HwmError` unless these are latents of a tokenizer's shape and kind, and ids of its vocabulary."""
+    spec, floats = tokenizer.latent, latents.is_floating_point()
+    shape = spec.grid if spec.channels is None else (spec.channels, *spec.grid)
+    if latents.ndim != 2 + len(shape) or tuple(latents.shape[2:]) != shape or floats != (spec.vocab is None):
+        what = "integer ids" if spec.vocab else "floating-point latents"
+        raise HwmError(
+            f"this tokenizer takes {what} of shape (B, T, {', '.join(map(str, shape))}), "
+            f"got {latents.dtype} {tuple(latents.shape)}"
+        )
+    if not latents.shape[1]:
+        raise HwmError("there are no latents to decode")
+    if spec.vocab and (int(latents.min()) < 0 or int(latents.max()) >= spec.vocab):
+        raise HwmError(
+            f"token ids must be in 0..{spec.vocab - 1}, these reach from {int(latents.min())} to {int(latents.max())}"
+        )
