@@ -26,7 +26,8 @@ from hwm.convert.family import Family, Outputs, register
 from hwm.convert.weights import read_weights, with_weights
 from hwm.data.files import write_atomically
 from hwm.data.onex.specs import COSMOS_LEVELS
-from hwm.models.cosmos_ar import CosmosAR, Decoder, Text
+from hwm.models.cosmos_ar import CosmosAR
+from hwm.models.cosmos_decoder import Decoder, Text
 from hwm.nn.gqa import sincos_3d
 from hwm.objectives.next_token import NextTokenSampler
 from hwm.train.checkpoint import CheckpointError, save_tensors

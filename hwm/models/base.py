@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,6 +105,14 @@ class WorldModel(Trainable):
             f"{self.name} fills in the tokens of a step together and in no order, so there are no logits of a token "
             "given the tokens before it; its scenarios are autoregressive and temporally_teacher_forced"
         )
+
+    def read_text(self, path: Path) -> None:
+        """Read an encoded text from a file, for all later calls; of models that read texts.
+
+        Raises:
+            HwmError: this one does not.
+        """
+        raise HwmError(f"{self.name} reads no text, and {path} is one")
 
     def check(self, batch: Batch) -> None:
         """Raise `HwmError` when the batch does not fit the spec this model was built for."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -19,29 +20,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwm.models.base import WorldModel, join
+from hwm.models.cosmos_decoder import Decoder, Text
 from hwm.nn.actions import ActionEncoder
 from hwm.nn.gqa import Grid, GroupedAttention, Memory, RMSNorm, SwiGLU, Yarn, rope_3d, sincos_3d
 from hwm.nn.layers import constant
 from hwm.nn.rope import Table
 from hwm.nn.tokens import DigitHead, TokenHead
+from hwm.objectives.maskgit import corrupt, corruption_rate
 from hwm.objectives.next_token import NextTokenSampler, draw
 from hwm.types import Batch, DataSpec, Generator, HwmError, Prediction, split_digits
 
+GREEDY = NextTokenSampler(temperature=0.0)
 ROWS_MULTIPLE = 64  # published tables with an id for the beginning are filled up to a multiple of this
-
-
-class Text(NamedTuple):
-    """An encoded text: its vectors (B, C, E), and bool (B, C) which of them are read; None: all."""
-
-    context: Tensor
-    mask: Tensor | None = None
-
-
-class Cache(NamedTuple):
-    """Keys and values (B, g, length, d) of the first `length` tokens of a window, a pair for each block."""
-
-    memory: tuple[tuple[Tensor, Tensor], ...]
-    length: int
 
 
 class Pass(NamedTuple):
@@ -50,13 +40,14 @@ class Pass(NamedTuple):
     Attributes:
         table: rotary tables (L, d/2).
         absolute: (L, D), added before every block, or None.
-        start: how many tokens came before.
+        start, seen: as `GroupedAttention` takes them.
         text: what a block with cross-attention reads, or None.
     """
 
     table: Table
     absolute: Tensor | None
-    start: int
+    start: int | Tensor
+    seen: Tensor | None
     text: Text | None
 
 
@@ -77,7 +68,7 @@ class Block(nn.Module):
     def forward(self, x_BLD: Tensor, now: Pass, memory: Memory | None = None) -> Tensor:
         if now.absolute is not None:
             x_BLD = x_BLD + now.absolute
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), now.table, memory, now.start)
+        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), now.table, memory, now.start, now.seen)
         if self.cross_attention is not None and now.text is not None:
             known = memory.text if memory is not None else None
             keys = known or self.cross_attention.keys(now.text.context)
@@ -121,6 +112,10 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
     Actions: at the place that predicts a token of step t, an embedding of the actions that lead to step t is added to
     what is read. That is one place before the token, so that the first token of a step knows its action, too, and no
     token of an earlier step does.
+
+    Attributes:
+        text: what a model of a text reads in `loss`, `predict` and `teacher_forced`: one row, for every clip. None is
+            as a text of zeros.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -141,6 +136,12 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
             norm_eps: of all norms.
             factorized: embed and predict the digits that ids are made of (`LatentSpec.levels`) instead of whole ids.
             actions: add embeddings of the actions. No published model has them.
+            action_deltas: embed each action's change since the one before, too.
+            max_corrupt: in training, tokens are shown replaced at random, at a rate of U(0, max_corrupt) a clip, so
+                that a rollout does not trust all that it has made; those to be predicted stay. Not published.
+            own_past: in training, up to this share of the tokens of every other clip is shown as the model itself
+                predicts them from the truth before. For a second stage: a model that knows nothing yet would learn to
+                look away. Not published.
             dtype: of the weights.
             sampler: how tokens are drawn unless a call says otherwise.
         """
@@ -164,6 +165,9 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
         norm_eps: float = 1e-5
         factorized: bool = False
         actions: bool = False
+        action_deltas: bool = False
+        max_corrupt: float = 0.0
+        own_past: float = 0.0
         dtype: Literal["float32", "bfloat16"] = "float32"
         sampler: NextTokenSampler = field(default_factory=NextTokenSampler)
 
@@ -198,6 +202,10 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
             raise HwmError("factorized=True needs token ids made of digits (levels of the tokenizer), and no begin")
         if not 1 <= c.hop <= c.past:
             raise HwmError(f"hop={c.hop} must be between 1 and past={c.past}: a window keeps at least one step")
+        if c.action_deltas and not c.actions:
+            raise HwmError("action_deltas=True changes how actions are read, and needs actions=True")
+        if not (0 <= c.max_corrupt <= 1 and 0 <= c.own_past <= 1):
+            raise HwmError(f"max_corrupt={c.max_corrupt} and own_past={c.own_past} are shares of the tokens, 0 to 1")
         self.vocab: int = latent.vocab
         rows = math.ceil((self.vocab + 1) / ROWS_MULTIPLE) * ROWS_MULTIPLE if c.begin else self.vocab
         self.tok_embeddings: nn.Embedding
@@ -210,9 +218,11 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
             self.output = Output(self.vocab, c.dim, dtype)
         self.layers = nn.ModuleList(Block(c) for _ in range(c.depth))
         self.norm = RMSNorm(c.dim, c.norm_eps, dtype)
+        self.text: Text | None = None
         self.actions = None
         if c.actions:
-            self.actions = ActionEncoder(spec, c.dim, positions=1, ordered=True, deep=False).to(dtype)
+            encoder = ActionEncoder(spec, c.dim, positions=1, ordered=True, changes=c.action_deltas, deep=False)
+            self.actions = encoder.to(dtype)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -237,7 +247,7 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
         ids_BL: Tensor,
         grid: Grid,
         *,
-        start: int = 0,
+        start: int | Tensor = 0,
         text: Text | None = None,
         actions_BTD: Tensor | None = None,
         memory: list[Memory] | None = None,
@@ -246,36 +256,43 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
 
         Args:
             ids_BL: tokens start..start+L of a sequence over the grid.
+            start: a tensor (1,), for a pass over one token with a memory, makes passes at all places alike
+                (`GroupedAttention`); then nobody checks that the place is one of the grid.
             actions_BTD: embedded actions of its steps.
             memory: of the tokens before `start`, and with room for these; a block each.
         """
-        c, device = self.config, ids_BL.device
-        stop, lead = start + ids_BL.shape[1], int(c.begin)
+        c, device, length, seen = self.config, ids_BL.device, ids_BL.shape[1], None
+        lead = int(c.begin)
+        if isinstance(start, int):
+            self.check_places(start, start + length, grid)
+        elif memory is not None:
+            seen = torch.arange(memory[0].keys.shape[2], device=device)[None] <= start
+        place_L = start + torch.arange(length, device=device)
+        x_BLD = self.tok_embeddings(ids_BL)
+        if actions_BTD is not None:
+            x_BLD = x_BLD + actions_BTD.index_select(1, (place_L + 1 - lead) // (grid[1] * grid[2]))
+        longest = (max(grid[0], c.past + c.horizon), *grid[1:])  # tables of shorter grids begin alike
+        cos, sin = rope_3d(longest, c.head_dim, device, c.rope_theta, c.yarn, lead)
+        absolute = None
+        if c.absolute:
+            table = sincos_3d(longest, c.dim, device, getattr(torch, c.absolute), lead)
+            absolute = table[place_L].to(x_BLD.dtype)
+        if c.context_dim:  # of zeros, cross-attention reads nothing at all: its values are zero
+            text = (text or Text(x_BLD.new_zeros(1, 1, c.context_dim))).to(len(x_BLD), x_BLD)
+        now = Pass((cos[place_L], sin[place_L]), absolute, start, seen, text)
+        for i, layer in enumerate(self.layers):
+            x_BLD = layer(x_BLD, now, None if memory is None else memory[i])
+        out: Tensor = self.norm(x_BLD)
+        return out
+
+    def check_places(self, start: int, stop: int, grid: Grid) -> None:
+        """Raise `HwmError` where a grid does not have these tokens."""
+        lead = int(self.config.begin)
         if not 0 <= start < stop <= lead + math.prod(grid):
             raise HwmError(
                 f"tokens {start} to {stop} are not of a grid of {grid} (steps, rows, columns), which has "
                 f"{lead + math.prod(grid)}" + (" with the one for its beginning" if lead else "")
             )
-        x_BLD = self.tok_embeddings(ids_BL)
-        if actions_BTD is not None:
-            step_L = torch.arange(start + 1 - lead, stop + 1 - lead, device=device) // (grid[1] * grid[2])
-            x_BLD = x_BLD + actions_BTD.index_select(1, step_L)
-        longest = (
-            max(grid[0], c.past + c.horizon),
-            *grid[1:],
-        )  # tables of shorter grids begin alike
-        cos, sin = rope_3d(longest, c.head_dim, device, c.rope_theta, c.yarn, lead)
-        absolute = None
-        if c.absolute:
-            table = sincos_3d(longest, c.dim, device, getattr(torch, c.absolute), lead)
-            absolute = table[start:stop].to(x_BLD.dtype)
-        if c.context_dim and text is None:  # of which cross-attention reads nothing at all: its values are zero
-            text = Text(x_BLD.new_zeros(len(x_BLD), 1, c.context_dim))
-        now = Pass((cos[start:stop], sin[start:stop]), absolute, start, text)
-        for i, layer in enumerate(self.layers):
-            x_BLD = layer(x_BLD, now, None if memory is None else memory[i])
-        out: Tensor = self.norm(x_BLD)
-        return out
 
     def logits(self, ids_BL: Tensor, grid: Grid, text: Text | None = None) -> Tensor:
         """Logits (B, L, V) of one pass without actions over the first L tokens of a grid: row n predicts token n + 1.
@@ -284,10 +301,44 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
             grid: steps, rows and columns: any, whatever grid the model was built for.
 
         Raises:
-            HwmError: there are more tokens than the grid has.
+            HwmError: there are more tokens than the grid has, or ids that are not of the vocabulary.
         """
+        self.check_ids(ids_BL, self.vocab + int(self.config.begin))
         out: Tensor = self.output(self.hidden(ids_BL, grid, text=text))
         return out
+
+    def check_ids(self, ids: Tensor, count: int) -> None:
+        """Raise `HwmError` for ids outside 0..count-1: digits of others would be those of another token."""
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= count:
+            raise HwmError(f"ids are {low} to {high}, and this model knows 0 to {count - 1}")
+
+    def fit(self, spec: DataSpec) -> None:
+        """Take the data of a spec from here on, on another grid of the same ids: no weight depends on the grid.
+
+        Raises:
+            HwmError: its ids are not those of this model.
+        """
+        mine, theirs = self.spec.latent, spec.latent
+        if (mine.vocab, self.output.levels or theirs.levels) != (theirs.vocab, theirs.levels):
+            raise HwmError(
+                f"this model knows {mine.vocab} ids{f' of digits {mine.levels}' if self.output.levels else ''}, and "
+                f"the data has {theirs}"
+            )
+        self.spec = replace(self.spec, latent=theirs, tokenizer=spec.tokenizer, fps=spec.fps)
+
+    def read_text(self, path: Path) -> None:
+        """Read a text from here on: `Text.of_file`.
+
+        Raises:
+            HwmError: the file holds no text, or this model reads none, or of another width.
+        """
+        if not self.config.context_dim:
+            super().read_text(path)
+        text, wide = Text.of_file(path), self.config.context_dim
+        if text.context.shape[-1] != wide:
+            raise HwmError(f"{path} holds vectors of {text.context.shape[-1]}, and this model reads those of {wide}")
+        self.text = text
 
     def embed_actions(self, batch: Batch) -> Tensor | None:
         """(B, T, D), in a model that has actions."""
@@ -302,15 +353,16 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
         return (steps, *self.spec.latent.grid)
 
     # ------------------------------------------------------------------ the world model
-    def clip_states(self, batch: Batch, prompt: int) -> tuple[Tensor, Tensor]:
-        """States (B, T - prompt, S, D) that predict the tokens of a clip's steps from `prompt` on, and those tokens.
+    def clip_states(self, batch: Batch, prompt: int) -> Tensor:
+        """States (B, T - prompt, S, D) that predict the tokens of a clip's steps from `prompt` on.
 
         One pass over all tokens but the last, which predicts nothing of the clip.
         """
         ids_BL, steps, cells = self.sequence(batch.latents), batch.latents.shape[1], self.spec.latent.cells
-        states_BLD = self.hidden(ids_BL[:, :-1], self.grid(steps), actions_BTD=self.embed_actions(batch))
-        told = (steps - prompt) * cells
-        return states_BLD[:, -told:].unflatten(1, (-1, cells)), ids_BL[:, -told:].unflatten(1, (-1, cells))
+        states_BLD = self.hidden(
+            ids_BL[:, :-1], self.grid(steps), text=self.text, actions_BTD=self.embed_actions(batch)
+        )
+        return states_BLD[:, -(steps - prompt) * cells :].unflatten(1, (-1, cells))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy of every token of the steps after the first, in nats; nothing of the clip is missing."""
@@ -318,9 +370,35 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
         steps, longest = batch.latents.shape[1], self.config.past + self.config.horizon
         if not 2 <= steps <= longest:
             raise HwmError(f"{self.name} trains on clips of 2 to past + horizon = {longest} steps, not {steps}")
-        states_BHSD, target_BHS = self.clip_states(batch.window(0, steps, steps), 1)
+        shown, target_BHS = batch.window(0, steps, steps), batch.latents[:, 1:].flatten(2)
+        if most := self.config.max_corrupt:
+            ids_BTS = shown.latents.flatten(2)
+            corrupted_BTS = corrupt(ids_BTS, corruption_rate(len(ids_BTS), most, ids_BTS.device), self.vocab)
+            shown = replace(shown, latents=corrupted_BTS.view_as(shown.latents))
+        if self.config.own_past:
+            shown = replace(shown, latents=self.with_own_guesses(shown))
+        states_BHSD = self.clip_states(shown, 1)
         loss, accuracy = self.output.loss(states_BHSD, target_BHS, torch.ones_like(target_BHS, dtype=torch.bool))
         return loss, {"accuracy": accuracy}
+
+    @torch.no_grad()
+    def with_own_guesses(self, shown: Batch) -> Tensor:
+        """The latents of a clip with some tokens as the model predicts them (Mihaylova and Martins, arXiv 1906.07651).
+
+        One pass over half of the clips, from what is shown of them, tells all guesses.
+        """
+        half = (len(shown.latents) + 1) // 2
+        clips = Batch(shown.latents[:half], shown.actions[:half], shown.embodiment)
+        guesses_BL = self.pick(self.output(self.clip_states(clips, 1)), self.config.sampler).flatten(1)
+        true_BL = clips.latents[:, 1:].flatten(1)
+        rate_B1 = corruption_rate(half, self.config.own_past, true_BL.device)[..., 0]
+        mixed_BL = torch.where(torch.rand(true_BL.shape, device=true_BL.device) < rate_B1, guesses_BL, true_BL)
+        own = torch.cat([clips.latents[:, :1], self.by_cell(mixed_BL)], 1)
+        return torch.cat([own, shown.latents[half:]])
+
+    def pick(self, logits_V: Tensor, sampler: NextTokenSampler, generator: Generator = None) -> Tensor:
+        """A token of each distribution: (..., V) -> (...)."""
+        return self.output.join(tuple(draw(part, sampler, generator) for part in self.output.draws(logits_V)))
 
     @torch.no_grad()
     def predict(
@@ -337,14 +415,15 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
         The cache holds all given tokens but the last, to which the actions of the first missing step are added.
         """
         self.check(batch)
+        self.check_ids(batch.latents, self.vocab)
         c, known = self.config, batch.latents.shape[1]
         if not (1 <= batch.missing <= c.horizon and 1 <= known <= c.past):
             raise HwmError(
                 f"this model predicts 1 to {c.horizon} steps from 1 to {c.past}, not {batch.missing} from {known}; "
                 "use rollout for more"
             )
-        ids_BL = self.sequence(batch.latents)
-        decoder = Decoder(self, self.grid(known + batch.missing), len(ids_BL), self.embed_actions(batch), cache=cache)
+        ids_BL, grid = self.sequence(batch.latents), self.grid(known + batch.missing)
+        decoder = Decoder(self, grid, len(ids_BL), self.embed_actions(batch), text=self.text, cache=cache)
         made_BL, logits_BLV = decoder.go_on(
             ids_BL, batch.missing * self.spec.latent.cells, sampler or c.sampler, generator, keep_logits=logits
         )
@@ -355,6 +434,7 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
     def teacher_forced(self, batch: Batch, prompt: int) -> Prediction:
         """One pass for all steps whose window in a rollout begins at the same step."""
         self.check(batch)
+        self.check_ids(batch.latents, self.vocab)
         if not 1 <= prompt < batch.latents.shape[1]:
             raise HwmError(
                 f"a prompt of {prompt} steps of {batch.latents.shape[1]} leaves nothing to tell, or to tell from"
@@ -364,9 +444,9 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
             start, stop = self.window_start(done), done + 1
             while stop < total and self.window_start(stop) == start:
                 stop += 1
-            states_BHSD, _ = self.clip_states(batch.window(start, stop, stop), done - start)
+            states_BHSD = self.clip_states(batch.window(start, stop, stop), done - start)
             logits_BHSV = self.output(states_BHSD)
-            ids_BHS = self.output.join(tuple(part.argmax(-1) for part in self.output.draws(logits_BHSV)))
+            ids_BHS = self.pick(logits_BHSV, GREEDY)
             likeliest, logits = self.by_cell(ids_BHS.flatten(1)), self.by_cell(logits_BHSV.flatten(1, 2))
             parts.append(Prediction(likeliest, logits, self.output.levels))
             done = stop
@@ -375,79 +455,3 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
     def by_cell(self, x_BL: Tensor) -> Tensor:
         """What is said of tokens, (B, H*S, ...), as (B, H, rows, columns, ...)."""
         return x_BL.unflatten(1, (-1, *self.spec.latent.grid))
-
-
-class Decoder:
-    """Feeds a model the tokens of a sequence pass after pass, with room for the keys and values of all its tokens.
-
-    Args:
-        grid: steps, rows and columns of the whole sequence.
-        actions_BTD: embedded actions of its steps.
-        cache: of its first tokens; it is copied, so that it may serve again.
-    """
-
-    def __init__(
-        self,
-        model: CosmosAR,
-        grid: Grid,
-        batch: int,
-        actions_BTD: Tensor | None = None,
-        *,
-        text: Text | None = None,
-        cache: Cache | None = None,
-    ) -> None:
-        self.model, self.grid, self.batch, self.actions_BTD, self.text = model, grid, batch, actions_BTD, text
-        self.capacity = int(model.config.begin) + math.prod(grid)
-        self.memory: list[Memory] | None = None
-        self.length, self.before = (cache.length, cache.memory) if cache else (0, ())
-
-    def feed(self, ids_BL: Tensor) -> Tensor:
-        """States (B, L, D) of the next tokens of the sequence."""
-        if self.memory is None:
-            self.memory = self._room(ids_BL.device)
-        states_BLD = self.model.hidden(
-            ids_BL, self.grid, start=self.length, text=self.text, actions_BTD=self.actions_BTD, memory=self.memory
-        )
-        self.length += ids_BL.shape[1]
-        return states_BLD
-
-    def go_on(
-        self,
-        ids_BL: Tensor,
-        count: int,
-        sampler: NextTokenSampler,
-        generator: Generator = None,
-        *,
-        keep_logits: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The `count` tokens after those of a sequence (B, count), and if asked for their logits (B, count, V)."""
-        head, ids, kept = self.model.output, list[Tensor](), list[Tensor]()
-        states_BLD = self.feed(ids_BL[:, self.length :])
-        for i in range(count):
-            logits_BV = head(states_BLD[:, -1])
-            ids.append(head.join(tuple(draw(part, sampler, generator) for part in head.draws(logits_BV))))
-            kept += [logits_BV] if keep_logits else []
-            if i + 1 < count:
-                states_BLD = self.feed(ids[-1][:, None])
-        return torch.stack(ids, 1), torch.stack(kept, 1) if keep_logits else None
-
-    def cache(self, length: int) -> Cache:
-        """What is remembered of the first `length` tokens."""
-        assert self.memory is not None
-        return Cache(tuple((m.keys[:, :, :length], m.values[:, :, :length]) for m in self.memory), length)
-
-    def _room(self, device: torch.device) -> list[Memory]:
-        """Empty keys and values for every token, but for what the cache knows, and those of the text."""
-        c, memory = self.model.config, []
-        dtype = self.model.tok_embeddings.weight.dtype
-        if torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
-        shape = (self.batch, c.kv_heads, self.capacity, c.head_dim)
-        for i, layer in enumerate(self.model.layers):
-            keys, values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
-            if self.before:
-                keys[:, :, : self.length], values[:, :, : self.length] = self.before[i]
-            cross = layer.cross_attention
-            text = cross.keys(self.text.context) if cross is not None and self.text is not None else None  # type: ignore[operator,union-attr]
-            memory.append(Memory(keys, values, text))
-        return memory

@@ -101,14 +101,26 @@ class GroupedAttention(nn.Module):
         out: Tensor = self.wo(o_BhLd.transpose(1, 2).flatten(2))
         return out
 
-    def forward(self, x_BLD: Tensor, table: Table, memory: Memory | None, start: int) -> Tensor:
-        """Causal self-attention of tokens start..start+L, over those before them too where there is a memory."""
+    def forward(
+        self, x_BLD: Tensor, table: Table, memory: Memory | None, start: int | Tensor, seen_BM: Tensor | None = None
+    ) -> Tensor:
+        """Causal self-attention of tokens start..start+L, over those before them too where there is a memory.
+
+        Args:
+            start: a tensor (1,) is read where it lies: there is one token then, which attends over the whole memory
+                under a mask, so that passes at all places have the same shapes. Else over as much as there is.
+            seen_BM: bool, that mask: which places of the memory hold this token and those before it.
+        """
         q, (k, v) = self.queries(x_BLD, table), self.keys(x_BLD, table)
-        if memory is not None:
-            stop = start + x_BLD.shape[1]
-            memory.keys[:, :, start:stop], memory.values[:, :, start:stop] = k, v
-            k, v = memory.keys[:, :, :stop], memory.values[:, :, :stop]
-        return self.over(q, (k, v), causal=True)
+        if memory is None:
+            return self.over(q, (k, v), causal=True)
+        if isinstance(start, Tensor):
+            memory.keys.index_copy_(2, start, k)
+            memory.values.index_copy_(2, start, v)
+            return self.over(q, (memory.keys, memory.values), causal=False, mask_BM=seen_BM)
+        stop = start + x_BLD.shape[1]
+        memory.keys[:, :, start:stop], memory.values[:, :, start:stop] = k, v
+        return self.over(q, (memory.keys[:, :, :stop], memory.values[:, :, :stop]), causal=True)
 
     def _split(self, x_BLE: Tensor) -> Tensor:
         return x_BLE.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

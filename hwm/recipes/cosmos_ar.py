@@ -73,7 +73,7 @@ def cosmos_ar_100m() -> Recipe:
 
 @recipe
 def cosmos_ar_tiny() -> Recipe:
-    """The same on the embedded data, small enough for minutes on a CPU: one step of 0.1 s at a time, with actions."""
+    """The same on the embedded data, small enough for a CPU: one step of 0.1 s at a time, with actions."""
     return Recipe(
         model=CosmosAR.Config(
             dim=128,
@@ -86,11 +86,13 @@ def cosmos_ar_tiny() -> Recipe:
             hop=3,
             factorized=True,
             actions=True,
+            action_deltas=True,
+            max_corrupt=0.1,
             sampler=NextTokenSampler(temperature=0.0),
         ),
         data=DataConfig(stores=("mini",), val_stores=("mini_heldout",), steps=7, motion=1.0, expects=mini()),
         train=TrainConfig(
-            steps=600,
+            steps=2_400,
             batch_size=8,
             optimizer="muon",
             lr=3e-3,
@@ -99,9 +101,17 @@ def cosmos_ar_tiny() -> Recipe:
             weight_decay=0.03,
             ema=0.99,
             dtype="bfloat16",
-            val_every=200,
+            val_every=400,
             val_batches=4,
             save_every=200,
         ),
         tokenizer="tiny",
+    )
+
+
+@recipe
+def cosmos_ar_tiny_rollout() -> Recipe:
+    """Its second stage: half of the clips show tokens as the model predicts them (give --init)."""
+    return cosmos_ar_tiny().but(
+        model=dict(own_past=1.0), train=dict(steps=600, lr=1e-3, floor=0.01, warmup=30, val_every=200)
     )

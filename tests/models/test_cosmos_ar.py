@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hwm.convert.cosmos_ar import SIZES
 from hwm.evaluate.scenarios import SCENARIOS
-from hwm.models.cosmos_ar import CosmosAR, Decoder, Text
+from hwm.models.cosmos_ar import CosmosAR
+from hwm.models.cosmos_decoder import Decoder, Text
 from hwm.nn.gqa import GroupedAttention, RMSNorm, Yarn, attend_grouped, rope_3d, sincos_3d
 from hwm.objectives.next_token import NextTokenSampler, draw, keep_likely
 from hwm.recipes import find_recipe

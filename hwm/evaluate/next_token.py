@@ -1,0 +1,246 @@
+"""`hwm evaluate cosmos-ar CHECKPOINT`: steps of a clip from those before, token by token: told the truth, and free.
+
+What was done with Cosmos-Predict1 on 1X v2.0: the third map of 32 x 32 ids of each clip of 17 frames, from the first
+two.
+
+Shape suffixes: N clips, B batch, T steps to predict.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import tyro
+
+from hwm.evaluate.commands import RolloutOptions, device, run_evaluation
+from hwm.types import DataSpec, HwmError
+
+if TYPE_CHECKING:
+    import torch
+
+    from hwm.data.clips import Clips
+    from hwm.data.store import Header
+    from hwm.evaluate.results import Results
+    from hwm.models.base import WorldModel
+
+Means = dict[str, tuple[float, float]]
+"""Figure -> its mean, and the standard error over clips."""
+
+TOLD = {
+    "fully_teacher_forced": "each token told all true tokens before it",
+    "temporally_teacher_forced": "each token told the true steps before it, and the model's own tokens of its step",
+    "autoregressive": "each token told the model's own before it",
+}
+"""What a figure of a scenario is the figure of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextTokenOptions(RolloutOptions):
+    """Measure an autoregressive model as published for Cosmos: fully teacher-forced, and generating freely.
+
+    Attributes:
+        checkpoint: a checkpoint folder, a run, or a published folder or file (model.pt, safetensors).
+        only_eval: figures of tokens alone: nothing is decoded, no tokenizer is needed, nothing is written.
+        out: folder for an mp4 and a GIF of each shown clip (context and what was generated from it, beside the truth),
+            and figures.json.
+        examples: clips to show.
+        json: print one JSON object instead.
+        prompt: steps of context.
+        clips: how many clips, spread evenly over all shards; 0 takes every one.
+    """
+
+    prompt: Annotated[int, tyro.conf.arg(aliases=("--context-steps",))] = 2  # type: ignore[assignment]
+    horizon: int = 1
+    clips: int = 96
+    batch_size: int = 4
+    scenario: tuple[Literal["autoregressive", "temporally_teacher_forced", "fully_teacher_forced"], ...] = (
+        "autoregressive",
+        "fully_teacher_forced",
+    )
+    swaps: bool = False
+    only_eval: bool = False
+    out: Path = Path("generated")
+    examples: int = 8
+    json: bool = False
+
+    def model_for(self, header: Header) -> WorldModel:
+        """The model for the grid of the data: none of its weights depends on it."""
+        from hwm.loading import as_wanted, find_model, load
+        from hwm.models.cosmos_ar import CosmosAR
+        from hwm.train.checkpoint import is_checkpoint
+
+        if not (self.checkpoint or self.model):
+            raise HwmError("name a checkpoint: hwm evaluate cosmos-ar CHECKPOINT --data val_v2.0")
+        path = find_model(self.weights)
+        if is_checkpoint(path):
+            model = load(path)
+        else:
+            from hwm.convert.cosmos_ar import read
+
+            model = read(path)
+        if not isinstance(model, CosmosAR):
+            raise HwmError(f"{self.weights} is a {model.name!r}, not a {CosmosAR.name!r}; leave out cosmos-ar")
+        if header.latent is None:
+            raise HwmError(f"{self.store} holds no latents: encode it first")
+        before, spec = model.spec, DataSpec(header.latent, {}, header.tokenizer, header.fps)
+        model.fit(spec)
+        if (before.latent.grid, before.tokenizer) != (spec.latent.grid, spec.tokenizer) and before.tokenizer:
+            print(f"{self.weights} was made for {shown(before)}, and is shown {shown(spec)}", file=sys.stderr)
+        return as_wanted(model, device(), int8=self.int8, text=self.text)
+
+
+def shown(spec: DataSpec) -> str:
+    """Tokenizer and grid."""
+    return f"{' x '.join(map(str, spec.latent.grid))} ids of {spec.tokenizer or 'a tokenizer that is not recorded'}"
+
+
+def evaluate_next_token(args: list[str]) -> None:
+    """`hwm evaluate cosmos-ar CHECKPOINT [--data S] [--context-steps N] [--only-eval] [--out DIR]`."""
+    o = tyro.cli(NextTokenOptions, args=args, prog="hwm evaluate cosmos-ar")
+    from hwm.data.readers import open_store
+
+    command = "hwm evaluate cosmos-ar " + " ".join(args)
+    o = replace(o, clips=o.clips or open_store(o.store).steps)
+    if o.only_eval:
+        about, means = tokens_alone(o)
+        figures = {**about, "command": command, "by_scenario": {name: plain(found) for name, found in means.items()}}
+    else:
+        results = run_evaluation(o, command, o.examples, progress=not o.json)
+        about, means, figures = {**results.json(), "tokens": tokens_of(o)}, means_of(results), results.json()
+    print(json.dumps(figures, indent=1) if o.json else "\n".join(lines(about, means)))
+    if not o.only_eval:
+        for path in pictures(o.out, results):
+            if not o.json:
+                print(path)
+
+
+def pictures(folder: Path, results: Results) -> list[Path]:
+    from hwm.evaluate.show import save_pairs
+
+    return [*save_pairs(folder, results), results.save(folder / "figures.json")]
+
+
+def tokens_of(o: NextTokenOptions) -> int:
+    """How many tokens of a clip are predicted."""
+    from hwm.data.readers import open_store
+
+    latent = open_store(o.store).header.latent
+    return 0 if latent is None else latent.cells * o.horizon
+
+
+def means_of(results: Results) -> dict[str, Means]:
+    """Of an evaluation that also decoded."""
+    names = ("ce", "accuracy", "accuracy_copy", "psnr", "psnr_copy_reconstruction", "psnr_copy")
+    return {
+        scenario: {name: mean for name in names if (mean := results.overall(name, scenario=scenario)) is not None}
+        for scenario in results.figures
+    }
+
+
+def tokens_alone(o: NextTokenOptions) -> tuple[dict[str, Any], dict[str, Means]]:
+    """Load what the options name, and score the tokens of its predictions."""
+    import torch
+
+    from hwm.config import parse_changes, to_json
+    from hwm.config import replace as changed
+    from hwm.data.clips import Clips
+    from hwm.data.mixture import stride_of
+    from hwm.data.readers import open_store
+
+    if o.threads:
+        torch.set_num_threads(o.threads)
+    store = open_store(o.store)
+    stride = stride_of(store, o.stride, o.rate)
+    clips = Clips(store, o.prompt + o.horizon, stride=stride, filter_overlaps=o.filter_overlaps)
+    model = o.model_for(store.header)
+    sampler = changed(model.config.sampler, parse_changes(model.config.sampler, o.sampler))
+    indices = np.unique(np.linspace(0, len(clips) - 1, min(o.clips, len(clips))).round().astype(int))
+    scores = score_tokens(model, clips, indices, o.prompt, o.scenario, sampler, o.batch_size, o.seed)
+    about = {
+        "model": model.name, "parameters": sum(p.numel() for p in model.parameters()), "checkpoint": o.weights,
+        "store": clips.store.path.name, "prompt": o.prompt, "horizon": o.horizon, "clips": len(indices),
+        "sampler": to_json(sampler), "seed": o.seed, "batch_size": min(o.batch_size, len(indices)),
+        "tokens": model.spec.latent.cells * o.horizon,
+    }  # fmt: skip
+    return about, {name: {k: mean_and_error(v) for k, v in found.items()} for name, found in scores.items()}
+
+
+def score_tokens(
+    model: WorldModel,
+    clips: Clips,
+    indices: np.ndarray,
+    prompt: int,
+    scenarios: Sequence[str],
+    sampler: Any,
+    batch_size: int,
+    seed: int,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Cross-entropy and accuracy of each clip (N,), by scenario, with the random numbers of `evaluate`."""
+    import torch
+
+    from hwm.evaluate import metrics
+    from hwm.evaluate.camera import device_of
+    from hwm.evaluate.scenarios import SCENARIOS
+    from hwm.progress import track
+
+    where, parts = device_of(model, torch.device("cpu")), {name: list[dict[str, np.ndarray]]() for name in scenarios}
+    firsts = range(0, len(indices), batch_size)
+    with torch.inference_mode():
+        for first in track(firsts, len(firsts), "evaluate", batch_size, "clips") if sys.stderr.isatty() else firsts:
+            batch = clips.batch(indices[first : first + batch_size]).to(where)
+            target_BTHW = batch.latents[:, prompt:]
+            copied_BT = metrics.accuracy(batch.latents[:, prompt - 1 : prompt].expand_as(target_BTHW), target_BTHW)
+            for name in scenarios:
+                generator = torch.Generator(where).manual_seed(seed * 1_000_003 + first)
+                made = SCENARIOS[name](model, batch, prompt, sampler=sampler, logits=True, generator=generator)
+                found = {
+                    "ce": metrics.cross_entropy(made, target_BTHW),
+                    "accuracy": metrics.accuracy(made.latents, target_BTHW),
+                    "accuracy_copy": copied_BT,
+                }
+                parts[name].append({k: by_clip(v) for k, v in found.items() if v is not None})
+    return {name: {k: np.concatenate([p[k] for p in found]) for k in found[0]} for name, found in parts.items()}
+
+
+def by_clip(values_BT: torch.Tensor) -> np.ndarray:
+    return np.asarray(values_BT.double().mean(1).cpu().numpy())
+
+
+def mean_and_error(values_N: np.ndarray) -> tuple[float, float]:
+    error = values_N.std(ddof=1) / len(values_N) ** 0.5 if len(values_N) > 1 else float("nan")
+    return float(values_N.mean()), float(error)
+
+
+def plain(means: Means) -> dict[str, float | None]:
+    """As `Results.json` gives figures."""
+    pairs = {k: v for name, (mean, error) in means.items() for k, v in ((name, mean), (f"{name}_stderr", error))}
+    return {k: v if np.isfinite(v) else None for k, v in pairs.items()}
+
+
+def lines(about: Mapping[str, Any], means: Mapping[str, Means]) -> list[str]:
+    """What is printed: of every figure, which scenario it is of."""
+    a, s = about, about["sampler"] or {}
+    out = [
+        f"{a['model']}, {a['parameters']:,} parameters: {a['clips']} clips of {a['store']}, {a['tokens']:,} tokens "
+        f"each, from {a['prompt']} steps before"
+    ]
+    drawn = ", ".join(f"{k.replace('_', '-')} {s[k]}" for k in ("temperature", "top_p", "top_k") if s.get(k))
+    for scenario, found in means.items():
+        how = "" if scenario == "fully_teacher_forced" else f" ({drawn or 'the likeliest token'})"
+        out.append(f"{scenario.replace('_', ' ')}{how}: {TOLD[scenario]}")
+        for name, label, unit, digits, rivals in (
+            ("ce", "cross-entropy", " nats a token", 4, {}),
+            ("accuracy", "accuracy", "", 4, {"accuracy_copy": "copying the step before"}),
+            ("psnr", "PSNR", " dB", 2, {"psnr_copy_reconstruction": "the last step repeated"}),
+        ):
+            if name in found:
+                value, error = found[name]
+                beside = "".join(f"; {what} {found[n][0]:.{digits}f}" for n, what in rivals.items() if n in found)
+                out.append(f"  {label} {value:.{digits}f} +- {error:.{digits}f}{unit}{beside}")
+    return out
