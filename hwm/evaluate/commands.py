@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from hwm.types import HwmError
+
+if TYPE_CHECKING:
+    from hwm.data.store import Header
+    from hwm.models.base import WorldModel
 
 SHIPPED = "masked_hwm_mini"
 
@@ -27,11 +31,15 @@ class RolloutOptions:
         prompt: steps of context; by default all that the model looks back on.
         horizon: steps to predict.
         stride: distance between the steps of a clip (15 for 1X v1.1, which has 30 a second).
+        rate: in its place, the longest that leaves so many steps a second, as `--data.rate` of training.
         filter_overlaps: choose among clips of which none shares a step with another, as 1X's evaluation does.
         scenario: autoregressive (the model sees its own predictions), temporally_teacher_forced (it sees the true
             steps before) or fully_teacher_forced (each token sees the true tokens before it; not for masked models).
         swaps: also predict under wrong actions, which takes three further predictions.
+        draws: predictions whose mean is judged and shown: the mean of samples scores higher than any of them.
         sampler: changes to the model's sampler as NAME=VALUE, such as steps=4 temperature=0.9 pick=sample.
+        int8: keep the weights of linear layers as 8-bit integers (needs torchao).
+        text: a file with an encoded text, for models that read one.
         batch_size: clips at once.
         seed: of action swaps and sampling.
         threads: CPU threads; 0 leaves torch's choice.
@@ -42,15 +50,19 @@ class RolloutOptions:
     store: Annotated[str, tyro.conf.arg(aliases=("--data",))] = "mini_heldout"
     tokenizer: str | None = None
     clips: int = 96
-    prompt: int | None = None
+    prompt: Annotated[int | None, tyro.conf.arg(aliases=("--context-steps",))] = None
     horizon: int = 8
     stride: int = 1
+    rate: float = 0.0
     filter_overlaps: bool = False
     scenario: tuple[Literal["autoregressive", "temporally_teacher_forced", "fully_teacher_forced"], ...] = (
         "autoregressive",
     )
     swaps: bool = True
+    draws: int = 1
     sampler: tuple[str, ...] = ()
+    int8: bool = False
+    text: Path | None = None
     batch_size: int = 16
     seed: int = 0
     threads: int = 0
@@ -62,6 +74,12 @@ class RolloutOptions:
             raise HwmError(f"name one model: {self.checkpoint} or --model {self.model}")
         return self.checkpoint or self.model or SHIPPED
 
+    def model_for(self, header: Header) -> WorldModel:
+        """The model that is named, as wanted, for a store's data."""
+        from hwm.loading import load
+
+        return load(self.weights, device(), int8=self.int8, text=self.text)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(RolloutOptions):
@@ -70,78 +88,118 @@ class EvaluateOptions(RolloutOptions):
     Attributes:
         lpips: also measure LPIPS (AlexNet); its published weights are downloaded once, 244 MB.
         lpips_weights: the same with weights from files: torchvision's AlexNet and the channels of the package lpips.
+        fid: also measure FID, by this TorchScript file of Inception v3 (StyleGAN3's inception-2015-12-05.pt).
+        fvd: also measure FVD, by this TorchScript file of I3D (StyleGAN-V's i3d_torchscript.pt).
         json: print one JSON object instead of tables.
         out: also write that object to this file.
         leaderboard: also add a row for each scenario to this table, .csv or .md.
         report: also write a self-contained HTML report here.
+        also: further stores, such as of other robots: the same is measured of each, and a table sets them side by side.
+        controllability: also draw PSNR under the true actions and under random ones, step by step, into this SVG file.
     """
 
     lpips: bool = False
     lpips_weights: tuple[Path, ...] = ()
+    fid: Path | None = None
+    fvd: Path | None = None
     json: bool = False
     out: Path | None = None
     leaderboard: Path | None = None
     report: Path | None = None
+    also: tuple[str, ...] = ()
+    controllability: Path | None = None
 
 
 def evaluate(args: list[str]) -> None:
-    """`hwm evaluate [CHECKPOINT] [--data S] [--scenario S ...] [--json] [--out FILE] [--report FILE]`."""
+    """`hwm evaluate [CHECKPOINT] [--data S] [--scenario S ...] [--json] [--out FILE] [--report FILE]`.
+
+    `hwm evaluate cosmos-ar CHECKPOINT` does as was published for those models.
+    """
+    if args[:1] == ["cosmos-ar"]:
+        from hwm.evaluate.next_token import evaluate_next_token
+
+        return evaluate_next_token(args[1:])
     o = tyro.cli(EvaluateOptions, args=args, prog="hwm evaluate")
+    from hwm.evaluate import robots
+
     extra = {}
     if o.lpips or o.lpips_weights:
         from hwm.evaluate.lpips import load_lpips
 
-        extra["lpips"] = load_lpips(o.lpips_weights, _device())
-    results = run_evaluation(o, "hwm evaluate " + " ".join(args), progress=not o.json, extra_metrics=extra)
+        extra["lpips"] = load_lpips(o.lpips_weights, device())
+    features: dict[str, Any] = {}
+    if o.fid or o.fvd:
+        from hwm.evaluate.frechet import i3d, inception
+
+        features |= {"fid": inception(o.fid, device())} if o.fid else {}
+        features |= {"fvd": i3d(o.fvd, device())} if o.fvd else {}
+    command = "hwm evaluate " + " ".join(args)
+    results = [
+        run_evaluation(replace(o, store=store), command, progress=not o.json, extra_metrics=extra, features=features)
+        for store in (o.store, *o.also)
+    ]
     if o.json:
-        print(json.dumps(results.json(), indent=1))
+        print(json.dumps(robots.summary(results), indent=1))
     else:
         from rich.console import Console
 
-        Console().print(results.table())
-    written = [results.save(o.out)] if o.out else []
+        Console().print(*(r.table() for r in results), *([robots.table(results)] if o.also else []))
+    written = [robots.save(o.out, results)] if o.out else []
     if o.leaderboard:
         from hwm.evaluate.leaderboard import add_rows
 
-        written.append(add_rows(o.leaderboard, results))
+        written += [add_rows(o.leaderboard, r) for r in results][-1:]
     if o.report:
         from hwm.evaluate.report import write_report
 
-        written.append(write_report(o.report, results))
+        paths = [o.report, *(o.report.with_stem(f"{o.report.stem}_{r.store}") for r in results[1:])]
+        written += [write_report(path, r) for path, r in zip(paths, results, strict=True)]
+    if o.controllability:
+        written.append(robots.controllability(o.controllability, results))
     if not o.json:
         for path in written:
             print(path)
 
 
 def run_evaluation(
-    o: RolloutOptions, command: str, examples: int = 4, progress: bool = True, extra_metrics: Any = None
+    o: RolloutOptions,
+    command: str,
+    examples: int = 4,
+    progress: bool = True,
+    extra_metrics: Any = None,
+    features: Any = None,
 ) -> Any:
     """Load what the options name, and evaluate."""
     import torch
 
-    from hwm.config import parse_changes, replace
+    from hwm.config import parse_changes
+    from hwm.config import replace as changed
     from hwm.data.clips import Clips
+    from hwm.data.mixture import stride_of
     from hwm.data.readers import open_store
     from hwm.evaluate.evaluate import evaluate as run
     from hwm.evaluate.swaps import SWAPS
-    from hwm.loading import load, load_tokenizer
+    from hwm.loading import load_tokenizer
 
     if o.threads:
         torch.set_num_threads(o.threads)
     store = open_store(o.store)
-    model = load(o.weights, _device())
-    tokenizer = load_tokenizer(o.tokenizer or store.header.tokenizer, _device())
+    model = o.model_for(store.header)
+    tokenizer = load_tokenizer(o.tokenizer or store.header.tokenizer, device())
     prompt = o.prompt or model.config.past
-    clips = Clips(store, prompt + o.horizon, stride=o.stride, filter_overlaps=o.filter_overlaps)
+    clips = Clips(
+        store, prompt + o.horizon, stride=stride_of(store, o.stride, o.rate), filter_overlaps=o.filter_overlaps
+    )
     return run(
         model, tokenizer, clips, clips_count=o.clips, prompt=prompt, horizon=o.horizon, scenarios=o.scenario,
         swaps=tuple(SWAPS) if o.swaps and o.clips > 1 else (), batch_size=o.batch_size, seed=o.seed,
-        sampler=replace(model.config.sampler, parse_changes(model.config.sampler, o.sampler)),
-        extra_metrics=extra_metrics, checkpoint=o.weights, command=command, progress=progress, examples=examples,
+        sampler=changed(model.config.sampler, parse_changes(model.config.sampler, o.sampler)),
+        extra_metrics=extra_metrics, features=features, draws=o.draws, checkpoint=o.weights, command=command,
+        progress=progress, examples=examples,
     )  # fmt: skip
 
 
-def _device() -> str:
+def device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

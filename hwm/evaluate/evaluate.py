@@ -23,7 +23,9 @@ from hwm.data.store import Store
 from hwm.data.video import to_uint8
 from hwm.evaluate import metrics
 from hwm.evaluate.camera import camera_video, decode, device_of, episode_of, future, per_step
+from hwm.evaluate.frechet import Distances, Features
 from hwm.evaluate.results import MOVING_DB, Example, Results
+from hwm.evaluate.rollout import rollout_clips
 from hwm.evaluate.scenarios import SCENARIOS
 from hwm.evaluate.swaps import SWAPS, Bounds, distance
 from hwm.models.base import WorldModel
@@ -57,6 +59,8 @@ def evaluate(
     seed: int = 0,
     sampler: Any = None,
     extra_metrics: Mapping[str, Metric] | None = None,
+    features: Mapping[str, Features] | None = None,
+    draws: int = 1,
     examples: int = 4,
     checkpoint: str = "",
     command: str = "",
@@ -76,6 +80,9 @@ def evaluate(
         swaps: names out of `SWAPS`.
         sampler: passed on to the model; None is the model's own.
         extra_metrics: metrics of pictures besides those of `METRICS`, such as `LPIPS`.
+        features: Frechet distances to take, by name: "fid" and the features of pictures, "fvd" and those of videos.
+        draws: predictions whose mean, in pixels, is judged and shown. Of a model that samples, the mean of several has
+            a smaller squared error than any of them.
         examples: how many clips to keep as pictures.
         checkpoint, command: recorded in the results.
         progress: show a progress bar where the output is a terminal.
@@ -88,7 +95,10 @@ def evaluate(
     count = min(clips_count, len(clips))
     indices = np.unique(np.linspace(0, len(clips) - 1, count).round().astype(int))
     table = {**METRICS, **(extra_metrics or {})}
-    run = _Run(model, tokenizer, clips, table, prompt, horizon, sampler, seed, examples)
+    if draws < 1:
+        raise HwmError(f"draws must be at least 1, got {draws}")
+    run = _Run(model, tokenizer, clips, table, prompt, horizon, sampler, seed, examples, draws)
+    distances = {name: Distances(dict(features or {})) for name in scenarios}
     wrong = run.wrong_actions(indices, batch_size, swaps)
 
     parts: dict[str, list[Figures]] = {name: [] for name in scenarios}
@@ -101,7 +111,8 @@ def evaluate(
                 rows = slice(first, first + batch_size)
                 shown = run.look(indices[rows])
                 for name in scenarios:
-                    figures, took = run.score(name, shown, {k: v[rows] for k, v in wrong.items()}, first)
+                    swapped = {k: v[rows] for k, v in wrong.items()}
+                    figures, took = run.score(name, shown, swapped, first, distances[name])
                     parts[name].append(figures)
                     seconds[name].append(took)
                     advance(len(indices[rows]))
@@ -136,6 +147,8 @@ def evaluate(
         figures=joined,
         seconds_per_step={name: float(np.median(values)) for name, values in seconds.items()},
         swap_distance=run.swap_distance,
+        draws=draws,
+        distances={name: d.figures() for name, d in distances.items() if features},
         examples=[example for _, example in run.examples],
         checkpoint=checkpoint,
         command=command,
@@ -160,6 +173,7 @@ class _Look:
         self.truth, self.rebuilt = future(camera, prompt, stride), future(reconstruction, prompt, stride)
         copy, copy_rebuilt = camera[:, None, last : last + 1], reconstruction[:, None, last : last + 1]
         target = batch.latents[:, prompt:]
+        self.copies = {"copy": copy, "copy_reconstruction": copy_rebuilt}
         kept = batch.latents[:, prompt - 1 : prompt].expand_as(target)
         matched = metrics.accuracy(kept, target)
         self.figures: Figures = {"accuracy_copy": None if matched is None else _numpy(matched)}
@@ -187,7 +201,9 @@ class _Run:
         sampler: Any,
         seed: int,
         examples: int,
+        draws: int,
     ) -> None:
+        self.draws = draws
         self.model, self.tokenizer, self.clips, self.table, self.sampler = model, tokenizer, clips, table, sampler
         self.prompt, self.steps, self.seed = prompt, prompt + horizon, seed
         self.stride = tokenizer.latent.stride
@@ -225,9 +241,9 @@ class _Run:
             camera = camera_video(self.clips, indices, self.steps, self.tokenizer.size).to(self.device)
         return _Look(indices, batch, camera, reconstruction, self.prompt, self.stride, self.table)
 
-    def predict(self, scenario: str, batch: Batch, first: int, logits: bool) -> tuple[Prediction, float]:
+    def predict(self, scenario: str, batch: Batch, first: int, draw: int, logits: bool) -> tuple[Prediction, float]:
         """A prediction, always with the same random numbers for the same clips, and its seconds a step and clip."""
-        generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + first)
+        generator = self.generator(first, draw)
         _wait(self.device)
         start = time.perf_counter()
         prediction = SCENARIOS[scenario](
@@ -236,6 +252,40 @@ class _Run:
         _wait(self.device)
         took = (time.perf_counter() - start) / (len(batch.latents) * (self.steps - self.prompt))
         return prediction, took
+
+    def generator(self, first: int, draw: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + draw * 7_919_001 + first)
+
+    def pictured(
+        self, scenario: str, shown: _Look, batch: Batch, first: int, logits: bool
+    ) -> tuple[Prediction, Tensor, float]:
+        """The first of the predictions drawn, the mean of their pictures, and seconds a step and clip of all."""
+        prediction, video, took = self.drawn(scenario, shown, batch, first, 0, logits)
+        for draw in range(1, self.draws):
+            _, other, more = self.drawn(scenario, shown, batch, first, draw, logits=False)
+            video, took = video + other, took + more
+        return prediction, video / self.draws, took
+
+    def drawn(
+        self, scenario: str, shown: _Look, batch: Batch, first: int, draw: int, logits: bool
+    ) -> tuple[Prediction, Tensor, float]:
+        """One prediction, its pictures, and seconds a step and clip."""
+        clips = self.stride > 1 and self.tokenizer.latent.channels is not None
+        if scenario == "autoregressive" and clips and self.steps > self.model.config.past + self.model.config.horizon:
+            return self.drawn_by_clips(shown, batch, first, draw)
+        prediction, took = self.predict(scenario, batch, first, draw, logits)
+        return prediction, self.video(shown, prediction), took
+
+    def drawn_by_clips(self, shown: _Look, batch: Batch, first: int, draw: int) -> tuple[Prediction, Tensor, float]:
+        """As `drawn`, where latents depend on their clip and the window moves on; the time is that of decoding too."""
+        start = time.perf_counter()
+        known = batch.window(0, self.prompt, self.steps)
+        prediction, video = rollout_clips(
+            self.model, self.tokenizer, known, sampler=self.sampler, generator=self.generator(first, draw)
+        )
+        took = (time.perf_counter() - start) / (len(batch.latents) * (self.steps - self.prompt))
+        context = shown.reconstruction[:, : self.tokenizer.latent.frames(self.prompt)]
+        return prediction, torch.cat([context, video.to(self.device)], 1), took
 
     def video(self, shown: _Look, prediction: Prediction) -> Tensor:
         """Context and prediction as pictures, (B, F, 3, H, W).
@@ -256,10 +306,12 @@ class _Run:
         after = decode(self.tokenizer, torch.cat([context, rest], 1))[:, self.prompt :]
         return torch.allclose(decode(self.tokenizer, rest), after, atol=1e-4)
 
-    def score(self, scenario: str, shown: _Look, wrong: dict[str, Tensor], first: int) -> tuple[Figures, float]:
+    def score(
+        self, scenario: str, shown: _Look, wrong: dict[str, Tensor], first: int, distances: Distances
+    ) -> tuple[Figures, float]:
         """All figures of one batch in one scenario, each (B, T), and seconds a step and clip."""
         batch, truth = shown.batch, shown.truth
-        prediction, took = self.predict(scenario, batch, first, logits=True)
+        prediction, video, took = self.pictured(scenario, shown, batch, first, logits=True)
         target, out = batch.latents[:, self.prompt :], dict(shown.figures)
         for name, values in (
             ("ce", metrics.cross_entropy(prediction, target)),
@@ -267,16 +319,19 @@ class _Run:
         ):
             out[name] = None if values is None else _numpy(values)
         prediction.logits = None  # over a large vocabulary the largest thing there is
-        video = self.video(shown, prediction)
         pictures = future(video, self.prompt, self.stride)
+        for name, frames in {"prediction": pictures, "camera": truth, "reconstruction": shown.rebuilt}.items():
+            distances.add(name, frames)
+        for name, frames in shown.copies.items():
+            distances.add(name, frames.expand_as(truth))
         for name, metric in self.table.items():
             out[name] = _numpy(per_step(metric, pictures, truth))
             out[f"{name}_reconstruction_reference"] = _numpy(per_step(metric, pictures, shown.rebuilt))
         psnr, swapped = _numpy(per_step(metrics.psnr, pictures, truth)), None
         for swap, actions in wrong.items():
             # the same random numbers, so that only the actions differ; no logits, so that its time is that of playing
-            other, took = self.predict(scenario, replace(batch, actions=actions.to(self.device)), first, logits=False)
-            other_video = self.video(shown, other)
+            told = replace(batch, actions=actions.to(self.device))
+            _, other_video, took = self.pictured(scenario, shown, told, first, logits=False)
             swapped = other_video if swap == "jump_free" else swapped
             other_psnr = _numpy(per_step(metrics.psnr, future(other_video, self.prompt, self.stride), truth))
             out[f"psnr_{SWAPPED[swap]}"], out[DELTA[swap]] = other_psnr, psnr - other_psnr

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
+from pathlib import Path
 
 WIDTH, HEIGHT = 460, 290
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 44
@@ -59,6 +60,39 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, *, zero: bo
     shown = [s for s in series if s.points()]
     if not shown:
         return '<p class="quiet">nothing to draw</p>'
+    keys = "".join(f"<li>{_key(s)}{escape(s.name)}</li>" for s in shown)
+    drawn = drawing(shown, x_label, y_label, zero=zero, unit=unit)
+    return f'<div class="chart">{drawn}<ul class="legend">{keys}</ul></div>'
+
+
+def svg_file(charts: Sequence[tuple[str, Sequence[Series]]], x_label: str, y_label: str, *, zero: bool = False) -> str:
+    """Charts side by side under their titles, with one legend, as a picture by itself (an SVG file)."""
+    legend = list({s.name: s for _, series in charts for s in series if s.points()}.values())
+    width, top = WIDTH * len(charts), 30
+    height = top + HEIGHT + 24 * len(legend)
+    style = Path(__file__).with_name("report.css").read_text()
+    variables = style[style.index(":root") : style.index("* {")]
+    lines = [line for line in style.splitlines() if line.startswith(".chart ")]
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}"><style>{variables}{" ".join(lines[1:])}</style>'
+        f'<rect width="{width}" height="{height}" style="fill:var(--card)"/>'
+    ]
+    for i, (title, series) in enumerate(charts):
+        shown = [s for s in series if s.points()]
+        inner = drawing(shown, x_label, y_label, zero=zero).replace(
+            "<svg ", f'<svg width="{WIDTH}" height="{HEIGHT}" ', 1
+        )
+        parts.append(f'<text class="label" x="{i * WIDTH + LEFT}" y="20">{escape(title)}</text>')
+        parts.append(f'<g transform="translate({i * WIDTH} {top})">{inner}</g>')
+    for i, s in enumerate(legend):
+        parts.append(f'<g transform="translate({LEFT} {top + HEIGHT + 24 * i})">{_key(s)}')
+        parts.append(f'<text class="label" x="38" y="11">{escape(s.name)}</text></g>')
+    return "".join([*parts, "</svg>\n"])
+
+
+def drawing(shown: Sequence[Series], x_label: str, y_label: str, *, zero: bool = False, unit: str = "") -> str:
+    """A chart of series that have points, without its legend, as an SVG element; see `line_chart`."""
     xs = [x for s in shown for x, _, _ in s.points()]
     ys = [v for s in shown for _, y, e in s.points() for v in (y - e, y + e)] + ([0.0] if zero else [])
     x_ticks, y_ticks = ticks(min(xs), max(xs), 12, whole=True), ticks(min(ys), max(ys), 6)
@@ -95,9 +129,7 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, *, zero: bo
     )
     for s in shown:
         parts += _draw(s, px, py, decimals + 1, unit)
-    parts.append("</svg>")
-    keys = "".join(f"<li>{_key(s)}{escape(s.name)}</li>" for s in shown)
-    return f'<div class="chart">{"".join(parts)}<ul class="legend">{keys}</ul></div>'
+    return "".join([*parts, "</svg>"])
 
 
 def _draw(s: Series, px: Scale, py: Scale, decimals: int, unit: str) -> list[str]:

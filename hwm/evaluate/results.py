@@ -127,6 +127,8 @@ class Results:
         figures: scenario -> name -> (N, T), or None for a figure that does not apply.
         seconds_per_step: scenario -> wall time of one step of one clip at `batch_size`, without decoding.
         swap_distance: swap -> (N, T), see `swaps.distance`.
+        draws: of how many predictions the mean was judged.
+        distances: scenario -> Frechet distance -> value, with the number of its examples, see `frechet.Distances`.
         examples: some clips to look at, drawn at random among the moving ones without regard to any score.
         checkpoint: which weights, where that is known: a shipped model's name or a folder.
         command: how it was started, where that is known.
@@ -154,6 +156,8 @@ class Results:
     figures: dict[str, dict[str, np.ndarray | None]]
     seconds_per_step: dict[str, float]
     swap_distance: dict[str, np.ndarray] = field(default_factory=dict)
+    draws: int = 1
+    distances: dict[str, dict[str, float]] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
     checkpoint: str = ""
     command: str = ""
@@ -218,7 +222,7 @@ class Results:
             for name in (
                 "model", "parameters", "embodiment", "store", "source", "tokenizer", "prompt", "horizon", "seed",
                 "batch_size", "device", "torch", "date", "reference", "steps_per_second", "frames_per_step",
-                "checkpoint", "command",
+                "draws", "distances", "checkpoint", "command",
             )
         }  # fmt: skip
         return {
@@ -283,6 +287,8 @@ class Results:
                 parts.append(self._table(scenario, True, f"{title}: the {count} clips that move"))
             step, frame = self.seconds_per_step[scenario] * 1e3, self.seconds_per_frame(scenario) * 1e3
             each = f" ({frame:.1f} ms a frame)" if self.frames_per_step > 1 else ""
+            for name, value in self.distances.get(scenario, {}).items():
+                parts.append(Text(f"{name}: {value:,.2f}"))
             parts.append(Text(f"{step:.1f} ms a step and clip{each} at batch {self.batch_size}, without decoding"))
         parts.append(Text(MOVING_RULE, style="dim"))
         parts.append(Text("* best of the rows that compete; ceilings and swapped actions do not compete", style="dim"))

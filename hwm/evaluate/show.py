@@ -7,6 +7,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -209,11 +210,24 @@ def save_gifs(folder: str | Path, results: Results) -> list[Path]:
     """A GIF of each example of an evaluation: the prompt and what was generated from it, beside the truth."""
     fps, paths = frames_per_second(results), []
     for number, example in enumerate(results.examples):
-        panels = {"generated": example.prediction, "ground truth": example.truth}
-        lines = captions(example, fps, results.frames_per_step)
-        frames = list(compose(panels, lines, context=example.context, context_names=PROMPTED))
-        paths.append(save_gif(Path(folder) / f"clip_{number}.gif", frames, fps))
+        paths.append(save_gif(Path(folder) / f"clip_{number}.gif", pair(example, results), fps))
     return paths
+
+
+def save_pairs(folder: str | Path, results: Results) -> list[Path]:
+    """What `save_gifs` shows of each example as an mp4, and where pillow is installed as a GIF."""
+    fps, paths = frames_per_second(results), []
+    for number, example in enumerate(results.examples):
+        paths.append(Path(folder) / f"clip_{number}.mp4")
+        save_video(paths[-1], pair(example, results), fps)
+    return [*paths, *save_gifs(folder, results)] if find_spec("PIL") else paths
+
+
+def pair(example: Example, results: Results, scale: int | None = None) -> list[np.ndarray]:
+    """Frames of an example: the prompt and what was generated from it, beside the truth; `scale` as of `compose`."""
+    panels = {"generated": example.prediction, "ground truth": example.truth}
+    lines = captions(example, frames_per_second(results), results.frames_per_step)
+    return list(compose(panels, lines, context=example.context, context_names=PROMPTED, scale=scale))
 
 
 def contact_sheet(results: Results, steps: int = 6, scale: int | None = None) -> np.ndarray:

@@ -3,6 +3,7 @@
 from hwm.models import (
     cosmos_ar,
     flow_hwm,
+    flow_hwm_uvit,
     genie,
     hma_continuous,
     hma_discrete,
@@ -14,6 +15,7 @@ from hwm.models import (
 __all__ = [
     "cosmos_ar",
     "flow_hwm",
+    "flow_hwm_uvit",
     "genie",
     "hma_continuous",
     "hma_discrete",

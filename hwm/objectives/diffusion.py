@@ -21,8 +21,8 @@ from hwm.types import Generator
 STEPS = 1000  # of training
 BIN = 1 / 255  # half the width of the bins in which the last step's likelihood is counted: 256 levels in [-1, 1]
 MOST_LOG_VARIANCE = 20.0  # no head that was trained comes near it
-# (..., D) noisy vectors and their steps, long, one for each vector -> (..., 2 D): the noise, and where between its
-# bounds the variance is
+# (..., D) noisy vectors and their steps, long, one for each vector or one for all, without axes -> (..., 2 D): the
+# noise, and where between its bounds the variance is
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -123,7 +123,7 @@ def draw(
     all_steps, x_D = schedule(steps, first_D.device), first_D
     for k in reversed(range(steps)):
         s = Schedule(*(x[k] for x in all_steps))
-        told_D, place_D = denoiser(x_D, s.asked.expand(x_D.shape[:-1])).float().chunk(2, -1)
+        told_D, place_D = denoiser(x_D, s.asked).float().chunk(2, -1)
         mean_D, log_variance_D = step_before(x_D, told_D, place_D, s, clamp)
         more_D = noise()  # of the last step, too, in which none is added: the draws are the same for any temperature
         # a head that was not trained yet may name any variance, and is not to overflow

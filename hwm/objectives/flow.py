@@ -20,27 +20,26 @@ from torch import Tensor
 
 from hwm.types import Generator, HwmError
 
-Field = Callable[[Tensor, float], Tensor]  # x (B, ...) and a flow time -> velocity (B, ...)
+# x (B, ...), a flow time and a span -> mean velocity (B, ...) over that span of the path on from there; a span of 0
+# asks for the velocity at that time. A field that knows no spans gives the velocity at that time for all of them.
+Field = Callable[[Tensor, float, float], Tensor]
 Step = Callable[[Field, Tensor, float, float], Tensor]
 
 
 def euler(field: Field, x: Tensor, t: float, dt: float) -> Tensor:
-    """First order, one evaluation."""
-    return x + dt * field(x, t)
+    """First order, one evaluation; exact for a field of mean velocities."""
+    return x + dt * field(x, t, dt)
 
 
 def midpoint(field: Field, x: Tensor, t: float, dt: float) -> Tensor:
     """Second order, two evaluations."""
-    return x + dt * field(x + dt / 2 * field(x, t), t + dt / 2)
+    return x + dt * field(x + dt / 2 * field(x, t, 0.0), t + dt / 2, 0.0)
 
 
 def heun(field: Field, x: Tensor, t: float, dt: float) -> Tensor:
     """Second order, two evaluations: the trapezoid rule with Euler's guess of the end."""
-    first = field(x, t)
-    return x + dt / 2 * (first + field(x + dt * first, t + dt))
-
-
-SOLVERS: dict[str, Step] = {"euler": euler, "midpoint": midpoint, "heun": heun}
+    first = field(x, t, 0.0)
+    return x + dt / 2 * (first + field(x + dt * first, t + dt, 0.0))
 
 
 @dataclass(frozen=True)
@@ -48,30 +47,69 @@ class FlowSampler:
     """How a sample is drawn.
 
     Attributes:
-        steps: of the solver, evenly spaced over the flow time.
-        solver: "euler" evaluates the field once a step, "midpoint" and "heun" twice.
+        steps: of the solver, evenly spaced over the flow time; "dopri5" chooses its own.
+        solver: "euler" evaluates the field once a step, "midpoint" and "heun" twice. "dopri5" (of the package
+            torchdiffeq) takes steps as long as its error allows.
         guidance: how far the velocity is moved from the unconditional one towards the conditional one and beyond: 1 is
             the conditional velocity and costs one evaluation, all others cost two.
+        tolerance: largest error of a step of "dopri5", relative and absolute, over the whole batch.
     """
 
     steps: int = 50
-    solver: Literal["euler", "midpoint", "heun"] = "euler"
+    solver: Literal["euler", "midpoint", "heun", "dopri5"] = "euler"
     guidance: float = 3.0
+    tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.solver not in SOLVERS or not math.isfinite(self.guidance):
+        if self.steps < 1 or self.solver not in SOLVERS or not math.isfinite(self.guidance) or not self.tolerance > 0:
             raise HwmError(
-                f"steps={self.steps} must be at least 1, solver={self.solver!r} one of {', '.join(SOLVERS)}, and "
-                f"guidance={self.guidance} finite"
+                f"steps={self.steps} must be at least 1, solver={self.solver!r} one of {', '.join(SOLVERS)}, "
+                f"guidance={self.guidance} finite, and tolerance={self.tolerance} above 0"
             )
 
 
+Solver = Callable[[Field, Tensor, FlowSampler], Tensor]
+
+
+def stepwise(step: Step) -> Solver:
+    """A solver of evenly spaced steps; each starts from what the one before it came to."""
+
+    def solve(field: Field, x: Tensor, sampler: FlowSampler) -> Tensor:
+        for i in range(sampler.steps):
+            x = step(field, x, i / sampler.steps, 1 / sampler.steps)
+        return x
+
+    return solve
+
+
+def dopri5(field: Field, x: Tensor, sampler: FlowSampler) -> Tensor:
+    """Runge-Kutta of order 5 with an error estimate (Dormand and Prince 1980), of torchdiffeq.
+
+    Raises:
+        HwmError: torchdiffeq is not installed.
+    """
+    try:
+        from torchdiffeq import odeint
+    except ImportError as error:
+        raise HwmError(
+            "the solver 'dopri5' is torchdiffeq's: pip install 'humanoid-world-models[ode]', or choose "
+            f"{', '.join(name for name in SOLVERS if name != 'dopri5')}"
+        ) from error
+    times = torch.tensor([0.0, 1.0], device=x.device)
+    path: Tensor = odeint(
+        lambda t, x: field(x, float(t), 0.0), x, times, rtol=sampler.tolerance, atol=sampler.tolerance, method="dopri5"
+    )
+    return path[-1]
+
+
+SOLVERS: dict[str, Solver] = {
+    "euler": stepwise(euler), "midpoint": stepwise(midpoint), "heun": stepwise(heun), "dopri5": dopri5,
+}  # fmt: skip
+
+
 def integrate(field: Field, x: Tensor, sampler: FlowSampler) -> Tensor:
-    """Follow a velocity field from flow time 0 to 1; every step starts from what the one before it came to."""
-    step = SOLVERS[sampler.solver]
-    for i in range(sampler.steps):
-        x = step(field, x, i / sampler.steps, 1 / sampler.steps)
-    return x
+    """Follow a velocity field from flow time 0 to 1."""
+    return SOLVERS[sampler.solver](field, x, sampler)
 
 
 def guided(unconditional: Tensor, conditional: Tensor, guidance: float) -> Tensor:
@@ -79,14 +117,22 @@ def guided(unconditional: Tensor, conditional: Tensor, guidance: float) -> Tenso
     return torch.lerp(unconditional, conditional, guidance)
 
 
-def draw_times(batch: int, device: torch.device) -> Tensor:
-    """Flow times (B,) for training: the logistic function of standard normal draws, most of them near one half."""
-    return torch.randn(batch, device=device).sigmoid()
+def draw_times(batch: int, device: torch.device, middle: float = 0.0) -> Tensor:
+    """Flow times (B,) for training: the logistic function of normal draws of deviation 1 about `middle`.
+
+    Most of them are near one half, or earlier, where there is more noise, for a `middle` below 0.
+    """
+    return (torch.randn(batch, device=device) + middle).sigmoid()
 
 
 def at_time(data: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
     """The point of the path from noise to data at each example's own time: (B, ...)."""
-    return torch.lerp(noise, data, t_B.view(-1, *[1] * (data.dim() - 1)))
+    return torch.lerp(noise, data, column(t_B, data))
+
+
+def column(t_B: Tensor, like: Tensor) -> Tensor:
+    """One number an example, in a shape that multiplies (B, ...)."""
+    return t_B.view(-1, *[1] * (like.dim() - 1))
 
 
 def normal(shape: tuple[int, ...], device: torch.device, generator: Generator = None) -> Tensor:

@@ -16,6 +16,11 @@ def mini() -> DataSpec:
     return DataSpec(latent, {"sim_g1": actions_1x(3)}, "tiny", 10.0)
 
 
+def mini_continuous() -> DataSpec:
+    """The same pictures as 8x8 cells of eight numbers of the tokenizer `tiny_continuous`."""
+    return DataSpec(LatentSpec((8, 8), channels=8), {"sim_g1": actions_1x(3)}, "tiny_continuous", 10.0)
+
+
 def pixels(side: int = 128) -> DataSpec:
     """Pictures themselves: what a tokenizer is trained on."""
     return DataSpec(LatentSpec((side, side), channels=3), {"sim_g1": actions_1x(3)}, f"pixels-{side}x{side}", 10.0)

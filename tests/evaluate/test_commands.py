@@ -60,6 +60,21 @@ def test_evaluate_writes_what_is_asked_for(made, tmp_path: Path, capsys: pytest.
     assert "LPIPS" in files[2].read_text()
 
 
+def test_further_stores_are_measured_alike(made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / name for name in ("r.json", "board.md", "report.html", "report_store.html", "c.svg")]
+    printed = run(
+        capsys, "evaluate", made.model, "--data", made.store, "--also", made.store, "--clips", "2", "--horizon", "2",
+        "--out", str(files[0]), "--leaderboard", str(files[1]), "--report", str(files[2]), "--controllability",
+        str(files[4]),
+    )  # fmt: skip
+    assert printed.splitlines()[-5:] == [str(f) for f in files]
+    assert "by robot, mean over 2 steps" in printed
+    r = json.loads(files[0].read_text())
+    assert r["by_robot"][0] == r["by_robot"][1]
+    assert [s["store"] for s in r["stores"]] == ["store", "store"]
+    assert files[4].read_text().count("<polyline") >= 6
+
+
 def test_the_model_is_named_in_either_way(made, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--clips", "2", "--horizon", "1", "--no-swaps", "--json"]
     one = json.loads(run(capsys, "evaluate", made.model, "--data", made.store, *few))

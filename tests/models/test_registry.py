@@ -15,7 +15,7 @@ from hwm.train.trainer import TrainConfig, Trainer, recompute
 from hwm.types import Batch, HwmError
 from tests.models.toys import toy_batch, toy_spec
 
-GATED = {"flow_hwm"}  # gates begin at zero (AdaLN-Zero): nothing passes before the first update
+GATED = {"flow_hwm", "flow_hwm_uvit"}  # gates begin at zero (AdaLN-Zero): nothing passes before the first update
 FAMILIES = sorted(n for n, c in REGISTRY.items() if issubclass(c, WorldModel) and c.__module__.startswith("hwm."))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -10,16 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hwm.objectives.flow import SOLVERS, FlowSampler, at_time, draw_times, guided, integrate, normal
+from hwm.objectives.flow import FlowSampler, at_time, draw_times, guided, integrate, normal
 from hwm.types import HwmError
 
+STEPWISE = ("euler", "midpoint", "heun")
 
-@pytest.mark.parametrize("solver", SOLVERS)
+
+@pytest.mark.parametrize("solver", STEPWISE)
 @given(steps=st.integers(1, 30), seed=st.integers(0, 1000))
 def test_a_straight_path_is_followed_exactly_in_any_number_of_steps(solver: str, steps: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     noise, data = (torch.randn(3, 4, generator=g, dtype=torch.float64) for _ in range(2))
-    out = integrate(lambda x, t: data - noise, noise, FlowSampler(steps, solver))  # type: ignore[arg-type]
+    out = integrate(lambda x, t, span: data - noise, noise, FlowSampler(steps, solver))  # type: ignore[arg-type]
     torch.testing.assert_close(out, data)
 
 
@@ -28,7 +31,7 @@ def test_solvers_have_their_order(solver: str, order: int) -> None:
     """dx/dt = x (1 + t) has the solution x(0) exp(t + t^2 / 2)."""
     x, want = torch.ones(1, dtype=torch.float64), math.exp(1.5)
     errors = [
-        abs(integrate(lambda x, t: x * (1 + t), x, FlowSampler(n, solver)).item() - want)  # type: ignore[arg-type]
+        abs(integrate(lambda x, t, span: x * (1 + t), x, FlowSampler(n, solver)).item() - want)  # type: ignore[arg-type]
         for n in (40, 80)
     ]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.15)
@@ -36,7 +39,7 @@ def test_solvers_have_their_order(solver: str, order: int) -> None:
 
 @given(steps=st.integers(1, 12))
 def test_euler_on_a_linear_field_is_the_product_of_its_steps(steps: int) -> None:
-    out = integrate(lambda x, t: 2 * x, torch.ones(1, dtype=torch.float64), FlowSampler(steps))
+    out = integrate(lambda x, t, span: 2 * x, torch.ones(1, dtype=torch.float64), FlowSampler(steps))
     assert out.item() == pytest.approx((1 + 2 / steps) ** steps)
 
 
@@ -46,12 +49,49 @@ def test_euler_on_a_linear_field_is_the_product_of_its_steps(steps: int) -> None
 def test_every_evaluation_is_of_the_newest_point_at_its_own_time(solver: str, times: list[float]) -> None:
     seen: list[tuple[float, float]] = []
 
-    def field(x: Tensor, t: float) -> Tensor:
+    def field(x: Tensor, t: float, span: float) -> Tensor:
         seen.append((t, x.item()))
         return torch.ones_like(x)
 
     integrate(field, torch.zeros(1), FlowSampler(2, solver))  # type: ignore[arg-type]
     assert seen == [(t, t) for t in times], "under a velocity of one x is the time"
+
+
+@given(steps=st.integers(1, 12), rate=st.floats(-2, 2))
+def test_euler_on_mean_velocities_is_exact_in_any_number_of_steps(steps: int, rate: float) -> None:
+    """dx/dt = rate x takes x to x exp(rate d) in a span d, at a mean velocity of x (exp(rate d) - 1) / d."""
+    x = torch.ones(1, dtype=torch.float64)
+    out = integrate(lambda x, t, d: x * math.expm1(rate * d) / d, x, FlowSampler(steps))
+    assert out.item() == pytest.approx(math.exp(rate))
+
+
+def test_solvers_of_higher_order_ask_for_no_spans() -> None:
+    spans: list[float] = []
+    for solver in ("midpoint", "heun"):
+        integrate(lambda x, t, d: spans.append(d) or x, torch.ones(1), FlowSampler(3, solver))  # type: ignore[arg-type, func-returns-value]
+    assert spans == [0.0] * 12
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-6])
+def test_the_adaptive_solver_keeps_to_its_tolerance_with_few_evaluations(tolerance: float) -> None:
+    pytest.importorskip("torchdiffeq")
+    asked = 0
+
+    def field(x: Tensor, t: float, span: float) -> Tensor:
+        nonlocal asked
+        asked += 1
+        return x * (1 + t)
+
+    x = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    out = integrate(field, x, FlowSampler(solver="dopri5", tolerance=tolerance))
+    torch.testing.assert_close(out, x * math.exp(1.5), rtol=10 * tolerance, atol=0)
+    assert asked < 100
+
+
+def test_without_its_library_the_adaptive_solver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    with pytest.raises(HwmError, match=r"pip install 'humanoid-world-models\[ode\]', or choose euler, midpoint, heun"):
+        integrate(lambda x, t, d: x, torch.ones(1), FlowSampler(solver="dopri5"))
 
 
 def test_the_path_goes_from_noise_to_data_at_the_target_velocity() -> None:
@@ -65,9 +105,10 @@ def test_the_path_goes_from_noise_to_data_at_the_target_velocity() -> None:
 
 def test_times_are_logit_normal() -> None:
     torch.manual_seed(0)
-    logit = draw_times(20_000, torch.device("cpu")).logit()
-    assert logit.mean().item() == pytest.approx(0, abs=0.03)
-    assert logit.std().item() == pytest.approx(1, abs=0.03)
+    for middle in (0.0, -1.0):
+        logit = draw_times(20_000, torch.device("cpu"), middle).logit()
+        assert logit.mean().item() == pytest.approx(middle, abs=0.03)
+        assert logit.std().item() == pytest.approx(1, abs=0.03)
 
 
 def test_guidance_goes_from_one_velocity_through_the_other() -> None:
@@ -87,7 +128,7 @@ def test_rows_of_a_batch_have_draws_of_their_own() -> None:
     assert torch.equal(both[1], normal((3, 4), device, generator(6)))
 
 
-@pytest.mark.parametrize("wrong", [dict(steps=0), dict(solver="rk4"), dict(guidance=math.nan)])
+@pytest.mark.parametrize("wrong", [dict(steps=0), dict(solver="rk4"), dict(guidance=math.nan), dict(tolerance=0)])
 def test_samplers_say_what_is_wrong(wrong: dict) -> None:
     with pytest.raises(HwmError, match=next(iter(wrong))):
         FlowSampler(**wrong)

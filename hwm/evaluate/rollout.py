@@ -1,0 +1,47 @@
+"""Rollouts beyond a model's window where latents depend on the clip that they are in.
+
+A tokenizer that is causal over a clip gives the first step one frame and tells each later step from those before it.
+A window that moves on begins with neither: its frames are encoded anew (`Tokenizer.shift`), and what is predicted of it
+is decoded with it.
+
+Shape suffixes: B batch, F frames, C colours, H W places.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hwm.evaluate.camera import decode
+from hwm.models.base import WorldModel, join
+from hwm.tokenizers.base import Tokenizer
+from hwm.types import Batch, Generator, Prediction
+
+
+@torch.inference_mode()
+def rollout_clips(
+    model: WorldModel, tokenizer: Tokenizer, batch: Batch, *, sampler: Any = None, generator: Generator = None
+) -> tuple[Prediction, Tensor]:
+    """Predict every missing step, each window from the model's own earlier predictions, as a clip of its own.
+
+    For a tokenizer of single frames these are the latents of `WorldModel.rollout`, and their pictures.
+
+    Returns:
+        the missing steps, each as a step of its window's clip, and their pictures (B, F, C, H, W).
+    """
+    done, total = batch.latents.shape[1], batch.actions.shape[1]
+    clip, begins, parts, pictures = batch.latents, 0, list[Prediction](), list[Tensor]()
+    while done < total:
+        start, stop = model.window_start(done), min(done + model.config.horizon, total)
+        if start > begins:
+            clip, begins = tokenizer.shift(clip, done - start).to(clip), start
+        window = Batch(clip, batch.actions[:, start:stop], batch.embodiment)
+        part = model.predict(window, sampler=sampler, generator=generator)
+        part.cache = None
+        clip, done = torch.cat([clip, part.latents], 1), stop
+        parts.append(part)
+        new = part.latents.shape[1] * tokenizer.latent.stride
+        pictures.append(decode(tokenizer, clip)[:, -new:])
+    return join(parts), torch.cat(pictures, 1)

@@ -1,0 +1,107 @@
+"""Several robots at once: a row each, and charts of what random actions cost."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hwm.evaluate.plot import Series, svg_file
+from hwm.evaluate.results import Results
+from hwm.evaluate.robots import FIGURES, by_robot, controllability, save, summary, table
+from hwm.types import HwmError
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def results(clips: int = 6, steps: int = 3, **changes: object) -> Results:
+    rng = np.random.default_rng(clips)
+    names = (
+        "psnr", "psnr_copy", "psnr_copy_reconstruction", "psnr_random_actions", "ssim", "accuracy", "ce", "delta_psnr",
+        "delta_psnr_random", "gain_copy", "gain_copy_reconstruction",
+    )  # fmt: skip
+    figures: dict[str, np.ndarray | None] = {name: rng.random((clips, steps)) for name in names}
+    made = Results(
+        model="toy", config={}, parameters=1, embodiment="arm", store="arms", source="", tokenizer="t", prompt=2,
+        horizon=steps, seed=0, batch_size=2, sampler=None, device="cpu", torch="", date="", reference="camera",
+        steps_per_second=10.0, frames_per_step=1, moving=np.ones(clips, bool), figures={"autoregressive": figures},
+        seconds_per_step={"autoregressive": 0.1},
+    )  # fmt: skip
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def test_a_row_is_the_means_of_its_robot() -> None:
+    one, other = results(), results(4, embodiment="legs", store="walks", steps_per_second=2.5)
+    other.figures["autoregressive"]["ce"] = None
+    rows = by_robot([one, other])
+    assert [(r["embodiment"], r["store"], r["clips"], r["steps_per_second"]) for r in rows] == [
+        ("arm", "arms", 6, 10.0), ("legs", "walks", 4, 2.5),
+    ]  # fmt: skip
+    found, figures = rows[0], one.figures["autoregressive"]
+    for name in ("psnr", "ssim", "delta_psnr", "accuracy"):
+        assert found[name] == pytest.approx(figures[name].mean(), abs=1e-5)  # type: ignore[union-attr]
+    assert found["perplexity"] == pytest.approx(np.exp(figures["ce"].mean()), abs=1e-5)  # type: ignore[union-attr]
+    assert found["gain"] == pytest.approx(figures[f"gain_{one.rival()}"].mean(), abs=1e-5)  # type: ignore[union-attr]
+    assert found["lpips"] is rows[1]["perplexity"] is None
+    assert found.keys() == {"embodiment", "store", "clips", "steps_per_second", *FIGURES}
+
+
+def test_figures_that_nobody_has_are_left_out() -> None:
+    both = table([results(), results(4, embodiment="legs")])
+    assert [str(c.header) for c in both.columns] == ["robot", "arm", "legs"]
+    headings = list(both.columns[0].cells)
+    assert headings[:4] == ["store", "clips", "steps per second", "PSNR in dB"]
+    assert "perplexity" in headings
+    assert "LPIPS" not in headings
+    assert list(both.columns[2].cells)[1] == "4"
+
+
+def test_distances_between_sets_are_figures_too() -> None:
+    one = results(distances={"autoregressive": {"fvd": 12.5, "fvd_copy": 30.0, "fvd_examples": 6.0}})
+    assert [r["fvd"] for r in by_robot([one, results()])] == [12.5, None]
+    cells = list(table([one, results()]).columns[1].cells)
+    assert "12.50" in cells
+
+
+def test_one_evaluation_is_written_as_before(tmp_path: Path) -> None:
+    one = results()
+    assert summary([one]) == one.json()
+    both = json.loads(save(tmp_path / "new" / "r.json", [one, results(4)]).read_text())
+    assert [len(both["by_robot"]), len(both["stores"])] == [2, 2]
+    assert both["stores"][0]["psnr"] == one.json()["psnr"]
+
+
+def test_what_random_actions_cost_is_drawn_for_each_robot(tmp_path: Path) -> None:
+    every = [results(), results(4, embodiment="<legs>")]
+    root = ET.fromstring(controllability(tmp_path / "c.svg", every).read_text())
+    charts = root.findall(f"{SVG}g/{SVG}svg[@role='img']")
+    assert len(charts) == 2
+    for chart, r in zip(charts, every, strict=True):
+        lines = chart.findall(f"{SVG}polyline")
+        assert [len(line.attrib["points"].split()) for line in lines] == [3, 3, 3]
+        # higher is further up: what is drawn is what was measured
+        heights = [[-float(p.split(",")[1]) for p in line.attrib["points"].split()] for line in lines[:2]]
+        figures = [r.mean(name) for name in ("psnr", "psnr_random_actions")]
+        assert np.corrcoef(np.ravel(heights), np.ravel(figures))[0, 1] > 0.999  # type: ignore[arg-type]
+    text = "".join(root.itertext())
+    assert "told random actions" in text
+    assert "<legs> (arms), 10 steps a second" in text
+
+
+def test_without_random_actions_there_is_nothing_to_draw(tmp_path: Path) -> None:
+    without = results()
+    del without.figures["autoregressive"]["psnr_random_actions"]
+    with pytest.raises(HwmError, match="leave out --no-swaps"):
+        controllability(tmp_path / "c.svg", [without])
+    assert not (tmp_path / "c.svg").exists()
+
+
+def test_a_picture_fetches_nothing_and_follows_into_the_dark() -> None:
+    text = svg_file([("one", [Series("s", [1, 2], [1.0, 2.0], "model")])], "x", "y")
+    assert "prefers-color-scheme: dark" in text
+    assert "--model" in text
+    assert text.count("http") == 1  # the name of the format
