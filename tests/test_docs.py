@@ -36,7 +36,10 @@ from hwm.data.mixture import DataConfig
 from hwm.data.record import SimRecording
 from hwm.data.store import Store
 from hwm.evaluate import evaluate, results
+from hwm.objectives.flow import FlowSampler
 from hwm.objectives.maskgit import MaskGITSampler
+from hwm.objectives.next_token import NextTokenSampler
+from hwm.objectives.reconstruction import Judges
 from hwm.recipes import RECIPES
 from hwm.recipes.specs import ACTIONS_1X
 from hwm.train.trainer import TrainConfig
@@ -276,12 +279,15 @@ def minutes(store: Store) -> float:
 
 def test_recipe_options_exist() -> None:
     """Options of recipes, wherever a page names them: `--train.lr`, `--model.sampler.steps`, `--train.no-compile`."""
-    configs = [c.Config for c in REGISTRY.values() if c.__module__.startswith("hwm.")]
+    classes = [c for c in REGISTRY.values() if c.__module__.startswith("hwm.")]
+    samplers = {type(tiny.sampler) for tiny in (c.tiny() for c in classes) if hasattr(tiny, "sampler")}
+    assert {MaskGITSampler, NextTokenSampler, FlowSampler} <= samplers
     known = {
         "train": {f.name for f in dataclasses.fields(TrainConfig)},
         "data": {f.name for f in dataclasses.fields(DataConfig)},
-        "model": {f.name for c in configs for f in dataclasses.fields(c)}
-        | {f"sampler.{f.name}" for f in dataclasses.fields(MaskGITSampler)},
+        "model": {f.name for c in classes for f in dataclasses.fields(c.Config)}
+        | {f"sampler.{f.name}" for sampler in samplers for f in dataclasses.fields(sampler)}
+        | {f"judges.{f.name}" for f in dataclasses.fields(Judges)},
     }
     for page in PAGES:
         for group, option in re.findall(r"--(train|data|model)\.([\w.-]*\w)", page.read_text()):

@@ -4,7 +4,8 @@ Sources: HMA (arXiv 2502.04296), github.com/liruiw/HMA (Apache-2.0), the publish
 and MAR (arXiv 2406.11838).
 
 Shape suffixes: B batch, T latent step of this pass, P past step, H missing step, S patches, N patches in a list,
-E numbers of a patch, C channels, K actions a step, A action dimension, D width. Latents are (B, T, C, rows, columns).
+X patches and action tokens, E numbers of a patch (or of a step's actions), C channels, K actions a step, A action
+dimension, D width. Latents are (B, T, C, rows, columns).
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwm.models.base import WorldModel
 from hwm.models.genie import BASE_WIDTH, Cache, noise
+from hwm.models.hma_actions import ActionModel
 from hwm.models.hma_discrete import Window
-from hwm.models.hma_trunk import HMAFields, Trunk, key_of
+from hwm.models.hma_trunk import HMAFields, Trunk
 from hwm.nn.denoiser import Denoiser
 from hwm.nn.layers import constant, init_weights
 from hwm.objectives import diffusion
@@ -49,7 +52,7 @@ class MARSampler:
         return diffusion.normal(shape, device, generator)
 
 
-class HMAContinuous(WorldModel, name="hma_continuous"):
+class HMAContinuous(ActionModel, WorldModel, name="hma_continuous"):
     """Each step is guessed from the steps before it, from its actions, and from its own patches that are not masked.
 
     Where the spec tells mean and standard deviation of the latents, the model works on standardised ones.
@@ -117,13 +120,9 @@ class HMAContinuous(WorldModel, name="hma_continuous"):
         self.out, self.norm_out = nn.Linear(c.dim, c.dim), nn.LayerNorm(c.dim, eps=1e-6)
         self.position_out = nn.Parameter(torch.randn(self.trunk.steps, self.cells, c.dim) * 0.02)
         self.head = Denoiser(numbers, c.dim, c.head_width, c.head_depth)
-        if c.action_heads:
-            self.action_mask = nn.Parameter(torch.zeros(self.trunk.steps, c.dim))
-            heads = {
-                key_of(e): nn.ModuleDict({"net": Denoiser(a.per_step * a.dim, c.dim, c.head_width, c.head_depth)})
-                for e, a in spec.actions.items()
-            }
-            self.action_heads = nn.ModuleDict(heads)
+        self.make_action_parts(
+            lambda numbers: nn.ModuleDict({"net": Denoiser(numbers, c.dim, c.head_width, c.head_depth)})
+        )
         init_weights(self)
         self.trunk.scale_for_mup()
 
@@ -158,20 +157,29 @@ class HMAContinuous(WorldModel, name="hma_continuous"):
         return torch.where(masked, self.mask_cell.repeat(self.config.patch**2).to(x_BTSE.dtype), x_BTSE)
 
     # ------------------------------------------------------------------ the transformer
-    def run(self, window: Window, x_BTSE: Tensor, *, keep: int = 0, first: int = 0) -> tuple[Tensor, Cache]:
-        """What the head is told of each patch (B, T - first, S, D), of the steps after those of the window's cache."""
-        start, stop = window.cache.steps + first, window.cache.steps + x_BTSE.shape[1]
-        x_TBSD, kept = self.trunk(
+    def states(self, window: Window, x_BTSE: Tensor, *, keep: int = 0, first: int = 0) -> tuple[Tensor, Cache]:
+        """States of all tokens (T - first, B, X, D) of the steps after those of the window's cache; see `Trunk`."""
+        found: tuple[Tensor, Cache] = self.trunk(
             self.embed(x_BTSE.transpose(0, 1)), window.actions, window.embodiment, window.cache, keep=keep, first=first
         )
-        return self.norm_out(self.out(x_TBSD)).transpose(0, 1) + self.position_out[start:stop], kept
+        return found
+
+    def conditions(self, x_TBXD: Tensor, start: int) -> Tensor:
+        """What the head is told of each patch (B, T, S, D), of steps from `start` on."""
+        told_BTSD = self.norm_out(self.out(x_TBXD[:, :, : self.cells])).transpose(0, 1)
+        return told_BTSD + self.position_out[start : start + len(x_TBXD)]
+
+    def run(self, window: Window, x_BTSE: Tensor, *, keep: int = 0, first: int = 0) -> tuple[Tensor, Cache]:
+        """What the head is told of each patch (B, T - first, S, D), of the steps after those of the window's cache."""
+        x_TBXD, kept = self.states(window, x_BTSE, keep=keep, first=first)
+        return self.conditions(x_TBXD, window.cache.steps + first), kept
 
     def observe(
         self, x_BPSE: Tensor, actions_BTKA: Tensor, embodiment: str, missing: int, cache: Cache | None = None
     ) -> Window:
         """All that the looks at the last `missing` steps need of the past, and of the actions."""
         past = x_BPSE.shape[1]
-        told_MBD = self.trunk.read(actions_BTKA, embodiment, past + missing)
+        told_MBD = self.told(actions_BTKA, embodiment, past + missing)
         window = Window(cache or Cache((), 0), told_MBD, embodiment)
         new = past - window.cache.steps
         if new:
@@ -180,7 +188,8 @@ class HMAContinuous(WorldModel, name="hma_continuous"):
 
     # ------------------------------------------------------------------ training
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The head's loss on masked patches; the batch is a whole clip, and nothing of it is missing."""
+        """The head's loss on masked patches and, with `action_loss`, of the robot's on masked actions; the batch is a
+        whole clip, and nothing of it is missing."""
         self.check(batch)
         x_BTSE = self.tokens(batch.latents)
         (B, T, S, _), c, device = x_BTSE.shape, self.config, x_BTSE.device
@@ -190,17 +199,42 @@ class HMAContinuous(WorldModel, name="hma_continuous"):
             B, T, max_corrupt=0.0, non_mlm=c.non_mlm, prompt=c.prompt, fully_masked=c.fully_masked, device=device
         )
         masked_BTS = cosine_mask(ratio_BT, S) & (ratio_BT > 0)[..., None]
-        told_TBD = self.trunk.read(batch.actions, batch.embodiment, T)
+        shown, hidden_BT = self.forget(batch) if c.action_drop or c.action_loss else (batch, None)
+        told_TBD = self.told(shown.actions, batch.embodiment, T)
         shown_BTSE = self.hidden(x_BTSE, masked_BTS[..., None])
-        told_BTSD, _ = self.run(Window(Cache((), 0), told_TBD, batch.embodiment), shown_BTSE)
+        x_TBXD, _ = self.states(Window(Cache((), 0), told_TBD, batch.embodiment), shown_BTSE)
+        told_BTSD = self.conditions(x_TBXD, 0)
         error_N, bound_N = self.denoising(x_BTSE[masked_BTS], told_BTSD[masked_BTS])
         metrics = {"error": error_N.mean(), "bound": bound_N.mean(), "masked": masked_BTS[:, 1:].float().mean()}
-        return (error_N + bound_N).mean(), {k: v.detach() for k, v in metrics.items()}
+        loss = (error_N + bound_N).mean()
+        if c.action_loss and hidden_BT is not None:
+            metrics["action_error"] = of_actions = self.loss_of_actions(x_TBXD, batch, hidden_BT)
+            loss = loss + c.action_loss * of_actions
+        return loss, {k: v.detach() for k, v in metrics.items()}
 
     def denoising(self, x_NE: Tensor, told_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Both parts of the head's loss (N,), at random steps of diffusion."""
         step_N = torch.randint(diffusion.STEPS, x_NE.shape[:1], device=x_NE.device)
         return diffusion.denoising_loss(x_NE, step_N, torch.randn_like(x_NE), partial(self.head, condition_C=told_ND))
+
+    # ------------------------------------------------------------------ actions
+    def action_error(self, head: nn.Module, state_ND: Tensor, action_NE: Tensor) -> Tensor:
+        step_N = torch.randint(diffusion.STEPS, state_ND.shape[:1], device=state_ND.device)
+        denoiser = partial(cast(Denoiser, head.net), condition_C=state_ND)
+        error_N, bound_N = diffusion.denoising_loss(action_NE, step_N, torch.randn_like(action_NE), denoiser)
+        return error_N + bound_N
+
+    def guess(self, head: nn.Module, state_D: Tensor, sampler: Any, generator: Generator) -> Tensor:
+        denoiser = cast(Denoiser, head.net)
+        return self.draw(state_D, denoiser.input_proj.in_features, sampler, generator, denoiser)
+
+    def expectation(self, batch: Batch) -> Tensor:
+        self.check(batch)
+        past, missing = batch.latents.shape[1], batch.missing
+        x_BTSE = F.pad(self.tokens(batch.latents), (0, 0, 0, 0, 0, missing))
+        masked_T11 = (torch.arange(past + missing, device=x_BTSE.device) >= past)[:, None, None]
+        window = Window(Cache((), 0), self.told(batch.actions, batch.embodiment, past + missing), batch.embodiment)
+        return self.states(window, self.hidden(x_BTSE, masked_T11))[0]
 
     # ------------------------------------------------------------------ sampling
     @torch.no_grad()
@@ -258,10 +292,18 @@ class HMAContinuous(WorldModel, name="hma_continuous"):
         """What is told of some patches (B, H, N, D)."""
         return told_BHSD.gather(2, where_BHN[..., None].expand(-1, -1, -1, told_BHSD.shape[-1]))
 
-    def draw(self, told_D: Tensor, numbers: int, sampler: MARSampler, generator: Generator = None) -> Tensor:
-        """Patches (..., E) that the head draws, as it is told (..., D)."""
+    def draw(
+        self,
+        told_D: Tensor,
+        numbers: int,
+        sampler: MARSampler,
+        generator: Generator = None,
+        head: Denoiser | None = None,
+    ) -> Tensor:
+        """Patches (..., E) that the head (or another) draws, as it is told (..., D)."""
         noise = partial(sampler.normal, (*told_D.shape[:-1], numbers), told_D.device, generator)
+        denoiser = (head or self.head).conditioned(told_D)
         return diffusion.draw(
-            noise(), noise, partial(self.head, condition_C=told_D), steps=sampler.diffusion_steps,
-            temperature=sampler.temperature, clamp=sampler.clamp or float("inf"),
+            noise(), noise, denoiser, steps=sampler.diffusion_steps, temperature=sampler.temperature,
+            clamp=sampler.clamp or float("inf"),
         )  # fmt: skip

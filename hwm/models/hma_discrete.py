@@ -3,25 +3,26 @@
 Sources: HMA (arXiv 2502.04296), github.com/liruiw/HMA (Apache-2.0), the published checkpoint `liruiw/hma-base-disc`.
 
 Shape suffixes: B batch, T latent step of this pass, M step of the window, P past step, H missing step, S cells,
-K actions a step, A action dimension, D width.
+X cells and action tokens, K actions a step, A action dimension, E = K * A, D width, N actions in a list.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwm.models.genie import BASE_WIDTH, Cache, corrupt_digits, noise
-from hwm.models.hma_trunk import HMAFields, Trunk, key_of
+from hwm.models.hma_actions import ActionModel
+from hwm.models.hma_trunk import HMAFields, Trunk
 from hwm.models.masked import MaskedModel
 from hwm.nn.layers import init_weights
 from hwm.objectives.maskgit import MaskGITSampler, cosine_mask
-from hwm.types import DataSpec, HwmError
+from hwm.types import Batch, DataSpec, Generator, HwmError
 
 
 class Window(NamedTuple):
@@ -32,7 +33,7 @@ class Window(NamedTuple):
     embodiment: str
 
 
-class HMADiscrete(MaskedModel, name="hma_discrete"):
+class HMADiscrete(ActionModel, MaskedModel, name="hma_discrete"):
     """Each step is guessed from the steps before it, from its actions, and from its own tokens that are not masked.
 
     As in GENIE no step depends on later ones; in training all steps but the first are partly masked and guessed at
@@ -79,11 +80,7 @@ class HMADiscrete(MaskedModel, name="hma_discrete"):
         self.mup_width = c.dim / BASE_WIDTH if c.mup else 1.0
         self.trunk = Trunk(c, spec, spec.latent.cells)
         self.fresh = self.trunk.of_robots()  # type: ignore[misc]
-        if c.action_heads:
-            self.action_mask = nn.Parameter(torch.zeros(c.past + c.horizon, c.dim))
-            self.action_heads = nn.ModuleDict(
-                {key_of(e): nn.Linear(c.dim, a.per_step * a.dim) for e, a in spec.actions.items()}
-            )
+        self.make_action_parts(lambda numbers: nn.Linear(c.dim, numbers))
         init_weights(self)
         self.trunk.scale_for_mup()
 
@@ -109,13 +106,53 @@ class HMADiscrete(MaskedModel, name="hma_discrete"):
         masked_BHS = cosine_mask(ratio_BH, ids_BTS.shape[2], generator) & (ratio_BH > 0)[..., None]
         return past_BPS, shown_BHS, masked_BHS
 
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean cross-entropy of masked tokens in nats and, with `action_loss`, the squared error of masked actions."""
+        c = self.config
+        if not (c.action_drop or c.action_loss):
+            return super().loss(batch)
+        self.check(batch)
+        told, hidden_BT = self.forget(batch)
+        if not c.action_loss:
+            return super().loss(told)
+        ids_BTS = self.tokens(batch.latents)
+        past_BPS, shown_BHS, masked_BHS = self.corrupt_and_mask(ids_BTS)
+        steps, new = ids_BTS.shape[1], past_BPS.shape[1]
+        window = Window(Cache((), 0), self.told(told.actions, told.embodiment, steps), told.embodiment)
+        x_TBXD, _ = self.states(window, torch.cat([past_BPS, shown_BHS], 1), F.pad(masked_BHS, (0, 0, new, 0)))
+        hidden_BHSD = self.out(x_TBXD[new:, :, : self.trunk.cells])
+        loss, accuracy = self.head.loss(hidden_BHSD, self.split(ids_BTS)[1], masked_BHS, c.label_smoothing)
+        of_actions = self.loss_of_actions(x_TBXD, batch, hidden_BT)
+        metrics = {"accuracy": accuracy, "masked": masked_BHS.float().mean(), "action_error": of_actions.detach()}
+        return loss + c.action_loss * of_actions, metrics
+
+    # ------------------------------------------------------------------ actions
+    def action_error(self, head: nn.Module, state_ND: Tensor, action_NE: Tensor) -> Tensor:
+        guess_NE: Tensor = head(state_ND / self.mup_width)
+        return (guess_NE.float() - action_NE).square().mean(-1)
+
+    def guess(self, head: nn.Module, state_D: Tensor, sampler: Any, generator: Generator) -> Tensor:
+        found: Tensor = head(state_D / self.mup_width)
+        return found
+
+    def expectation(self, batch: Batch) -> Tensor:
+        self.check(batch)
+        past_BPS, missing = self.tokens(batch.latents), batch.missing
+        steps = past_BPS.shape[1] + missing
+        ids_BTS = F.pad(past_BPS, (0, 0, 0, missing))
+        masked_BTS = torch.ones_like(ids_BTS, dtype=torch.bool)
+        masked_BTS[:, : past_BPS.shape[1]] = False
+        window = Window(Cache((), 0), self.told(batch.actions, batch.embodiment, steps), batch.embodiment)
+        return self.states(window, ids_BTS, masked_BTS)[0]
+
+    # ------------------------------------------------------------------ looks
     def cache_of(self, window: Window) -> Cache:
         return window.cache
 
-    def run(
+    def states(
         self, window: Window, ids_BTS: Tensor, masked_BTS: Tensor | None, *, keep: int = 0, first: int = 0
     ) -> tuple[Tensor, Cache]:
-        """States (T - first, B, S, D) of the steps after those of the window's cache; see `Trunk`."""
+        """States of all tokens (T - first, B, X, D) of the steps after those of the window's cache; see `Trunk`."""
         masked_TBS = None if masked_BTS is None else masked_BTS.transpose(0, 1)
         x_TBSD = self.embed(ids_BTS.transpose(0, 1), masked_TBS)
         found: tuple[Tensor, Cache] = self.trunk(
@@ -123,11 +160,18 @@ class HMADiscrete(MaskedModel, name="hma_discrete"):
         )
         return found
 
+    def run(
+        self, window: Window, ids_BTS: Tensor, masked_BTS: Tensor | None, *, keep: int = 0, first: int = 0
+    ) -> tuple[Tensor, Cache]:
+        """The same of the cells alone, (T - first, B, S, D)."""
+        x_TBXD, kept = self.states(window, ids_BTS, masked_BTS, keep=keep, first=first)
+        return x_TBXD[:, :, : self.trunk.cells], kept
+
     def observe(
         self, ids_BPS: Tensor, actions_BTKA: Tensor, embodiment: str, missing: int, cache: Cache | None = None
     ) -> Window:
         past = ids_BPS.shape[1]
-        told_MBD = self.trunk.read(actions_BTKA, embodiment, past + missing)
+        told_MBD = self.told(actions_BTKA, embodiment, past + missing)
         window = Window(cache or Cache((), 0), told_MBD, embodiment)
         new = past - window.cache.steps
         if new:
@@ -159,7 +203,7 @@ class HMADiscrete(MaskedModel, name="hma_discrete"):
             keep: whether there will be more looks.
         """
         past, steps = ids_BPS.shape[1], ids_BPS.shape[1] + ids_BHS.shape[1]
-        told_MBD = self.trunk.read(actions_BTKA, embodiment, steps)
+        told_MBD = self.told(actions_BTKA, embodiment, steps)
         window = Window(cache or Cache((), 0), told_MBD, embodiment)
         new = past - window.cache.steps
         ids_BTS = torch.cat([ids_BPS[:, window.cache.steps :], ids_BHS], 1)

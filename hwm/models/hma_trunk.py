@@ -10,7 +10,7 @@ A action dimension, S cells (and, in a pass, action tokens), D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +40,12 @@ class HMAFields:
         following_actions: as published models have it, a step is told the actions that follow it, and knows those that
             lead to it from the step before. Those that follow the last step are not known when it is predicted: it is
             told once more those that lead to it. Else a step is told the actions that lead to it.
-        action_heads: hold what published models have for predicting actions: a read-out for each robot, and a token for
-            each step. Nothing trains or reads them, as in the published models; they let a checkpoint be written back.
+        action_drop: share of training clips that are told no actions at all, from which the model learns to predict
+            without. 0 in the published configs.
+        action_loss: weight of predicting actions that are masked, besides video; 0 predicts none, as the published
+            models. Where the original predicts them the weight is 0.5, of the continuous model 1.
+        action_heads: hold what published models have for predicting actions, a read-out for each robot and a token for
+            each step, without training or reading them: so a checkpoint can be written back.
     """
 
     action_network: tuple[str, ...] = ("concatenate", "modulate")
@@ -53,6 +57,8 @@ class HMAFields:
     mlp_bias: bool = True
     clamp_actions: bool = True
     following_actions: bool = False
+    action_drop: float = 0.0
+    action_loss: float = 0.0
     action_heads: bool = False
 
 
@@ -84,14 +90,28 @@ class Stem(nn.Module):
             x_BTKA = x_BTKA.clamp(-CLAMP, CLAMP)
         return torch.cat([F.pad(x_BTKA[:, :1, self.absent :], (0, 0, self.absent, 0)), x_BTKA[:, 1:]], 1)
 
-    def forward(self, actions_BTKA: Tensor, steps: int, following: bool) -> Tensor:
-        """Of the first `steps` steps; with `following`, what stands at a step is of the step after it."""
-        x_BTKA = self.normalised(actions_BTKA)
+    def in_units(self, x_KA: Tensor) -> Tensor:
+        """The inverse of `normalised`, (..., K, A): in the units of the robot."""
+        mean, std = (constant(x, x_KA.device) for x in (self.spec.mean, self.spec.std))
+        return x_KA.float() * torch.where(std > 0, std + EPSILON, 1.0) + mean
+
+    def forward(self, actions_BTKA: Tensor, steps: int, following: bool, unknown_TD: Tensor | None = None) -> Tensor:
+        """Of the first `steps` steps; with `following`, what stands at a step is of the step after it.
+
+        Args:
+            unknown_TD: what stands at a step whose actions are NaN.
+        """
+        x_BTE = self.normalised(actions_BTKA).flatten(2)
         if following:
-            x_BTKA = torch.cat([x_BTKA[:, 1:], x_BTKA[:, -1:]], 1)
-        dtype = next(self.parameters()).dtype
-        found: Tensor = self.mix(x_BTKA[:, :steps].flatten(2).to(dtype))
-        return found.transpose(0, 1)
+            x_BTE = torch.cat([x_BTE[:, 1:], x_BTE[:, -1:]], 1)
+        x_BTE, dtype = x_BTE[:, :steps], next(self.parameters()).dtype
+        if unknown_TD is None:
+            found: Tensor = self.mix(x_BTE.to(dtype))
+            return found.transpose(0, 1)
+        known_BT1 = ~x_BTE.isnan().any(-1, keepdim=True)
+        # zeros in their place, and not NaN, whose gradient would be NaN even where nothing reads it
+        told_BTD = self.mix(torch.where(known_BT1, x_BTE, 0.0).to(dtype))
+        return torch.where(known_BT1, told_BTD, unknown_TD[:steps].to(told_BTD.dtype)).transpose(0, 1)
 
 
 class ConditionedBlock(Block):
@@ -153,6 +173,15 @@ class Trunk(nn.Module):
         self.concatenates = "concatenate" in c.action_network
         if self.concatenates and c.action_tokens < 1:
             raise HwmError(f'action_network="concatenate" needs action_tokens of 1 or more, not {c.action_tokens}')
+        if not 0 <= c.action_drop <= 1 or c.action_loss < 0:
+            raise HwmError(
+                f"action_drop={c.action_drop} is a share of 0 to 1, action_loss={c.action_loss} a weight from 0 on"
+            )
+        if c.action_loss and not self.concatenates:
+            raise HwmError(
+                f"actions are predicted from their tokens, which action_network={c.action_network} does not have: add "
+                '"concatenate", or leave action_loss at 0'
+            )
         self.config, self.cells = c, cells
         self.steps: int = c.past + c.horizon
         keys = tuple(key_of(e) for e in spec.actions)
@@ -175,16 +204,23 @@ class Trunk(nn.Module):
                 if isinstance(module, nn.Linear):
                     module.weight.data.mul_((self.config.dim / BASE_WIDTH) ** -0.5)
 
-    def read(self, actions_BTKA: Tensor, embodiment: str, steps: int) -> Tensor:
+    def read(self, actions_BTKA: Tensor, embodiment: str, steps: int, unknown_TD: Tensor | None = None) -> Tensor:
         """What the steps of a window are told of its actions, (steps, B, D).
+
+        Args:
+            unknown_TD: what they are told of actions that are NaN.
 
         Raises:
             HwmError: there are no positions for so many steps.
         """
         if steps > self.steps:
             raise HwmError(f"only past + horizon = {self.steps} steps have positions, not {steps}")
-        found: Tensor = self.stems[key_of(embodiment)](actions_BTKA, steps, self.config.following_actions)
+        following = self.config.following_actions
+        found: Tensor = self.stem(embodiment)(actions_BTKA, steps, following, unknown_TD)
         return found
+
+    def stem(self, embodiment: str) -> Stem:
+        return cast(Stem, self.stems[key_of(embodiment)])
 
     def forward(
         self,
@@ -205,7 +241,8 @@ class Trunk(nn.Module):
             first: from which step on anyone reads the states that come out.
 
         Returns:
-            states of the cells (T - first, B, S, D), and, if any steps are kept, a cache of the steps so far.
+            states of the cells, and behind them of the action tokens, (T - first, B, S, D), and, if any steps are kept,
+            a cache of the steps so far.
         """
         start, stop = cache.steps, cache.steps + x_TBSD.shape[0]
         if actions_MBD is not None:
@@ -219,4 +256,4 @@ class Trunk(nn.Module):
             old = cache.memory[i] if cache.memory else ()
             x_TBSD, so_far = block(x_TBSD, actions_MBD, key, old, first if i == last else 0, keep)
             memory.append(so_far)
-        return x_TBSD[:, :, : self.cells], Cache(tuple(memory), start + keep) if keep else cache
+        return x_TBSD, Cache(tuple(memory), start + keep) if keep else cache

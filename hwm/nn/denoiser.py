@@ -6,6 +6,8 @@ Shape suffixes: ... any leading axes, D numbers of a vector, C width of the cond
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -70,8 +72,17 @@ class Denoiser(nn.Module):
         self.res_blocks = nn.ModuleList(AdaptiveBlock(width) for _ in range(depth))
         self.final_layer = AdaptiveOut(width, 2 * numbers)
 
+    def conditioned(self, condition_C: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The same as a function of noisy vectors and their steps, for asking many times about one condition: what does
+        not change from step to step is computed once."""
+        return partial(self.denoise, embedded_W=self.cond_embed(condition_C))
+
     def forward(self, x_D: Tensor, step: Tensor, condition_C: Tensor) -> Tensor:
-        told_W = self.time_embed(step) + self.cond_embed(condition_C)
+        return self.denoise(x_D, step, self.cond_embed(condition_C))
+
+    def denoise(self, x_D: Tensor, step: Tensor, embedded_W: Tensor) -> Tensor:
+        """As `forward`, of embedded conditions. A step that all vectors share may come as one, without axes."""
+        told_W = self.time_embed(step) + embedded_W
         x_W = self.input_proj(x_D.to(self.input_proj.weight.dtype))
         for block in self.res_blocks:
             x_W = block(x_W, told_W)

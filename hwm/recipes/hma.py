@@ -11,7 +11,7 @@ from hwm.objectives.maskgit import MaskGITSampler
 from hwm.recipes import Recipe, recipe
 from hwm.recipes.specs import mini, onex_v1, pixels
 from hwm.train.trainer import TrainConfig
-from hwm.types import LatentSpec
+from hwm.types import ActionSpec, DataSpec, LatentSpec
 
 
 @recipe
@@ -23,7 +23,7 @@ def hma_discrete_base() -> Recipe:
     """
     return Recipe(
         model=HMADiscrete.Config(),
-        data=DataConfig(steps=12, stride=15, filter_overlaps=True, expects=onex_v1()),
+        data=DataConfig(steps=12, rate=2.0, filter_overlaps=True, expects=onex_v1()),
         train=TrainConfig(
             steps=60_000,
             batch_size=8,
@@ -86,8 +86,8 @@ def hma_discrete_tiny() -> Recipe:
 def hma_continuous_base() -> Recipe:
     """HMA's base size over continuous latents of 32 x 32 x 4, 2 x 2 of them a token; a diffusion head of 4 x 1024.
 
-    Such latents are those of the VAE of Stable Video Diffusion, for which there is no tokenizer here: the stores are
-    yours to make. Learning rate, weight decay and gradient norm are the authors'. Not run here.
+    Such latents are those of the VAE of Stable Video Diffusion, the tokenizer `svd-vae` (extra `vae`). Learning rate,
+    weight decay and gradient norm are the authors'. Not run here.
     """
     v1 = onex_v1("svd-vae")
     return hma_discrete_base().but(
@@ -95,6 +95,29 @@ def hma_continuous_base() -> Recipe:
         data=dict(expects=replace(v1, latent=LatentSpec((32, 32), channels=4))),
         train=dict(lr=2e-4, weight_decay=0.01, clip=10.0),
         tokenizer="svd-vae",
+    )
+
+
+@recipe
+def hma_language_table() -> Recipe:
+    """HMA's second stage: the continuous base size goes on on Language Table alone; begin with --init MODEL_OF_MANY.
+
+    Learning rate, weight decay, gradient norm and 8 clips an update are the authors', and so is that every step of the
+    recordings is taken, ten a second. How many updates they made is not known: 10,000 are ours. Not run here.
+    """
+    return hma_continuous_base().but(
+        data=dict(
+            split="language_table",
+            root="data",
+            rate=0.0,
+            expects=DataSpec(
+                LatentSpec((32, 32), channels=4),
+                {"language_table": ActionSpec(1, ("x", "y"), (0.0, 0.0), (1.0, 1.0))},
+                "svd-vae",
+                10.0,
+            ),
+        ),
+        train=dict(steps=10_000, batch_size=8, accumulate=1),
     )
 
 

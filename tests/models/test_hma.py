@@ -313,6 +313,22 @@ def test_each_patch_is_drawn_once_and_keeps_its_value(looks: int, monkeypatch: p
     torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("ways", EVERY_WAY)
+@pytest.mark.parametrize("following", [False, True])
+def test_a_cache_changes_nothing_of_continuous_rollouts(ways: tuple[str, ...], following: bool) -> None:
+    made = build_continuous(action_network=ways, following_actions=following, past=6, hop=4)
+    model = shaken(made, 0.3).double()
+    full, sampler = toy_batch(toy_spec(channels=4), 12), MARSampler(steps=3, diffusion_steps=3, clamp=2.0)
+    batch = Batch(full.latents[:, :2].double(), full.actions, "arm")
+    runs = [
+        model.rollout(batch, use_cache=use, sampler=sampler, generator=torch.Generator().manual_seed(0)).latents
+        for use in (True, False)
+    ]
+    torch.testing.assert_close(*runs)
+    other = model.rollout(batch, sampler=sampler, generator=torch.Generator().manual_seed(1)).latents
+    assert not torch.allclose(other, runs[0])
+
+
 def test_what_a_continuous_step_depends_on() -> None:
     for following in (False, True):
         model, batch = shaken(build_continuous(following_actions=following)), toy_batch(toy_spec(channels=4), 5)
