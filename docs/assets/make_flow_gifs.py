@@ -1,6 +1,6 @@
 """Make the GIFs of docs/flow_hwm.md with runs of the tiny recipes.
 
-python docs/assets/make_flow_gifs.py runs/flow_base runs/flow_modality runs/flow_full runs/flow_split runs/flow_uvit
+python docs/assets/make_flow_gifs.py runs/flow_base runs/flow_modality runs/flow_full runs/flow_split
 
 `flow_draws.gif`: one held-out clip beside the mean of eight draws of each run; `flow_one.gif`: beside one draw of each.
 The clip is one of four that are spread over the held-out rooms, and no score plays a part in choosing it.
