@@ -5,6 +5,7 @@ A shard is a `DTensor`. Nothing here knows a model: what is divided by itself ar
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -91,7 +92,9 @@ def load_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         HwmError: a tensor is missing, or has another shape.
     """
     try:
-        dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)))
+        with warnings.catch_warnings():  # that one process loads by itself is meant
+            warnings.simplefilter("ignore", UserWarning)
+            dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)))
     except CheckpointException as error:
         raise HwmError(f"{folder} cannot be read: {_why(error)}") from error
 
