@@ -6,10 +6,9 @@ Names and layout: github.com/1x-technologies/1xgpt (Apache-2.0), `1x-technologie
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,10 @@ from hwm.config import from_json
 from hwm.convert.cases import Case
 from hwm.convert.family import Family, Outputs, register
 from hwm.convert.replay import ReleasedSampler
-from hwm.convert.weights import read_weights, with_weights
-from hwm.data.files import write_atomically
+from hwm.convert.weights import read_folder, with_weights, write_folder
 from hwm.data.onex.specs import onex_v1
 from hwm.evaluate.scenarios import temporally_teacher_forced
 from hwm.models.genie import Genie
-from hwm.train.checkpoint import CheckpointError, save_tensors
 from hwm.types import Batch, DataSpec, HwmError, LatentSpec, Prediction
 
 DATA = onex_v1()  # which the published models are of: MAGVIT2 ids, two frames a second
@@ -123,18 +120,8 @@ def read(source: Path) -> Genie:
     Raises:
         CheckpointError: a file is missing or damaged, or the weights are not of the config.
     """
-    path = source / "config.json"
-    try:
-        fields = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}, which a published GENIE folder has: {error}") from error
-    try:
-        published = from_json(Published, fields)
-        return assembled(published, read_weights(source / "model.safetensors"), source)
-    except CheckpointError:
-        raise
-    except HwmError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    model: Genie = read_folder(source, Published, assembled, "GENIE")
+    return model
 
 
 def build(fields: Mapping[str, Any], theirs: Mapping[str, Tensor]) -> Genie:
@@ -158,11 +145,7 @@ def write(model: Genie, folder: Path) -> None:
     Raises:
         HwmError: the layout has no place for something of the model's.
     """
-    text = json.dumps(asdict(Published.of(model)), indent=2, sort_keys=True)
-    weights = to_theirs(model.state_dict(), model.levels)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / "model.safetensors", weights)
-    write_atomically(folder / "config.json", text.encode())
+    write_folder(folder, Published.of(model), to_theirs(model.state_dict(), model.levels))
 
 
 def to_ours(theirs: Mapping[str, Tensor], vocabs: int) -> dict[str, Tensor]:

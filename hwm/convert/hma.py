@@ -5,10 +5,9 @@ Names and layout: github.com/liruiw/HMA (Apache-2.0), `liruiw/hma-base-disc` and
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,12 @@ from hwm.config import from_json
 from hwm.convert.cases import Case
 from hwm.convert.family import Family, Outputs, register
 from hwm.convert.hma_replay import continuous_outputs, discrete_outputs
-from hwm.convert.weights import read_weights, with_weights
-from hwm.data.files import write_atomically
+from hwm.convert.weights import read_folder, with_weights, write_folder
 from hwm.data.onex.specs import onex_v1
 from hwm.models.hma_continuous import HMAContinuous, MARSampler
 from hwm.models.hma_discrete import HMADiscrete
 from hwm.models.hma_trunk import key_of
-from hwm.train.checkpoint import CheckpointError, save_tensors
+from hwm.train.checkpoint import CheckpointError
 from hwm.types import ActionSpec, DataSpec, HwmError, LatentSpec
 
 FPS = 2.0  # what the published models were trained at, nearly: a whole number of frames is left out
@@ -378,18 +376,7 @@ def read(kind: type[Any], source: Path) -> Any:
     Raises:
         CheckpointError: a file is missing or damaged, or the weights are not of the config.
     """
-    path = source / "config.json"
-    try:
-        fields = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}, which a published HMA folder has: {error}") from error
-    try:
-        published = from_json(kind, fields)
-        return assembled(published, read_weights(source / "model.safetensors"), source)
-    except CheckpointError:
-        raise
-    except HwmError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    return read_folder(source, kind, assembled, "HMA")
 
 
 def write(kind: type[Any], model: Any, folder: Path) -> None:
@@ -398,10 +385,7 @@ def write(kind: type[Any], model: Any, folder: Path) -> None:
     Raises:
         HwmError: the layout has no place for something of the model's.
     """
-    published, weights = kind.made_of(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / "model.safetensors", weights)
-    write_atomically(folder / "config.json", json.dumps(asdict(published), indent=2, sort_keys=True).encode())
+    write_folder(folder, *kind.made_of(model))
 
 
 def registered(name: str, kind: type[Any], outputs: Callable[[Any, Case], Outputs]) -> None:

@@ -132,8 +132,8 @@ def training_memory(config: Any, spec: DataSpec, steps: int, train: TrainConfig,
     two = _activations(config, spec, steps, replace(train, batch_size=2))
     gathered = 0.0
     if ways > 1:  # two units at a time are put together, one in use and one on its way
-        size = 2 if train.dtype == "bfloat16" else 4
-        gathered = 2 * size * max(sum(p.numel() for p in unit.parameters()) for unit in [*module.units(), module][:1])
+        size, units = 2 if train.dtype == "bfloat16" else 4, list(module.units()) or [module]
+        gathered = 2 * size * max(sum(p.numel() for p in unit.parameters()) for unit in units)
     return Memory(
         parameters=count,
         weights=4 * count / ways,

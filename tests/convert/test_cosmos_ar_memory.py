@@ -67,4 +67,5 @@ def test_loading_takes_one_copy_at_its_peak(folders: dict[str, Path], layout: st
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert found["weights"] > 100 * 2**20
-    assert 0.9 < found["taken"] / found["weights"] < 1.2
+    # Some tens of megabytes come with any load, and differ by machine; a second copy would be twice.
+    assert 0.9 < found["taken"] / found["weights"] < 1.5
