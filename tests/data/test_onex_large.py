@@ -6,7 +6,6 @@ The files are sparse: their sizes are real, what is not written takes no space.
 from __future__ import annotations
 
 import json
-import time
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,15 +23,14 @@ FRAMES = 112_542  # of a published shard
 
 
 @contextmanager
-def at_most(seconds: float, mebibytes: float) -> Iterator[None]:
+def at_most(mebibytes: float) -> Iterator[None]:
+    """Memory, and not time, which other work on the machine would spoil: `benchmarks/open_onex.py` measures that."""
     tracemalloc.start()
-    began = time.monotonic()
     try:
         yield
-        took, peak = time.monotonic() - began, tracemalloc.get_traced_memory()[1] / 2**20
+        peak = tracemalloc.get_traced_memory()[1] / 2**20
     finally:
         tracemalloc.stop()
-    assert took < seconds, f"{took:.2f} s"
     assert peak < mebibytes, f"{peak:.1f} MiB"
 
 
@@ -59,7 +57,7 @@ def test_a_million_frames_of_v1(tmp_path: Path) -> None:
     closure = rng.normal(size=n).astype(np.float32)
     closure.tofile(tmp_path / "actions" / "l_hand_closure.bin")
 
-    with at_most(4, 16):  # 1.1 GB on the disk
+    with at_most(16):  # 1.1 GB on the disk
         store = open_store(tmp_path)
         clips = Clips(store, 16, stride=15)
         apart = Clips(store, 16, stride=15, filter_overlaps=True)
@@ -74,7 +72,7 @@ def test_a_million_frames_of_v1(tmp_path: Path) -> None:
     for frame in marked:
         assert (store.latents[frame] == frame % 2**18).all()
         assert store.actions[frame][0, 21] == closure[frame]
-    with at_most(20, 48):
+    with at_most(48):
         assert store.statistics[0][21] == pytest.approx(closure.astype(np.float64).mean())
 
 
@@ -95,13 +93,13 @@ def test_a_hundred_shards_of_v2(tmp_path: Path) -> None:
     del last
 
     open_store(tmp_path)  # the first time the disk is read
-    with at_most(1, 64):  # 9.3 GB on the disk, 662,100 clips
+    with at_most(64):  # 9.3 GB on the disk, 662,100 clips
         store = open_store(tmp_path)
-    with at_most(1, 64):
+    with at_most(64):
         windows = Clips(store, 3)
     assert len(store.episodes) == 100 * clips
     assert 0.9 < len(windows) / len(store.episodes) < 0.96  # the others span two of 38,900 recordings
     episode = store.episodes[99 * clips + 4321]
     assert (store.latents[episode.start : episode.stop] == 4321).all()
-    with at_most(5, 16):
+    with at_most(16):
         assert windows.batch(rng.integers(0, len(windows), 64)).latents.shape == (64, 3, 32, 32)
