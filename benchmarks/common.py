@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from typing import Any
 
 import torch
@@ -19,6 +20,16 @@ def device_name() -> str:
     return (
         f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
     )
+
+
+def clock(device: torch.device) -> float:
+    """Seconds: of the processor where one thread does all the work, which others on the machine lengthen less; else of
+    the wall."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif torch.get_num_threads() == 1:
+        return time.process_time()
+    return time.perf_counter()
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from common import parser, report
+from common import clock, parser, report
 from torch import Tensor
 
 from hwm.models.cosmos_ar import CosmosAR
@@ -52,15 +51,6 @@ def copy_speed(quick: bool, device: torch.device) -> float:
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
     return 2 * size / statistics.median(seconds(lambda: target.copy_(source), 5, device))
-
-
-def clock(device: torch.device) -> float:
-    """Seconds: of the processor where one thread does all the work, else of the wall."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif torch.get_num_threads() == 1:
-        return time.process_time()
-    return time.perf_counter()
 
 
 def seconds(work: Callable[[], Any], repeats: int, device: torch.device) -> list[float]:

@@ -119,6 +119,29 @@ def level(layer: ours.Level, x: Tensor) -> Tensor:
     return x
 
 
+def analyse(model: CosmosVideo, x_BCFHW: Tensor) -> Tensor:
+    """Frames (B, 3, F, H, W) in [-1, 1] -> what is quantised, (B, C, T, h, w)."""
+    e = model.encoder
+    assert isinstance(e, ours.Encoder)
+    x = torch.cat([x_BCFHW[:, :, :1].expand(-1, -1, e.patch - 1, -1, -1), x_BCFHW], 2)
+    h = pair(e.conv_in, ours.patches(x.transpose(1, 2), e.patch).permute(0, 4, 1, 2, 3))
+    for part in e.down:
+        h = level(part, h)
+    h = pair(e.conv_out, swish(norm(e.norm_out, middle(e.mid, h))))
+    return conv(model.quant_conv, h)
+
+
+def synthesise(model: CosmosVideo, codes_BCTHW: Tensor) -> Tensor:
+    """Quantised codes -> frames (B, 3, F, H, W)."""
+    d = model.decoder
+    assert isinstance(d, ours.Decoder)
+    h = middle(d.mid, pair(d.conv_in, conv(model.post_quant_conv, codes_BCTHW)))
+    for part in reversed(list(d.up)):
+        h = level(part, h)
+    h = pair(d.conv_out, swish(norm(d.norm_out, h)))
+    return ours.unpatched(h.permute(0, 2, 3, 4, 1), d.patch)[:, d.patch - 1 :].transpose(1, 2)
+
+
 class Encoder(nn.Module):
     """The baseline's first half: frames (B, 3, F, H, W) in [-1, 1] -> ids."""
 
@@ -127,14 +150,8 @@ class Encoder(nn.Module):
         self.model = model
 
     def forward(self, x_BCFHW: Tensor) -> Tensor:
-        m, e = self.model, self.model.encoder
-        assert isinstance(e, ours.Encoder)
-        x = torch.cat([x_BCFHW[:, :, :1].expand(-1, -1, e.patch - 1, -1, -1), x_BCFHW], 2)
-        h = pair(e.conv_in, ours.patches(x.transpose(1, 2), e.patch).permute(0, 4, 1, 2, 3))
-        for part in e.down:
-            h = level(part, h)
-        h = pair(e.conv_out, swish(norm(e.norm_out, middle(e.mid, h))))
-        return m.quantizer.ids(m.quantizer(conv(m.quant_conv, h)))
+        m = self.model
+        return m.quantizer.ids(m.quantizer(analyse(m, x_BCFHW)))
 
 
 class Decoder(nn.Module):
@@ -145,14 +162,7 @@ class Decoder(nn.Module):
         self.model = model
 
     def forward(self, ids_BTHW: Tensor) -> Tensor:
-        m, d = self.model, self.model.decoder
-        assert isinstance(d, ours.Decoder)
-        h = pair(d.conv_in, conv(m.post_quant_conv, m.quantizer.codes(ids_BTHW).to(m.home.dtype)))
-        h = middle(d.mid, h)
-        for part in reversed(list(d.up)):
-            h = level(part, h)
-        h = pair(d.conv_out, swish(norm(d.norm_out, h)))
-        return ours.unpatched(h.permute(0, 2, 3, 4, 1), d.patch)[:, d.patch - 1 :].transpose(1, 2)
+        return synthesise(self.model, self.model.quantizer.codes(ids_BTHW).to(self.model.home.dtype))
 
 
 def traced(module: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:

@@ -76,7 +76,7 @@ def train_step(name: str, a: Any) -> dict[str, float]:
         model(batch)[0].backward()
     model.zero_grad(set_to_none=True)
     if a.recompute:
-        recompute(model)
+        recompute(model, "full")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device.type == "cuda")
     run = torch.compile(model) if a.compile else model
     seconds = []

@@ -6,7 +6,8 @@ Shape suffixes: ... any leading axes, D width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from contextvars import ContextVar
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -30,9 +31,9 @@ class Mlp(nn.Module):
 
 
 def added(x: Tensor, fresh: Tensor) -> Tensor:
-    """x + fresh, in the place of `fresh`, which nobody else may hold; under autocast, whose Linears put out half
-    precision, a sum of its own in the type of `x`."""
-    return fresh.add_(x) if fresh.dtype == x.dtype else x + fresh
+    """x + fresh, in the place of `fresh`, which nobody else may hold; a sum of its own, in the type of `x`, under
+    autocast, whose Linears put out half precision, and in training, where a selective checkpoint may hold `fresh`."""
+    return x + fresh if fresh.dtype != x.dtype or torch.is_grad_enabled() else fresh.add_(x)
 
 
 def plainly(function: Callable[..., Any], *given: Any) -> Any:
@@ -45,7 +46,22 @@ def recomputed(function: Callable[..., Any], *given: Any) -> Any:
 
     It stops where the last thing that it needs is made: what comes out of a function's last Linear is not made twice.
     """
-    return checkpoint(function, *given, use_reentrant=False) if torch.is_grad_enabled() else function(*given)
+    if not torch.is_grad_enabled():
+        return function(*given)
+    run = function if torch.compiler.is_compiling() else partial(_forgetting, function)
+    return checkpoint(run, *given, use_reentrant=False)
+
+
+FORGETTING = ContextVar("FORGETTING", default=False)
+"""Whether what runs now is computed again in the backward pass, by the decision of the block that it is part of."""
+
+
+def _forgetting(function: Callable[..., Any], *given: Any) -> Any:
+    token = FORGETTING.set(True)
+    try:
+        return function(*given)
+    finally:
+        FORGETTING.reset(token)
 
 
 def in_parts(function: Callable[..., Tensor], axis: int, *given: Tensor) -> Tensor:

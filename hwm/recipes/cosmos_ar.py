@@ -28,7 +28,7 @@ def cosmos_ar_4b() -> Recipe:
             warmup=100,
             weight_decay=0.05,
             dtype="bfloat16",
-            checkpoint_activations=True,
+            activation_checkpoint="full",
             val_every=500,
             save_every=500,
         ),
@@ -65,7 +65,7 @@ def cosmos_ar_100m() -> Recipe:
             dim=768, depth=16, mlp_dim=2048, heads=12, kv_heads=4, head_dim=64, factorized=True, actions=True
         ),
         train=dict(
-            steps=60_000, batch_size=8, accumulate=2, lr=6e-4, warmup=1000, checkpoint_activations=False,
+            steps=60_000, batch_size=8, accumulate=2, lr=6e-4, warmup=1000, activation_checkpoint="none",
             val_every=2000, save_every=2000,
         ),
     )  # fmt: skip

@@ -25,7 +25,7 @@ def cosmos_dv8x8x8_finetune() -> Recipe:
             warmup=500,
             ema=0.999,
             dtype="bfloat16",
-            checkpoint_activations=True,
+            activation_checkpoint="full",
             val_every=500,
             save_every=500,
         ),

@@ -44,7 +44,7 @@ def hma_discrete_base() -> Recipe:
 @recipe
 def hma_discrete_xl() -> Recipe:
     """The largest size of the paper, 32 x 1024; muP takes the same learning rate."""
-    return hma_discrete_base().but(model=dict(dim=1024), train=dict(checkpoint_activations=True))
+    return hma_discrete_base().but(model=dict(dim=1024), train=dict(activation_checkpoint="full"))
 
 
 @recipe

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from hwm.data.clips import fake_batch
 from hwm.models.base import WorldModel
 from hwm.train import distributed
+from hwm.train.blocks import compile_blocks, recompute
+from hwm.train.lora import choose
 from hwm.train.optim import gradient_norm, optimizers
 from hwm.train.progress import peak_flops, peak_memory
-from hwm.train.trainer import compile_blocks, recompute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +66,11 @@ def bench(name: str, recipe: Any, steps: int) -> Bench:
     device = world.device
     torch.manual_seed(c.seed)
     module = recipe.model.build(spec).to(device)
-    if c.checkpoint_activations:
-        recompute(module)
+    choose(module, c.only, c.lora)
+    recompute(module, c.activation_checkpoint)
     batch = fake_batch(spec, c.batch_size, recipe.data.steps).to(device)
 
-    def cast() -> AbstractContextManager[Any]:
-        return torch.autocast(device.type, torch.bfloat16, enabled=c.dtype == "bfloat16")
-
-    with FlopCounterMode(display=False) as counter, cast():
+    with FlopCounterMode(display=False) as counter, c.autocast(device.type):
         module(batch)[0].backward()
     module.zero_grad(set_to_none=True)
     if c.compile:
@@ -84,7 +81,7 @@ def bench(name: str, recipe: Any, steps: int) -> Bench:
     seconds = []
     for _ in range(steps + 1):
         start = _now(device)
-        with cast():
+        with c.autocast(device.type):
             loss, _ = module(batch)
         loss.backward()
         gradient_norm(module, c.clip)

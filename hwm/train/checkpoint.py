@@ -3,7 +3,8 @@
 hwm.json            public class name, config, data spec (action statistics, tokenizer identity), version
 model.safetensors   the weights to use (the moving average where there is one)
 state/              only in a training run's step folders: raw weights, optimizer, and where the run stood; the first
-                    two in state/shards/, a file a process, where the run divided them
+                    two in state/shards/, a file a process, where the run divided them; the moving average in
+                    state/average/, where it has low-rank updates, which the weights to use have in them
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +26,14 @@ from torch import Tensor
 from hwm.config import Trainable, config_from_json, from_json, to_json
 from hwm.data.files import write_atomically
 from hwm.train.distributed import World, is_divided
+from hwm.train.lora import merged, rank_of
 from hwm.types import DataSpec, HwmError
 
 FORMAT = "hwm-checkpoint/1"
 SHARDS = "shards"
 """Below `state/`, where the run divided its weights among processes: each process's part of weights and optimizer."""
+AVERAGE = "average"
+"""Below `state/`, where the average has low-rank updates: `model.safetensors` of it with these apart."""
 
 
 class CheckpointError(HwmError):
@@ -37,6 +43,8 @@ class CheckpointError(HwmError):
 def save_model(path: str | Path, module: Trainable, weights: dict[str, Tensor] | None = None, **notes: Any) -> None:
     """Write `hwm.json` and `model.safetensors` into a folder; `notes` are kept beside the config for people.
 
+    Low-rank updates are added to their matrices: the checkpoint is that of a module without them.
+
     `hwm.json` says that the folder is complete: an old one goes first, and the new one comes last.
     """
     from hwm import __version__
@@ -45,7 +53,7 @@ def save_model(path: str | Path, module: Trainable, weights: dict[str, Tensor] |
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "hwm.json").unlink(missing_ok=True)
     tensors = module.state_dict() if weights is None else weights
-    save_tensors(folder / "model.safetensors", tensors)
+    save_tensors(folder / "model.safetensors", merged(tensors))
     meta = {
         "format": FORMAT,
         "version": __version__,
@@ -135,6 +143,28 @@ def step_folders(run: Path) -> list[Path]:
     return sorted(p for p in (run / "checkpoints").glob("step_*") if (p / "hwm.json").is_file())
 
 
+class Aside:
+    """A thread beside the training, in which one checkpoint at a time is written while updates go on.
+
+    All processes make one, and none may be left waiting for a checkpoint that others do not write.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.pool = ThreadPoolExecutor(1)
+        self.group = world.group("gloo")  # of its own: the training's must not see what is sent in between
+        self.pending: Future[Any] | None = None
+
+    def begin(self, task: Callable[[], Any]) -> None:
+        self.wait()
+        self.pending = self.pool.submit(task)
+
+    def wait(self) -> None:
+        """Until what was begun is done; raises what it raised."""
+        pending, self.pending = self.pending, None
+        if pending:
+            pending.result()
+
+
 def save_step(
     run: Path,
     step: int,
@@ -144,48 +174,86 @@ def save_step(
     progress: dict[str, Any],
     keep: int,
     world: World | None = None,
+    aside: Aside | None = None,
 ) -> Path:
     """Write the checkpoint of a step, atomically, then remove all but the newest `keep`.
 
     Where the module is divided among processes, all of them call it, and each writes its shards.
 
+    Args:
+        aside: only take copies now, and write them there.
+
     Raises:
-        CheckpointError: the disk is full or not writable; earlier checkpoints are untouched.
+        CheckpointError: the disk is full or not writable, now or, with `aside`, at the checkpoint before; earlier
+            checkpoints are untouched.
     """
     final = run / "checkpoints" / step_name(step)
     work, leads = final.with_name(f".{final.name}.new"), world is None or world.leads
-    try:
+    files: dict[str, dict[str, Tensor]] = {}
+    written: Callable[[], Any] | None = None
+    if aside:
+        aside.wait()
+    with _told(run, step, work, leads):
         if leads:
             for stale in (run / "checkpoints").glob(".step_*"):  # by kills: they would fill the disk
                 shutil.rmtree(stale, ignore_errors=True)
             (work / "state").mkdir(parents=True)
+        use = average or module.state_dict()
         if world and is_divided(module):
             from hwm.train import sharding
 
             world.wait()
-            average = sharding.gathered(average or module.state_dict(), world)
-            sharding.save_shards(work / "state" / SHARDS, _state(module, optimizers))
+            use = sharding.gathered(use, world)
+            written = sharding.save_shards(work / "state" / SHARDS, _state(module, optimizers), aside)
             progress = {**progress, "optimizers": len(optimizers)}
-        elif leads:
-            save_tensors(work / "state" / "raw.safetensors", module.state_dict())
-            for i, optimizer in enumerate(optimizers):
-                save_tensors(work / "state" / f"optimizer_{i}.safetensors", _optimizer_tensors(module, optimizer))
+        else:
+            files["raw"] = module.state_dict()
+            files |= {f"optimizer_{i}": _optimizer_tensors(module, o) for i, o in enumerate(optimizers)}
+        if aside:
+            use, files = _copied(use), {name: _copied(tensors) for name, tensors in files.items()}
+        if average and rank_of(average):
+            files[f"{AVERAGE}/model"] = use
+
+    def finish() -> None:
+        with _told(run, step, work, leads):
+            if written:
+                written()
+            if leads:
+                for name, tensors in files.items():
+                    (work / "state" / name).parent.mkdir(exist_ok=True)
+                    save_tensors(work / "state" / f"{name}.safetensors", tensors)
+                save_model(work, module, use, step=step)
+                (work / "state" / "progress.json").write_text(json.dumps({"step": step, **progress}))
+                _settle(work, final)
+            if world and not aside:
+                world.wait()
         if leads:
-            save_model(work, module, average, step=step)
-            (work / "state" / "progress.json").write_text(json.dumps({"step": step, **progress}))
-            _settle(work, final)
-        if world:
-            world.wait()
+            for old in [final.with_name(f".{final.name}.old"), *(step_folders(run)[:-keep] if keep > 0 else [])]:
+                shutil.rmtree(old, ignore_errors=True)
+
+    if aside:
+        aside.begin(finish)
+    else:
+        finish()
+    return final
+
+
+@contextmanager
+def _told(run: Path, step: int, work: Path, leads: bool) -> Iterator[None]:
+    """Make of what goes wrong an error that says what is left, and leave nothing half written."""
+    try:
+        yield
     except (OSError, SafetensorError, HwmError) as error:
         if leads:
             shutil.rmtree(work, ignore_errors=True)
         last = step_folders(run) if run.is_dir() else []
         left = f"the last good one is {last[-1]}" if last else "there is none before it"
         raise CheckpointError(f"the checkpoint of step {step} could not be written ({error}); {left}") from error
-    if leads:
-        for old in [final.with_name(f".{final.name}.old"), *(step_folders(run)[:-keep] if keep > 0 else [])]:
-            shutil.rmtree(old, ignore_errors=True)
-    return final
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in ordinary memory, which updates leave as they are."""
+    return {k: v.detach().to("cpu", copy=True) for k, v in tensors.items()}
 
 
 def _settle(work: Path, final: Path) -> None:
@@ -216,6 +284,12 @@ def load_step(folder: Path, module: Trainable, optimizers: list[torch.optim.Opti
         progress: dict[str, Any] = json.loads((folder / "state" / "progress.json").read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} cannot be resumed, its progress.json is not readable: {error}") from error
+    saved_rank, rank = progress.get("train", {}).get("lora", 0), rank_of(module.state_dict())
+    if saved_rank != rank:
+        raise CheckpointError(
+            f"{folder} was trained with --train.lora {saved_rank} and this run has {rank}: give the same, or choose "
+            "another run folder"
+        )
     shards, here = folder / "state" / SHARDS, list((folder / "state").glob("optimizer_*.safetensors"))
     if (saved := progress.pop("optimizers", len(here))) != len(optimizers):
         raise CheckpointError(
@@ -246,9 +320,15 @@ def load_step(folder: Path, module: Trainable, optimizers: list[torch.optim.Opti
 def load_average(folder: Path, weights: dict[str, Tensor]) -> None:
     """Fill tensors with the weights to use of a checkpoint. They are copied into place, so that memory formats stay.
 
+    Where the tensors have low-rank updates, these are read from the checkpoint's average; without one, nothing is.
+
     Raises:
         CheckpointError: they are missing or damaged.
     """
+    if rank_of(weights):
+        folder = folder / "state" / AVERAGE
+        if not folder.is_dir():
+            return
     if any(hasattr(v, "to_local") for v in weights.values()):
         from hwm.train import sharding
 

@@ -45,6 +45,10 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    def group(self, backend: str) -> dist.ProcessGroup | None:
+        """A further group of all processes, for what goes on beside; None where there is one process."""
+        return dist.new_group(backend=backend) if self.size > 1 else None
+
     def close(self) -> None:
         """Leave the group; what follows is one process's own."""
         if dist.is_initialized():

@@ -25,8 +25,10 @@ from torch.utils._pytree import tree_leaves
 
 from hwm.config import Trainable
 from hwm.data.clips import fake_batch
+from hwm.train.blocks import recompute
+from hwm.train.lora import choose
 from hwm.train.optim import optimizers
-from hwm.train.trainer import TrainConfig, recompute
+from hwm.train.trainer import TrainConfig
 from hwm.types import Batch, DataSpec, HwmError
 
 GIB = 2**30
@@ -113,20 +115,17 @@ def training_memory(config: Any, spec: DataSpec, steps: int, train: TrainConfig,
 
     Args:
         config: of the model; spec: of the data; steps: of a clip.
-        train: its `batch_size`, `dtype`, `optimizer`, `ema`, `checkpoint_activations` and `shard` matter.
+        train: its `batch_size`, `dtype`, `optimizer`, `ema`, `activation_checkpoint`, `shard`, `only` and `lora`
+            matter.
         processes: that train together.
     """
     with torch.device("meta"):
         module: Trainable = config.build(spec)
+        choose(module, train.only, train.lora)
         made = optimizers(module, train.optimizer, train.lr, train.weight_decay, train.betas)
     count = sum(p.numel() for p in module.parameters())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    moments = sum(
-        p.numel() * (1 if isinstance(optimizer, torch.optim.Muon) else 2)
-        for optimizer in made
-        for group in optimizer.param_groups
-        for p in group["params"]
-    )
+    moments = sum(_moments(optimizer, p) for optimizer in made for g in optimizer.param_groups for p in g["params"])
     ways = (train.shard or processes) if processes > 1 else 1
     one = _activations(config, spec, steps, replace(train, batch_size=1))
     two = _activations(config, spec, steps, replace(train, batch_size=2))
@@ -145,22 +144,29 @@ def training_memory(config: Any, spec: DataSpec, steps: int, train: TrainConfig,
     )
 
 
+def _moments(optimizer: torch.optim.Optimizer, p: Tensor) -> int:
+    """How many numbers an optimizer keeps of a parameter."""
+    if isinstance(optimizer, torch.optim.Adafactor):
+        return p.numel() // p.shape[-1] + p.numel() // p.shape[-2]
+    return p.numel() * (1 if isinstance(optimizer, torch.optim.Muon) else 2)
+
+
 def _activations(config: Any, spec: DataSpec, steps: int, train: TrainConfig) -> float:
     """Most bytes alive in a forward and backward pass beside weights and gradients."""
     with torch.device("meta"):
         module: Trainable = config.build(spec)
+        choose(module, train.only, train.lora)
     with _without_traces(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         _fake(module)
         clips = fake_batch(spec, train.batch_size, steps)
         batch = Batch(mode.from_tensor(clips.latents), mode.from_tensor(clips.actions), clips.embodiment)
-        if train.checkpoint_activations:
-            recompute(module)
-        for p in module.parameters():
+        recompute(module, train.activation_checkpoint)
+        for p in (p for p in module.parameters() if p.requires_grad):
             p.grad = torch.empty_like(p)  # as if a pass had been before: then what is added to it is temporary
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         kept = [*module.parameters(), *module.buffers(), *gradients, batch.latents, batch.actions]
         live = _Simulated({t.untyped_storage()._cdata for t in kept})
-        with live, torch.autocast("cpu", torch.bfloat16, enabled=train.dtype == "bfloat16"):
+        with live, train.autocast("cpu"):
             loss, _ = module(batch)
         with live:
             loss.backward()
@@ -198,11 +204,11 @@ class Fit:
     def options(self, before: TrainConfig) -> str:
         """What to add to the command `hwm train`."""
         words = []
-        for field in ("batch_size", "accumulate", "dtype", "ema", "checkpoint_activations"):
+        for field in ("batch_size", "accumulate", "dtype", "ema", "optimizer", "activation_checkpoint"):
             value = getattr(self.train, field)
             if value != getattr(before, field):
                 name = "--train." + field.replace("_", "-")
-                words.append(name if value is True else f"{name} {value}")
+                words.append(f"{name} {value}")
         return " ".join(words)
 
 
@@ -210,12 +216,13 @@ def fit(config: Any, spec: DataSpec, steps: int, train: TrainConfig, limit: floa
     """The recipe's training, changed as little as it takes to stay below so many bytes; None where nothing helps.
 
     The size of an update stays: a smaller batch is made up for by more passes. Tried in this order: as it is, smaller
-    batches, activations computed again, both; then bfloat16; then no moving average.
+    batches, activations computed again, both; then bfloat16; then no moving average; then Adafactor, in one process.
     """
     clips = train.batch_size * train.accumulate
-    for changes in ({}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "ema": 0.0}):
-        for again in dict.fromkeys((train.checkpoint_activations, True)):
-            tried = replace(train, checkpoint_activations=again, **changes)  # type: ignore[arg-type]
+    less: dict[str, Any] = {"dtype": "bfloat16", "ema": 0.0}
+    for changes in ({}, {"dtype": "bfloat16"}, less, {**less, "optimizer": "adafactor"}):
+        for again in dict.fromkeys((train.activation_checkpoint, "selective", "full")):
+            tried = replace(train, activation_checkpoint=again, **changes)  # type: ignore[arg-type]
             one = training_memory(config, spec, steps, replace(tried, batch_size=1))
             room = math.floor((limit - one.total) / max(one.clip, 1.0)) + 1
             if room < 1:

@@ -11,34 +11,47 @@ import torch
 from torch import Tensor, nn
 
 from hwm.config import Trainable, unknown
-from hwm.train.distributed import own_part, whole
+from hwm.train.distributed import is_divided, own_part, whole
+from hwm.types import HwmError
+
+TYPICAL = 0.02
+"""Root mean square of a matrix's weights, about: as they begin (`hwm.nn.layers.init_weights`)."""
 
 
 def optimizers(
     module: Trainable, kind: str, lr: float, weight_decay: float, betas: tuple[float, float], fused: bool = False
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest.
+    """AdamW for everything, or Muon for the hidden matrices or Adafactor for all matrices and AdamW for the rest.
 
     Muon (Jordan et al., 2024) suits the matrices between hidden features; embeddings, heads, biases and norms
     (`module.adamw_only`, and whatever is not a Linear weight) stay with AdamW. Weight decay applies to matrices only.
 
+    Adafactor (arXiv 1804.04235) keeps a row and a column of second moments for each matrix, and no first moments: next
+    to nothing. Its learning rate is relative to the size of the weights, so it gets that of AdamW over `TYPICAL`.
+
     Where `module.mup_width` is not 1 (muP, arXiv 2203.03466), AdamW divides the learning rate of the hidden matrices by
     it (`lr_share` of their group) and multiplies their weight decay, which leaves the product alone.
+
+    Low-rank updates (`hwm.train.lora`) are always AdamW's: B begins at zero, and Adafactor's steps are relative to the
+    size of the weights. muP's division is for A, which reads features, and not for B, which reads `rank` numbers.
     """
     hidden: list[Tensor] = []
-    if kind == "muon" or module.mup_width != 1:
-        for name, m in module.named_modules():
-            if isinstance(m, nn.Linear) and m.weight.requires_grad and not name.startswith(module.adamw_only):
-                hidden.append(m.weight)
-    taken = {id(p) for p in hidden}
+    if kind == "adafactor":
+        hidden = [p for n, p in module.named_parameters() if p.requires_grad and p.ndim >= 2 and ".lora_" not in n]
+    elif kind == "muon" or module.mup_width != 1:
+        linear = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
+        hidden = [m.weight for n, m in linear if not n.startswith(module.adamw_only) and ".lora_" not in n]
+    slower: list[Tensor] = hidden if kind == "adamw" else []
+    if module.mup_width != 1:
+        slower = [*slower, *(p for n, p in module.named_parameters() if ".lora_A." in n)]
+    taken = {id(p) for p in [*hidden, *slower]}
     rest = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    if kind == "adamw":
-        decay = weight_decay * module.mup_width
-        groups.append({"params": hidden, "weight_decay": decay, "lr_share": 1 / module.mup_width})
+    decay = weight_decay * module.mup_width
+    groups.append({"params": slower, "weight_decay": decay, "lr_share": 1 / module.mup_width})
     used = [g for g in groups if g["params"]]
     made: list[torch.optim.Optimizer] = []
     if used:
@@ -46,6 +59,11 @@ def optimizers(
     if kind == "muon" and hidden:
         # this adjustment makes a Muon update as large as AdamW's, so that one learning rate serves both
         made.append(torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+    if kind == "adafactor" and hidden:
+        if is_divided(module):
+            raise HwmError("Adafactor's state cannot be divided: train.shard other than 1 needs adamw or muon")
+        relative: dict[str, Any] = {"params": hidden, "lr_share": 1 / TYPICAL}
+        made.append(torch.optim.Adafactor([relative], lr=lr / TYPICAL, weight_decay=weight_decay * TYPICAL))
     return made
 
 

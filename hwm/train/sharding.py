@@ -6,8 +6,9 @@ A shard is a `DTensor`. Nothing here knows a model: what is divided by itself ar
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -21,6 +22,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from hwm.config import Trainable
 from hwm.train.distributed import World, whole
 from hwm.types import HwmError
+
+if TYPE_CHECKING:
+    from hwm.train.checkpoint import Aside
 
 
 def divide(module: Trainable, world: World, ways: int, dtype: torch.dtype) -> None:
@@ -73,16 +77,25 @@ def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     return out
 
 
-def save_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_shards(folder: Path, tensors: Mapping[str, Tensor], aside: Aside | None = None) -> Callable[[], None]:
     """Write tensors as safetensors files, each process its own shards. All processes must call it.
 
-    Raises:
-        HwmError: a process could not write.
+    Args:
+        aside: writes go on beside what the caller does next, which may change the tensors.
+
+    Returns:
+        What waits for the writes of all processes, and raises HwmError where one could not write.
     """
-    try:
-        dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
-    except CheckpointException as error:
-        raise HwmError(f"{folder} could not be written: {_why(error)}") from error
+    state, writer = dict(tensors), HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    pending: Any = dcp.async_save(state, storage_writer=writer, process_group=aside.group) if aside else None
+
+    def wait() -> None:
+        try:
+            pending.result() if pending else dcp.save(state, storage_writer=writer)
+        except CheckpointException as error:
+            raise HwmError(f"{folder} could not be written: {_why(error)}") from error
+
+    return wait
 
 
 def load_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -13,23 +13,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint as checkpoint_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from hwm.config import Trainable, to_json
 from hwm.data.files import write_atomically
 from hwm.data.mixture import Mixture, loader
 from hwm.train import checkpoint, distributed
+from hwm.train.blocks import compile_blocks, recompute
 from hwm.train.distributed import whole
 from hwm.train.loggers import Logger
-from hwm.train.optim import MovingAverage, gradient_norm, learning_rate, optimizers, train_only
+from hwm.train.lora import choose
+from hwm.train.optim import MovingAverage, gradient_norm, learning_rate, optimizers
 from hwm.train.progress import Meter, peak_flops
 from hwm.types import Batch, DataSpec, HwmError
 
@@ -44,7 +44,8 @@ class TrainConfig:
         steps: optimizer updates.
         batch_size: clips an update and process, before accumulation.
         accumulate: forward passes an update; each sees `batch_size` clips.
-        optimizer: AdamW for all, or Muon for the hidden matrices and AdamW for the rest.
+        optimizer: AdamW for all, or Muon for the hidden matrices and AdamW for the rest, or, with next to no memory of
+            its own, Adafactor for matrices and AdamW for the rest.
         lr: peak learning rate.
         floor: learning rate at the end, as a share of the peak.
         warmup: updates of linear warm-up.
@@ -56,11 +57,13 @@ class TrainConfig:
         compile: torch.compile the repeated blocks of the model, or all of it where it has none.
         shard: processes that share one copy of weights, gradients and optimizer state (FSDP2): 1 gives each process a
             copy (DDP), 0 divides one among all, n below their number keeps a copy in every group of n.
-        checkpoint_activations: keep only the inputs of each block and compute the rest again in the backward pass:
-            about a third more time for a fraction of the memory.
+        activation_checkpoint: what the backward pass computes again instead of finding it kept: `full` all of a block
+            but what goes into it, a third more time for a fraction of the memory; `selective` what is cheap, that is
+            all but matrix products, convolutions and attention.
         seed: of data order, masks and initial weights.
         val_every, val_batches: validation on fixed held-out clips and fixed masks, in updates and batches.
         save_every, keep: checkpoints, in updates and how many of them; keep = 0 keeps all.
+        async_save: write checkpoints beside the training, from copies of weights and optimizer in ordinary memory.
         log_every: updates between lines. This, `val_every` and `save_every` also happen at the end; 0: only there.
         minutes: stop (resumably) after so long; 0 never.
         threads: CPU threads; 0 leaves torch's choice.
@@ -68,12 +71,14 @@ class TrainConfig:
         track: further loggers, of tensorboard and wandb.
         only: train the parameters of these names alone and leave the others as they are: shell patterns such as
             `trunk.stems.*`, or `fresh` for all that a model has for each robot by itself. Empty trains all.
+        lora: rank of low-rank updates that are trained beside the hidden matrices, which stay as they are (LoRA, arXiv
+            2106.09685; `hwm.train.lora`), like all else that `only` does not name; 0 trains the weights themselves.
     """
 
     steps: int = 1000
     batch_size: int = 8
     accumulate: int = 1
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon", "adafactor"] = "adamw"
     lr: float = 3e-4
     floor: float = 0.0
     warmup: int = 100
@@ -84,18 +89,20 @@ class TrainConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     shard: int = 1
-    checkpoint_activations: bool = False
+    activation_checkpoint: Literal["none", "selective", "full"] = "none"
     seed: int = 0
     val_every: int = 250
     val_batches: int = 8
     save_every: int = 500
     keep: int = 2
+    async_save: bool = False
     log_every: int = 10
     minutes: float = 0.0
     threads: int = 0
     device: str = "auto"
     track: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    lora: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "val_batches"):
@@ -113,11 +120,19 @@ class TrainConfig:
             "minutes",
             "threads",
             "shard",
+            "lora",
         ):
             if getattr(self, name) < 0:
                 raise HwmError(f"train.{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise HwmError(f"train.ema is a decay between 0 and 1, got {self.ema}")
+
+    def autocast(self, kind: str) -> AbstractContextManager[Any]:
+        """The arithmetic of a forward pass on a kind of device."""
+        # a cache would keep every weight in half precision until the end of a pass, though blocks forget theirs; and
+        # what is computed again must find the weights as it found them first: cast, or not cast yet
+        cache = self.activation_checkpoint == "none"
+        return torch.autocast(kind, torch.bfloat16, enabled=self.dtype == "bfloat16", cache_enabled=cache)
 
 
 class Trainer:
@@ -148,10 +163,9 @@ class Trainer:
             torch.set_num_threads(config.threads)
         self.world = distributed.start(config.device)
         self.module = module
-        train_only(self.module, config.only)
+        choose(self.module, config.only, config.lora)
         self.divided = self.world.size > 1 and config.shard != 1
-        if config.checkpoint_activations:
-            recompute(self.module)
+        recompute(self.module, config.activation_checkpoint)
         if self.divided:
             from hwm.train.sharding import divide
 
@@ -163,24 +177,27 @@ class Trainer:
             compile_blocks(self.module)
         fused = self.world.device.type == "cuda"
         self.optimizers = optimizers(self.module, config.optimizer, config.lr, config.weight_decay, config.betas, fused)
-        self.average = MovingAverage(self.module, config.ema) if config.ema else None
+        self.aside = checkpoint.Aside(self.world) if config.async_save else None
         self.step = 0
-        self._resume()
+        resumed = self._resume()
+        self.average = MovingAverage(self.module, config.ema) if config.ema else None
+        if resumed and self.average:
+            checkpoint.load_average(resumed, self.average.weights)
         # a batch uses the weights of its own embodiment only, and a last block need not finish what nothing reads
         alone = self.world.size == 1 or self.divided
         self.model = self.module if alone else DistributedDataParallel(self.module, find_unused_parameters=True)
 
-    def _resume(self) -> None:
+    def _resume(self) -> Path | None:
+        """The step folder that the run goes on from, if there is one."""
         self.run_folder.mkdir(parents=True, exist_ok=True)
         steps = checkpoint.step_folders(self.run_folder)
         if not steps:
-            return
+            return None
         progress = checkpoint.load_step(steps[-1], self.module, self.optimizers)
         self.step = int(progress["step"])
-        if self.average:
-            checkpoint.load_average(steps[-1], self.average.weights)
         if self.world.leads:
             print(f"resuming {self.run_folder} at update {self.step}")
+        return steps[-1]
 
     def run(self) -> Trainable:
         """Train to `config.steps`; returns the module, with the averaged weights where there are any.
@@ -218,6 +235,8 @@ class Trainer:
             meter.close()
             if logger:
                 logger.close()
+            if self.aside:
+                self.aside.wait()
         if self.average:
             self.module.load_state_dict(self.average.weights)
         if self.step == c.steps:
@@ -230,6 +249,8 @@ class Trainer:
     def _leave(self) -> None:
         """Leave the other processes. The wrapper goes first: should it hold the last reference to the group, then
         freeing it (PyTorch 2.13, gloo) waits, with the interpreter's lock, for a thread that waits for that lock."""
+        if self.aside:
+            self.aside.wait()
         self.model = self.module
         gc.collect()
         self.world.close()
@@ -293,7 +314,7 @@ class Trainer:
         if self.divided or self.world.leads:
             checkpoint.save_step(
                 self.run_folder, self.step, self.module, average, self.optimizers, progress, self.config.keep,
-                self.world if self.divided else None,
+                self.world if self.divided else None, self.aside,
             )  # fmt: skip
 
     def _validate(self, logger: Logger | None, meter: Meter) -> None:
@@ -328,7 +349,10 @@ class Trainer:
         clips = c.batch_size * c.accumulate  # of an update and process
         tokens = batch.latents.shape[1] * self.data.spec.latent.cells * clips * self.world.size
         peak = peak_flops(device, c.dtype) if self.world.leads else 0.0
-        return Meter(c.steps, self.step, tokens, device, flops=self.flops * clips, peak=peak, show=self.world.leads)
+        meter = Meter(c.steps, self.step, tokens, device, flops=self.flops * clips, peak=peak, show=self.world.leads)
+        if device.type == "cpu" and c.dtype != "float32" and 1.2 * peak < peak_flops(device, "float32"):
+            meter.note("this CPU is slower in bfloat16 than in float32: consider --train.dtype float32")
+        return meter
 
     def _count_flops(self) -> int:
         """Of a forward and backward pass of one clip, apart from training and from torch.compile, which gives up under
@@ -341,7 +365,7 @@ class Trainer:
         return flops.get_total_flops()
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16")
+        return self.config.autocast(self.world.device.type)
 
     def _no_sync(self, i: int) -> AbstractContextManager[Any]:
         last = i == self.config.accumulate - 1
@@ -402,19 +426,6 @@ def same_kind(data: DataSpec, held_out: DataSpec) -> None:
         known = data.actions.get(name)
         if known is None or (known.per_step, known.names) != (action.per_step, action.names):
             raise HwmError(f"held-out data has actions of {name!r} that the training data does not have")
-
-
-def recompute(module: Trainable) -> None:
-    """Let the module's units forget their activations and compute them again for the backward pass."""
-    for unit in module.units():
-        unit.forward = partial(checkpoint_call, unit.forward, use_reentrant=False)  # type: ignore[method-assign]
-
-
-def compile_blocks(module: Trainable) -> None:
-    """torch.compile the module's units one by one, which takes a fraction of the time that all at once would, or all
-    of it where it has none."""
-    for unit in list(module.units()) or [module]:
-        unit.forward = torch.compile(unit.forward)  # type: ignore[method-assign]
 
 
 def write_run(run: Path, recipe: Any) -> None:

@@ -84,7 +84,9 @@ def test_what_is_recomputed_is_run_again_in_the_backward_pass_alone():
 
 def test_a_sum_takes_the_type_of_what_it_is_added_to():
     x, fresh = torch.ones(3), torch.ones(3)
-    assert layers.added(x, fresh).data_ptr() == fresh.data_ptr()
+    assert layers.added(x, fresh).data_ptr() != fresh.data_ptr(), "a selective checkpoint may hold it"
+    with torch.no_grad():
+        assert layers.added(x, fresh).data_ptr() == fresh.data_ptr()
     assert x.tolist() == [1, 1, 1]
     half = layers.added(x, torch.full((3,), 2**-10, dtype=torch.bfloat16))
     assert half.dtype == torch.float32

@@ -21,7 +21,7 @@ def test_figures_hang_together(capsys: pytest.CaptureFixture[str]) -> None:
     steps = find_recipe("masked_hwm_mini")().data.steps
     assert found["tokens_per_second"] * found["seconds"] == pytest.approx(2 * steps * 64)
     assert found["predict_seconds"] > 0
-    assert cli.main(["bench", "tiny_tokenizer", "--train.checkpoint-activations", *small]) == 0
+    assert cli.main(["bench", "tiny_tokenizer", "--train.activation-checkpoint", "full", *small]) == 0
     out = capsys.readouterr().out
     assert "tiny_tokenizer: 3,632,454 parameters, cpu, bfloat16, 2 clips" in out
     assert "predicting" not in out

@@ -18,20 +18,21 @@ from hwm.train.loggers import read_log
 from tests.conftest import make_store
 from tests.train.toy import Toy, make_trainer
 
-STEPS, KILLS, PATIENCE = 100, 10, 120
+STEPS, KILLS, PATIENCE = 100, 10, 900
 
 
-def life(store: Path, run: Path, now: Any) -> None:
+def life(store: Path, run: Path, now: Any, aside: bool) -> None:
     """Train to the end, if nothing comes between. It saves and validates every other update, so that much of what it
     does is what a kill could spoil.
 
     Args:
         now: a shared number: the update that the run is at, from the first on.
+        aside: whether checkpoints are written beside the training.
     """
     REGISTRY[Toy.name] = Toy
     torch.set_num_threads(1)
     trainer.peak_flops = lambda device, dtype: 1e9  # type: ignore[assignment]  no time to measure it
-    made = make_trainer(store, run, steps=STEPS, accumulate=2)
+    made = make_trainer(store, run, steps=STEPS, accumulate=2, async_save=aside)
     update = made.update
 
     def counted(batches: Any) -> Any:
@@ -49,9 +50,9 @@ def test_ten_kills_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
     context.set_forkserver_preload(["tests.train.test_kill"])
     store, chance = make_store(tmp_path / "store", [30, 40]).path, random.Random(0)
 
-    def begin(run: Path) -> tuple[Any, Any]:
+    def begin(run: Path, aside: bool = False) -> tuple[Any, Any]:
         now = context.RawValue("i", 0)  # without a lock, which a killed process might hold
-        process = context.Process(target=life, args=(store, run, now))
+        process = context.Process(target=life, args=(store, run, now, aside))
         process.start()
         return process, now
 
@@ -59,8 +60,8 @@ def test_ten_kills_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
     uninterrupted, its_own = begin(whole)
     reached: list[int] = []
     begun: list[int] = []
-    for _ in range(KILLS):
-        process, now = begin(run)
+    for i in range(KILLS):
+        process, now = begin(run, aside=i % 2 == 1)
         end, after = time.monotonic() + PATIENCE, chance.randrange(6)
         first = 0
         while not first or now.value < first + after:

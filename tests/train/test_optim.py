@@ -14,7 +14,7 @@ from torch import nn
 from hwm.config import Trainable
 from hwm.models.masked_hwm import MaskedHWM
 from hwm.train.checkpoint import load_average, save_model
-from hwm.train.optim import MovingAverage, gradient_norm, learning_rate, optimizers, train_only
+from hwm.train.optim import TYPICAL, MovingAverage, gradient_norm, learning_rate, optimizers, train_only
 from hwm.types import ActionSpec, DataSpec, HwmError, LatentSpec
 from tests.train.toy import Toy
 
@@ -33,7 +33,7 @@ def groups(kind: str, module: torch.nn.Module) -> dict[str, tuple[str, float]]:
     }
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", ["adamw", "muon", "adafactor"])
 @pytest.mark.parametrize("make", [lambda: Toy(Toy.Config(), SPEC), lambda: MaskedHWM.tiny().build(SPEC)])
 def test_every_weight_is_trained_once(kind: str, make) -> None:
     module = make()
@@ -49,11 +49,34 @@ def test_muon_trains_hidden_matrices_and_decay_spares_vectors() -> None:
     assert {name for name, _ in groups("adamw", Toy(Toy.Config(), SPEC)).values()} == {"AdamW"}
 
 
+def test_adafactor_trains_matrices_as_fast_as_adamw_and_keeps_next_to_nothing() -> None:
+    torch.manual_seed(0)
+    found = groups("adafactor", Toy(Toy.Config(), SPEC))
+    assert found["hidden.weight"][0] == found["embed.weight"][0] == found["conv.weight"][0] == "Adafactor"
+    assert found["head.bias"] == ("AdamW", 0.0)
+    moved = {}
+    for kind in ("adamw", "adafactor"):
+        torch.manual_seed(0)
+        layer = Wide()
+        before, made = layer.weight.detach().clone(), optimizers(layer, kind, 1e-3, 0.0, (0.9, 0.95))
+        for _ in range(3):
+            torch.manual_seed(1)
+            layer.weight.grad = torch.randn_like(layer.weight)
+            for optimizer in made:
+                for group in optimizer.param_groups:
+                    group["lr"] = 1e-3 * group.get("lr_share", 1.0)
+                optimizer.step()
+        moved[kind] = (layer.weight - before).square().mean().sqrt().item()
+    assert 0.3 < moved["adafactor"] / moved["adamw"] < 3
+    state = made[-1].state[layer.weight]
+    assert sum(v.numel() for v in state.values()) == sum(layer.weight.shape) + 1
+
+
 def test_frozen_weights_are_left_alone() -> None:
     module = Toy(Toy.Config(), SPEC)
     module.hidden.requires_grad_(False)
     module.conv.requires_grad_(False)
-    for kind in ("adamw", "muon"):
+    for kind in ("adamw", "muon", "adafactor"):
         assert not [n for n in groups(kind, module) if n.startswith(("hidden", "conv"))]
 
 
@@ -90,6 +113,12 @@ class Parts(Trainable):
         self.hidden, self.embed = nn.Linear(2, 2), nn.Embedding(4, 2)
 
 
+class Wide(Trainable):
+    def __init__(self) -> None:
+        super().__init__(None, None)  # type: ignore[arg-type]
+        self.weight = nn.Parameter(TYPICAL * torch.randn(40, 60))
+
+
 def test_a_name_of_no_weight_is_refused() -> None:
     with pytest.raises(HwmError, match=r"no group of parameters to train called 'hiden\.\*'; did you mean hidden\.\*"):
         train_only(Parts(), ("act.*", "hiden.*"))
@@ -97,7 +126,7 @@ def test_a_name_of_no_weight_is_refused() -> None:
 
 def test_a_model_of_hidden_matrices_alone() -> None:
     module = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False))
-    module.adamw_only = ()  # type: ignore[assignment]
+    module.adamw_only, module.mup_width = (), 1.0  # type: ignore[assignment]
     made = optimizers(module, "muon", 0.1, 0.0, (0.9, 0.95))  # type: ignore[arg-type]
     assert [type(o).__name__ for o in made] == ["Muon"]
 

@@ -20,7 +20,7 @@ from hwm.types import HwmError
 from tests.conftest import make_store
 from tests.train.toy import Toy, make_trainer
 
-PATIENCE = 240
+PATIENCE = 900
 QUIET: dict[str, Any] = {"model": {"noise": 0.0}, "accumulate": 2, "lr": 2e-4, "warmup": 0, "floor": 1.0}
 
 
@@ -31,11 +31,15 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return make_store(tmp_path / "store", [30, 40]).path
 
 
+def command_of(processes: int, data: Path, run: Path, **options: Any) -> list[str]:
+    """What trains the toy in so many processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [*command, "-m", "tests.train.toy", str(data), str(run), json.dumps(options)]
+
+
 def together(processes: int, data: Path, run: Path, **options: Any) -> str:
     """What so many processes print that train the toy to the end."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command += ["-m", "tests.train.toy", str(data), str(run), json.dumps(options)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(command_of(processes, data, run, **options), capture_output=True, text=True, timeout=PATIENCE)
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
     return output
@@ -83,7 +87,7 @@ def test_two_processes_with_half_each_are_one_and_go_on_as_one(data: Path, tmp_p
 
 def test_four_processes_keep_two_copies(data: Path, tmp_path: Path) -> None:
     make_trainer(data, tmp_path / "one", batch_size=4, steps=3, **QUIET).run()
-    together(4, data, tmp_path / "four", batch_size=1, steps=2, shard=2, checkpoint_activations=True, **QUIET)
+    together(4, data, tmp_path / "four", batch_size=1, steps=2, shard=2, activation_checkpoint="full", **QUIET)
     # resumed by another number of processes
     together(2, data, tmp_path / "four", batch_size=2, steps=3, shard=2, **QUIET)
     same(weights(tmp_path / "one"), weights(tmp_path / "four"))

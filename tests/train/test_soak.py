@@ -74,7 +74,8 @@ def kill(process: subprocess.Popen[str], run: Path, chance: random.Random) -> No
     process.communicate()
 
 
-def check(tmp_path: Path, kills: int, shard: int) -> None:
+def check(tmp_path: Path, kills: int, shard: int, aside: bool = False) -> None:
+    """The uninterrupted run writes its checkpoints while it waits, the killed one beside the training, if `aside`."""
     store, chance = make_store(tmp_path / "store", [30, 40]).path, random.Random(kills + shard)
     whole, run, steps = tmp_path / "whole", tmp_path / "killed", 4 * kills + 6
     process = begin(store, whole, steps=steps, shard=shard)
@@ -83,10 +84,10 @@ def check(tmp_path: Path, kills: int, shard: int) -> None:
     for _ in range(kills):
         if reached(run) >= steps - 3:
             break
-        kill(begin(store, run, steps=steps, shard=shard), run, chance)
+        kill(begin(store, run, steps=steps, shard=shard, async_save=aside), run, chance)
         for folder in step_folders(run):  # each that is there is whole
             load_tensors(folder / "model.safetensors")
-    last = begin(store, run, steps=steps, shard=shard)
+    last = begin(store, run, steps=steps, shard=shard, async_save=aside)
     output, _ = last.communicate(timeout=PATIENCE)
     assert last.returncode == 0, output
     assert "resuming" in output
@@ -101,10 +102,10 @@ def check(tmp_path: Path, kills: int, shard: int) -> None:
 
 
 def test_divided_weights_survive_kills(tmp_path: Path) -> None:
-    check(tmp_path, kills=2, shard=0)
+    check(tmp_path, kills=2, shard=0, aside=True)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("shard", [1, 0], ids=["ddp", "fsdp2"])
-def test_fifty_kills(tmp_path: Path, shard: int) -> None:
-    check(tmp_path, kills=50, shard=shard)
+@pytest.mark.parametrize(("shard", "aside"), [(1, False), (0, False), (0, True)], ids=["ddp", "fsdp2", "fsdp2-async"])
+def test_fifty_kills(tmp_path: Path, shard: int, aside: bool) -> None:
+    check(tmp_path, kills=50, shard=shard, aside=aside)

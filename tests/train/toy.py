@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,18 +87,19 @@ def main(store: str, run: str, options: str) -> None:
     torch.set_num_threads(1)
     trainer.peak_flops = lambda device, dtype: 1e9  # type: ignore[assignment]  no time to measure it
     given = json.loads(options)
-    slow = given.pop("slow", 0)
+    slow, small = given.pop("slow", 0), given.pop("small", {})
     made = make_trainer(Path(store), Path(run), **given)
-    if slow:
-        import time
+    real = made.update
 
-        real = made.update
+    def update(batches: Any) -> Any:
+        time.sleep(slow)
+        if str(made.step) in small:  # from this update on no file may be larger: as if the disk were full
+            if made.aside:
+                made.aside.wait()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (small[str(made.step)],) * 2)
+        return real(batches)
 
-        def update(batches: Any) -> Any:
-            time.sleep(slow)
-            return real(batches)
-
-        made.update = update  # type: ignore[method-assign]
+    made.update = update  # type: ignore[method-assign]
     print("begun", flush=True)
     made.run()
 

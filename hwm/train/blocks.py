@@ -1,0 +1,44 @@
+"""What training does to a model's repeated parts (`Trainable.units`): compute their activations again, compile them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
+
+from hwm.config import Trainable
+from hwm.nn.layers import FORGETTING
+
+aten = torch.ops.aten
+DEAR = {
+    *(aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default),
+    *(aten._scaled_dot_product_flash_attention.default, aten._scaled_dot_product_flash_attention_for_cpu.default),
+    *(aten._scaled_dot_product_efficient_attention.default, aten._scaled_dot_product_cudnn_attention.default),
+}
+"""Operations that selective recomputation does not do twice."""
+
+
+def recompute(module: Trainable, mode: str) -> None:
+    """Let the module's units forget activations, all (`full`) or all but those of `DEAR` operations (`selective`) or
+    none, and compute them again for the backward pass."""
+    if mode == "none":
+        return
+    contexts = partial(create_selective_checkpoint_contexts, _policy) if mode == "selective" else noop_context_fn
+    again = partial(checkpoint, use_reentrant=False, context_fn=contexts)
+    for unit in module.units():
+        unit.forward = partial(again, unit.forward)  # type: ignore[method-assign]
+
+
+def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    # what a unit forgets by itself would otherwise be kept, and what it keeps instead too
+    keep = operation in DEAR and not FORGETTING.get()
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def compile_blocks(module: Trainable) -> None:
+    """torch.compile the module's units one by one, which takes a fraction of the time that all at once would, or all
+    of it where it has none."""
+    for unit in list(module.units()) or [module]:
+        unit.forward = torch.compile(unit.forward)  # type: ignore[method-assign]
