@@ -53,7 +53,7 @@ def measured(name: str, mode: str, threads: int, quick: bool) -> float:
     before = peak_memory(device)
     module = model.build(spec).to(device)
     recompute(module, mode)
-    made = optimizers(module, train.optimizer, train.lr, train.weight_decay, train.betas, device.type == "cuda")
+    made = optimizers(module, train.optimizer, train.lr, train.weight_decay, train.betas)
     batch = fake_batch(spec, 1, steps).to(device)
     for _ in range(2):
         with replace(train, activation_checkpoint=mode).autocast(device.type):

@@ -217,7 +217,9 @@ def measure(name: str, part: Any, a: Any) -> dict[str, float]:
     model, batch = build(name, a.quick, plain, device)
     recompute(model, how.activation_checkpoint)
     kind, loss_of = ("adamw", STEPS[name].baseline) if plain else (a.optimizer, own_loss)
-    made = optimizers(model, kind, 1e-5, 0.01, (0.9, 0.95), device.type == "cuda" and not plain)
+    made = (
+        [torch.optim.AdamW(model.parameters(), lr=1e-5)] if plain else optimizers(model, kind, 1e-5, 0.01, (0.9, 0.95))
+    )
     seconds, firsts = [], (math.nan, math.nan)
     with savings_taken_out(a.fused) if plain else nullcontext():
         for i in range(a.repeats + 1):
@@ -257,7 +259,11 @@ def row(name: str, found: dict[str, dict[str, float]], dtypes: list[str]) -> str
     times = [f"{plain['seconds'] / found[d]['seconds']:.2f}" for d in dtypes]
     memory = ", ".join(f"{found[d]['bytes'] / 2**30:.1f}" for d in dtypes) + f" / {plain['bytes'] / 2**30:.1f}"
     parameters = f"{plain['parameters'] / 1e6:,.0f}"
-    return " | ".join(["", f"`{name}`", parameters, f"{plain['seconds']:.1f}", *times, memory, ""]).strip()
+    return cells(f"`{name}`", parameters, f"{plain['seconds']:.1f}", *times, memory)
+
+
+def cells(*text: str) -> str:
+    return f"| {' | '.join(text)} |"
 
 
 def main() -> None:
@@ -275,8 +281,8 @@ def main() -> None:
         print(json.dumps(measure(a.name, a.part, a)))
         return
     if a.all:
-        heads = ["", "recipe", "million parameters", "baseline, s", *a.dtype, "GiB", ""]
-        print(" | ".join(heads).strip(), "\n|" + "---|" * (len(heads) - 2))
+        print(cells("recipe", "million parameters", "baseline, s", *a.dtype, "GiB, ours / baseline"))
+        print("|" + "---|" * (4 + len(a.dtype)))
         for name in STEPS:
             print(row(name, compared(name, a), a.dtype), flush=True)
         return
@@ -293,7 +299,7 @@ def main() -> None:
         checkpoint=a.checkpoint,
         fused=a.fused,
         memory_ratio=plain["bytes"] / ours["bytes"],
-        parts=found,
+        **(found if a.json else {k: f"{v['seconds']:.2f} s, {v['bytes'] / 2**30:.2f} GiB" for k, v in found.items()}),
     )
 
 

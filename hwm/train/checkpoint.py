@@ -228,7 +228,9 @@ def save_step(
             if world and not aside:
                 world.wait()
         if leads:
-            for old in [final.with_name(f".{final.name}.old"), *(step_folders(run)[:-keep] if keep > 0 else [])]:
+            for old in step_folders(run)[:-keep] if keep > 0 else []:
+                os.replace(old, _old(old))  # of one that is half removed, the next save removes the rest
+            for old in final.parent.glob(_old(Path("step_*")).name):
                 shutil.rmtree(old, ignore_errors=True)
 
     if aside:
@@ -256,6 +258,11 @@ def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.detach().to("cpu", copy=True) for k, v in tensors.items()}
 
 
+def _old(folder: Path) -> Path:
+    """The name of a checkpoint that is about to be removed."""
+    return folder.with_name(f".{folder.name}.old")
+
+
 def _settle(work: Path, final: Path) -> None:
     """Make sure that a folder is on the disk, and give it its name."""
     for file in work.rglob("*"):
@@ -263,7 +270,7 @@ def _settle(work: Path, final: Path) -> None:
             with file.open("rb") as f:
                 os.fsync(f.fileno())
     if final.exists():
-        os.replace(final, final.with_name(f".{final.name}.old"))
+        os.replace(final, _old(final))
     os.replace(work, final)
 
 

@@ -19,7 +19,7 @@ TYPICAL = 0.02
 
 
 def optimizers(
-    module: Trainable, kind: str, lr: float, weight_decay: float, betas: tuple[float, float], fused: bool = False
+    module: Trainable, kind: str, lr: float, weight_decay: float, betas: tuple[float, float]
 ) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for the hidden matrices or Adafactor for all matrices and AdamW for the rest.
 
@@ -55,6 +55,7 @@ def optimizers(
     used = [g for g in groups if g["params"]]
     made: list[torch.optim.Optimizer] = []
     if used:
+        fused = not next(module.parameters()).is_meta  # on a CPU too: a seventh of the time, and no copies
         made.append(torch.optim.AdamW(used, lr=lr, betas=betas, eps=1e-8, fused=fused))
     if kind == "muon" and hidden:
         # this adjustment makes a Muon update as large as AdamW's, so that one learning rate serves both

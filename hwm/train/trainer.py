@@ -175,8 +175,7 @@ class Trainer:
         self.flops = self._count_flops() if self.world.leads or self.divided else 0
         if config.compile:
             compile_blocks(self.module)
-        fused = self.world.device.type == "cuda"
-        self.optimizers = optimizers(self.module, config.optimizer, config.lr, config.weight_decay, config.betas, fused)
+        self.optimizers = optimizers(self.module, config.optimizer, config.lr, config.weight_decay, config.betas)
         self.aside = checkpoint.Aside(self.world) if config.async_save else None
         self.step = 0
         resumed = self._resume()

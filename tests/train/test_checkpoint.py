@@ -266,6 +266,28 @@ def test_half_written_ones_are_never_loaded(tmp_path: Path, monkeypatch: pytest.
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000002", "step_00000004"]
 
 
+def test_half_removed_ones_are_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = toy()
+    made = trained(module)
+    save(tmp_path, 2, module, made, keep=1)
+
+    class Killed(BaseException):
+        pass
+
+    def dying(folder: Path, **_: object) -> None:
+        (folder / "hwm.json").unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", dying)
+        with pytest.raises(Killed):
+            save(tmp_path, 4, module, made, keep=1)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    assert find(tmp_path).name == "step_00000004"
+    save(tmp_path, 6, module, made, keep=1)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000006"]
+
+
 def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = toy()
     made = trained(module)
