@@ -203,6 +203,7 @@ def save_step(
             from hwm.train import sharding
 
             world.wait()
+            sharding.share_buffers(module)
             use = sharding.gathered(use, world)
             written = sharding.save_shards(work / "state" / SHARDS, _state(module, optimizers), aside)
             progress = {**progress, "optimizers": len(optimizers)}

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -65,6 +66,13 @@ def _mesh(world: World, ways: int) -> DeviceMesh:
     if ways == world.size:
         return init_device_mesh(kind, (ways,), mesh_dim_names=("shard",))
     return init_device_mesh(kind, (world.size // ways, ways), mesh_dim_names=("replicate", "shard"))
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give all processes the leading one's buffers. Each makes its own of the batches that it sees, and a checkpoint
+    holds one process's, whichever wrote them."""
+    for buffer in module.buffers():
+        dist.broadcast(buffer, 0)
 
 
 def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:

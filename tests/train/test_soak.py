@@ -34,16 +34,27 @@ STARTED: list[subprocess.Popen[str]] = []
 def _leave_nothing_running() -> Iterator[None]:
     yield
     while STARTED:
+        kill_all(STARTED.pop().pid)
+
+
+def kill_all(pid: int) -> int:
+    """Kill a process, and then its descendants, which torchrun begins in sessions of their own; how many those were."""
+    found = [pid]
+    for each in found:
+        with contextlib.suppress(OSError):
+            found += map(int, Path(f"/proc/{each}/task/{each}/children").read_text().split())
+    for each in found:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(STARTED.pop().pid, signal.SIGKILL)
+            os.kill(each, signal.SIGKILL)
+    return len(found) - 1
 
 
 def begin(store: Path, run: Path, **options: object) -> subprocess.Popen[str]:
-    """Two processes that train the toy, in a process group of their own."""
+    """Two processes that train the toy, and torchrun, which begins them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "tests.train.toy", str(store), str(run), json.dumps(OPTIONS | options)]
     output = subprocess.PIPE
-    process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True)
     STARTED.append(process)
     return process
 
@@ -65,25 +76,23 @@ def kill(process: subprocess.Popen[str], run: Path, chance: random.Random) -> No
         assert time.monotonic() < end, "the run does not get there"
         log = run / "log.jsonl"
         # what a kill has undone is done again: the log may be shorter than it was
-        moved = (
-            log.exists() and log.stat().st_mtime > stamp and (reached(run) >= before + after or reached(run) < before)
-        )
+        fresh = log.exists() and log.stat().st_mtime > stamp and bool(step_folders(run))
+        moved = fresh and (reached(run) >= before + after or reached(run) < before)
         time.sleep(0.002)
     time.sleep(chance.random() * 0.08)
-    os.killpg(process.pid, signal.SIGKILL)
+    assert kill_all(process.pid) >= 2
     process.communicate()
+    assert not (run / "hwm.json").exists(), "it came to its end before it was killed"
 
 
 def check(tmp_path: Path, kills: int, shard: int, aside: bool = False) -> None:
     """The uninterrupted run writes its checkpoints while it waits, the killed one beside the training, if `aside`."""
     store, chance = make_store(tmp_path / "store", [30, 40]).path, random.Random(kills + shard)
-    whole, run, steps = tmp_path / "whole", tmp_path / "killed", 4 * kills + 6
+    whole, run, steps = tmp_path / "whole", tmp_path / "killed", 10 * kills + 20
     process = begin(store, whole, steps=steps, shard=shard)
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     for _ in range(kills):
-        if reached(run) >= steps - 3:
-            break
         kill(begin(store, run, steps=steps, shard=shard, async_save=aside), run, chance)
         for folder in step_folders(run):  # each that is there is whole
             load_tensors(folder / "model.safetensors")
