@@ -34,7 +34,9 @@ STARTED: list[subprocess.Popen[str]] = []
 def _leave_nothing_running() -> Iterator[None]:
     yield
     while STARTED:
-        kill_all(STARTED.pop().pid)
+        process = STARTED.pop()
+        if process.poll() is None:  # the number of one that has ended may be another's by now
+            kill_all(process.pid)
 
 
 def kill_all(pid: int) -> int:
