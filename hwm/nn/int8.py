@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -11,6 +13,17 @@ from torch import nn
 from hwm.types import HwmError
 
 M = TypeVar("M", bound=nn.Module)
+
+
+@contextmanager
+def no_complaints() -> Iterator[None]:
+    """While torchao is imported, by itself or by peft: it warns that its kernels for other devices do not load."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
 
 
 def with_int8_weights(module: M, device: torch.device | str = "cpu") -> M:
@@ -22,16 +35,13 @@ def with_int8_weights(module: M, device: torch.device | str = "cpu") -> M:
     Raises:
         HwmError: torchao is not installed.
     """
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # importing it complains of kernels for other devices than this
     try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+        with no_complaints():
+            from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError:
         raise HwmError(
             "weights of 8 bits need torchao: pip install 'humanoid-world-models[int8]', or leave out --int8"
         ) from None
-    finally:
-        logging.disable(disabled)
     module.requires_grad_(False)
     quantize_(module, Int8WeightOnlyConfig(), device=torch.device(device))
     return module.to(device)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from hwm.config import Trainable
 from hwm.nn.layers import FORGETTING
+
+Forward = Callable[..., Any]
 
 aten = torch.ops.aten
 DEAR = {
@@ -25,8 +28,9 @@ def recompute(module: Trainable, mode: str) -> None:
     none, and compute them again for the backward pass."""
     if mode == "none":
         return
-    contexts = partial(create_selective_checkpoint_contexts, _policy) if mode == "selective" else noop_context_fn
-    again = partial(checkpoint, use_reentrant=False, context_fn=contexts)
+    again = partial(checkpoint, use_reentrant=False)
+    if mode == "selective":  # torch.compile takes no other context, not even the one that does nothing
+        again = partial(again, context_fn=partial(create_selective_checkpoint_contexts, _policy))
     for unit in module.units():
         unit.forward = partial(again, unit.forward)  # type: ignore[method-assign]
 
@@ -39,6 +43,14 @@ def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Checkpoi
 
 def compile_blocks(module: Trainable) -> None:
     """torch.compile the module's units one by one, which takes a fraction of the time that all at once would, or all
-    of it where it has none."""
+    of it where it has none.
+
+    Only passes that are differentiated are compiled: what a run validates and samples on the way has many other shapes,
+    and each would be compiled for minutes, until torch gives up (`recompile_limit`).
+    """
     for unit in list(module.units()) or [module]:
-        unit.forward = torch.compile(unit.forward)  # type: ignore[method-assign]
+        unit.forward = partial(_differentiated, torch.compile(unit.forward), unit.forward)  # type: ignore[method-assign]
+
+
+def _differentiated(compiled: Forward, plain: Forward, *given: Any, **named: Any) -> Any:
+    return (compiled if torch.is_grad_enabled() else plain)(*given, **named)

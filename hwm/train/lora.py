@@ -7,7 +7,6 @@ does, says the paper, and so a state dict says all that there is to know.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hwm.config import Trainable
+from hwm.nn.int8 import no_complaints
 from hwm.train.optim import train_only
 from hwm.types import HwmError
 
@@ -85,15 +85,12 @@ def merged(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _peft() -> Any:
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # importing it imports torchao, which complains of kernels for other devices
     try:
-        import peft
+        with no_complaints():
+            import peft
     except ImportError as error:
         raise HwmError(
             f"low-rank updates need peft ({error}): pip install 'humanoid-world-models[lora]', or leave out "
             "--train.lora"
         ) from error
-    finally:
-        logging.disable(disabled)
     return peft

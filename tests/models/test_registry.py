@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import hwm.models  # noqa: F401  registers the families
 from hwm.config import REGISTRY, config_from_json, to_json
 from hwm.models.base import WorldModel
-from hwm.train.blocks import recompute
+from hwm.train.blocks import compile_blocks, recompute
 from hwm.train.checkpoint import load_model, save_model
 from hwm.train.trainer import TrainConfig, Trainer
 from hwm.types import Batch, HwmError
@@ -31,6 +32,14 @@ def build(name: str) -> WorldModel:
         return config.build(toy_spec())
     except HwmError:
         return config.build(toy_spec(channels=4))
+
+
+def opened(model: WorldModel) -> WorldModel:
+    """The model with gates that let pass."""
+    for parameter in model.parameters():
+        if model.name in GATED and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model
 
 
 def clip(model: WorldModel) -> Batch:
@@ -154,6 +163,36 @@ def test_recomputing_activations_changes_nothing(name, mode, dtype):
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_compiled_units_have_the_same_gradients(name, mode, monkeypatch):
+    """Compiled whole: with `fullgraph`, what torch cannot trace is an error."""
+    torch.compiler.reset()
+    traced, gradients = [], []
+    aot = torch._dynamo.lookup_backend("aot_eager")
+
+    def backend(graph, given):
+        traced.append(graph)
+        return aot(graph, given)
+
+    whole = partial(torch.compile, backend=backend, fullgraph=True)
+    monkeypatch.setattr(torch, "compile", whole)
+    model = opened(build(name))
+    for compiled in (False, True):
+        if compiled:
+            recompute(model, mode)
+            compile_blocks(model)
+        model.zero_grad()
+        torch.manual_seed(0)
+        model(clip(model))[0].backward()
+        gradients.append({k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None})
+    once = len(traced)
+    assert once
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+    model.eval().predict(window(model))
+    assert len(traced) == once, "sampling is not compiled"
 
 
 @pytest.mark.parametrize("name", FAMILIES)
