@@ -187,7 +187,7 @@ STEPS = {
 }
 
 
-def build(name: str, quick: bool, plain: bool, device: torch.device) -> tuple[Trainable, Batch]:
+def build(name: str, quick: bool, plain: bool, clips: int, device: torch.device) -> tuple[Trainable, Batch]:
     """A model with random weights that let everything pass, as trained ones do, and a batch of random clips."""
     step, recipe = STEPS[name], find_recipe(name)()
     spec = recipe.data.expects
@@ -203,10 +203,16 @@ def build(name: str, quick: bool, plain: bool, device: torch.device) -> tuple[Tr
             p.add_(0.02 * torch.randn_like(p))
     if plain:
         model.to(memory_format=torch.contiguous_format)
-    return model, fake_batch(spec, step.clips, recipe.data.steps).to(device)
+    return model, fake_batch(spec, clips or step.clips, recipe.data.steps).to(device)
 
 
 # ---------------------------------------------------------------------- measuring
+def parts(batch: Batch, passes: int) -> Iterator[Batch]:
+    """As many clips for each forward pass of an update."""
+    for latents, actions in zip(batch.latents.chunk(passes), batch.actions.chunk(passes), strict=True):
+        yield Batch(latents, actions, batch.embodiment)
+
+
 def measure(name: str, part: Any, a: Any) -> dict[str, float]:
     """Median seconds of a step, peak bytes, loss and norm of the gradient of the first, and parameters."""
     if a.threads:
@@ -214,7 +220,8 @@ def measure(name: str, part: Any, a: Any) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plain = part == PLAIN
     how = TrainConfig() if plain else TrainConfig(dtype=part, activation_checkpoint=a.checkpoint)
-    model, batch = build(name, a.quick, plain, device)
+    model, batch = build(name, a.quick, plain, a.clips, device)
+    passes = 1 if plain else a.accumulate
     recompute(model, how.activation_checkpoint)
     kind, loss_of = ("adamw", STEPS[name].baseline) if plain else (a.optimizer, own_loss)
     made = (
@@ -225,15 +232,18 @@ def measure(name: str, part: Any, a: Any) -> dict[str, float]:
         for i in range(a.repeats + 1):
             torch.manual_seed(i)
             start = clock(device)
-            with how.autocast(device.type):
-                loss = loss_of(model, batch)
-            loss.backward()
+            total = torch.zeros((), device=device)
+            for part_of_batch in parts(batch, passes):
+                with how.autocast(device.type):
+                    loss = loss_of(model, part_of_batch) / passes
+                loss.backward()
+                total += loss.detach()
             norm = gradient_norm(model, 1.0)
             for each in made:
                 each.step()
                 each.zero_grad(set_to_none=True)
             seconds.append(clock(device) - start)
-            firsts = (loss.item(), norm.item()) if i == 0 else firsts
+            firsts = (total.item(), norm.item()) if i == 0 else firsts
     return {
         "seconds": statistics.median(seconds[1:]), "bytes": peak_memory(device), "loss": firsts[0],
         "gradient_norm": firsts[1], "parameters": sum(p.numel() for p in model.parameters()),
@@ -242,10 +252,13 @@ def measure(name: str, part: Any, a: Any) -> dict[str, float]:
 
 def compared(name: str, a: Any) -> dict[str, dict[str, float]]:
     """Each part measured in a process of its own."""
-    given = [f"--{k}={getattr(a, k)}" for k in ("repeats", "threads", "optimizer", "checkpoint")]
+    given = [f"--{k}={getattr(a, k)}" for k in ("repeats", "threads", "clips", "accumulate", "optimizer", "checkpoint")]
     given += ["--quick"] * a.quick + ["--fused"] * a.fused
-    parts = (PLAIN, *a.dtype)
-    found = {part: in_fresh_process(str(Path(__file__)), name, "--part", part, *given) for part in parts}
+    found = {
+        part: in_fresh_process(str(Path(__file__)), name, "--part", part, *given) for part in (PLAIN, *a.dtype)
+    }
+    if a.accumulate > 1:  # each pass draws masks and noise of its own
+        return found
     for key in ("loss", "gradient_norm"):
         ours, theirs = (found.get(part, found[PLAIN])[key] for part in ("float32", PLAIN))
         if abs(ours - theirs) > 1e-3 * abs(theirs):
@@ -272,6 +285,8 @@ def main() -> None:
     p.add_argument("--all", action="store_true", help="every recipe, one after the other, as a table")
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="of ours")
+    p.add_argument("--clips", type=int, default=0, help="of a step; 0 for what `STEPS` says")
+    p.add_argument("--accumulate", type=int, default=1, help="forward passes of ours, each of a part of the clips")
     p.add_argument("--optimizer", choices=OPTIONS["optimizer"], default="adamw", help="of ours")
     p.add_argument("--checkpoint", choices=OPTIONS["activation_checkpoint"], default="none", help="of ours")
     p.add_argument("--fused", action="store_true", help="the baseline has the fused attention too")
@@ -295,6 +310,7 @@ def main() -> None:
         unit="seconds a training step",
         recipe=a.name,
         row=row(a.name, found, a.dtype),
+        accumulate=a.accumulate,
         optimizer=a.optimizer,
         checkpoint=a.checkpoint,
         fused=a.fused,
