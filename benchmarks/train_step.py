@@ -254,9 +254,7 @@ def compared(name: str, a: Any) -> dict[str, dict[str, float]]:
     """Each part measured in a process of its own."""
     given = [f"--{k}={getattr(a, k)}" for k in ("repeats", "threads", "clips", "accumulate", "optimizer", "checkpoint")]
     given += ["--quick"] * a.quick + ["--fused"] * a.fused
-    found = {
-        part: in_fresh_process(str(Path(__file__)), name, "--part", part, *given) for part in (PLAIN, *a.dtype)
-    }
+    found = {part: in_fresh_process(str(Path(__file__)), name, "--part", part, *given) for part in (PLAIN, *a.dtype)}
     if a.accumulate > 1:  # each pass draws masks and noise of its own
         return found
     for key in ("loss", "gradient_norm"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hwm.types import HwmError
+
+GROUPS = count()
+"""The numbers of the groups that this process joins, one after the other; the same in all that train together."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,15 @@ def start(device: str = "auto") -> World:
     if "RANK" not in os.environ:
         return World(0, 1, where)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
+        _join("nccl" if cuda else "gloo")
     return World(dist.get_rank(), dist.get_world_size(), where)
+
+
+def _join(backend: str) -> None:
+    """Meet where no group of these processes has met before: what an earlier one left there would be taken for the
+    addresses of this one's processes, which would wait for each other for ever."""
+    store, rank, size = next(dist.rendezvous("env://"))
+    dist.init_process_group(backend, store=dist.PrefixStore(f"hwm/{next(GROUPS)}", store), rank=rank, world_size=size)
 
 
 def building(shard: int) -> AbstractContextManager[Any]:

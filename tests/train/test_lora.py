@@ -267,7 +267,7 @@ def test_two_processes_are_one_divided_or_not(data: Path, tmp_path: Path) -> Non
     make_trainer(data, one, steps=4).run()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "tests.train.low_rank", str(data)]
-    for run, shard in ((copies, 1), (divided, 0), (again, 0)):
+    for run, shard in ((copies, 1), (divided, 0), (again, 0)):  # one after the other in the same two processes
         command += [str(run), json.dumps({"batch_size": 2, "steps": 4, "shard": shard})]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
     assert done.returncode == 0, done.stderr
