@@ -25,7 +25,8 @@ class Plain(NamedTuple):
     The fused kernel exists to save the memory of the scores, which are few here, and in half precision its backward
     pass is slow for short sequences: on one core in bfloat16, forward and backward over 512 x 6 problems of 6 queries
     and 24 keys take 171 ms fused and 14 ms written out, 48 x 6 problems of 64 and 128 take 47 and 14 ms, 16 x 8
-    problems of 256 and 256 take 76 and 37 ms. In float32 it is the slower one only where keys are very few (23 and
+    problems of 256 and 256 take 76 and 37 ms, 12 x 8 of 320 and 320 126 and 84 ms, 4 x 8 of 800 and 800 207 and 155 ms,
+    4 x 8 of 1024 and 1024 317 and 316 ms. In float32 it is the slower one only where keys are very few (23 and
     17 ms; 22 and 28 ms; 58 and 131 ms).
 
     Attributes:
@@ -38,7 +39,7 @@ class Plain(NamedTuple):
     first: int
 
 
-FLOAT32, HALF = Plain(keys=24, first=15), Plain(keys=256, first=16)
+FLOAT32, HALF = Plain(keys=24, first=15), Plain(keys=800, first=16)
 # Of more keys than this, scores that were written out are not kept for the backward pass, and not more than so many are
 # made at a time: 16 x 8 problems of 256 and 256 take 49 ms instead of 38, and leave 12 MB instead of 46.
 KEPT_KEYS, SCORES_AT_ONCE = 128, 2**21
