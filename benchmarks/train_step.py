@@ -187,7 +187,7 @@ STEPS = {
 }
 
 
-def build(name: str, quick: bool, plain: bool, clips: int, device: torch.device) -> tuple[Trainable, Batch]:
+def build(name: str, quick: bool, plain: bool, device: torch.device, clips: int = 0) -> tuple[Trainable, Batch]:
     """A model with random weights that let everything pass, as trained ones do, and a batch of random clips."""
     step, recipe = STEPS[name], find_recipe(name)()
     spec = recipe.data.expects
@@ -220,7 +220,7 @@ def measure(name: str, part: Any, a: Any) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plain = part == PLAIN
     how = TrainConfig() if plain else TrainConfig(dtype=part, activation_checkpoint=a.checkpoint)
-    model, batch = build(name, a.quick, plain, a.clips, device)
+    model, batch = build(name, a.quick, plain, device, a.clips)
     passes = 1 if plain else a.accumulate
     recompute(model, how.activation_checkpoint)
     kind, loss_of = ("adamw", STEPS[name].baseline) if plain else (a.optimizer, own_loss)

@@ -86,6 +86,14 @@ def test_a_straightforward_step_has_the_same_loss_and_gradients(name: str, monke
     assert seen[True].of("::_softmax")
 
 
+def test_accumulation_sees_every_clip_once() -> None:
+    _, batch = TRAIN_STEP.build("masked_hwm_base", True, False, torch.device("cpu"), clips=4)
+    seen = list(TRAIN_STEP.parts(batch, 2))
+    assert [len(part.latents) for part in seen] == [2, 2]
+    assert torch.equal(torch.cat([part.latents for part in seen]), batch.latents)
+    assert torch.equal(torch.cat([part.actions for part in seen]), batch.actions)
+
+
 def test_attention_written_out_is_attention() -> None:
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, heads, length, 8, generator=g) for heads, length in ((4, 5), (2, 5), (2, 5)))
