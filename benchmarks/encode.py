@@ -22,9 +22,9 @@ from hwm.data.encode import encode
 from hwm.data.sources import Source, SourceOptions, open_source
 from hwm.data.store import Header, Writer
 from hwm.data.video import to_video, write_video
-from hwm.evaluate.camera import device_of
+from hwm.devices import device_of
 from hwm.loading import load_tokenizer
-from hwm.tokenizers.base import Tokenizer
+from hwm.types import Tokenizer
 
 
 def record(folder: Path, episodes: int, frames: int, size: int) -> None:

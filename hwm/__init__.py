@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from hwm.errors import HwmError
     from hwm.interact.session import Session
     from hwm.loading import load, load_tokenizer
     from hwm.models.base import WorldModel
     from hwm.recipes import Recipe
-    from hwm.tokenizers.base import Tokenizer
-    from hwm.types import Batch, DataSpec, HwmError, LatentSpec, Prediction
+    from hwm.types import Batch, DataSpec, LatentSpec, Prediction, Tokenizer
 
 __all__ = [
     "Batch", "DataSpec", "HwmError", "LatentSpec", "Prediction", "Recipe", "Session", "Tokenizer", "WorldModel",
@@ -20,9 +20,9 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "Batch": "hwm.types", "DataSpec": "hwm.types", "HwmError": "hwm.types", "LatentSpec": "hwm.types",
+    "Batch": "hwm.types", "DataSpec": "hwm.types", "HwmError": "hwm.errors", "LatentSpec": "hwm.types",
     "Prediction": "hwm.types", "Recipe": "hwm.recipes", "Session": "hwm.interact.session",
-    "Tokenizer": "hwm.tokenizers.base", "WorldModel": "hwm.models.base", "load": "hwm.loading",
+    "Tokenizer": "hwm.types", "WorldModel": "hwm.models.base", "load": "hwm.loading",
     "load_tokenizer": "hwm.loading",
 }  # fmt: skip
 

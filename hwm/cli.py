@@ -6,8 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from hwm.config import unknown
-from hwm.types import HwmError
+from hwm.errors import HwmError, unknown
 
 
 def _verbs() -> dict[str, tuple[str, Callable[[list[str]], Any]]]:

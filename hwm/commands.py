@@ -11,7 +11,7 @@ import tyro
 
 from hwm.data.record import SimRecording
 from hwm.data.sources.base import SourceOptions
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 if TYPE_CHECKING:
     from hwm.data.store import Store

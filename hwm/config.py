@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import json
 import os
@@ -15,7 +14,8 @@ from typing import Any, ClassVar, TypeVar, Union
 
 from torch import Tensor, nn
 
-from hwm.types import Batch, DataSpec, HwmError
+from hwm.errors import HwmError, unknown
+from hwm.types import Batch, DataSpec
 
 REGISTRY: dict[str, type[Trainable]] = {}
 T = TypeVar("T")
@@ -75,14 +75,6 @@ class Trainable(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The trainer calls the module itself, so that wrappers' hooks (DDP, FSDP2) run."""
         return self.loss(batch)
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> HwmError:
-    """The error for a name that is not there: it shows the nearest names."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}"
-    return HwmError(f"there is no {kind} called {name!r}; {hint}")
 
 
 def registered(name: str) -> type[Trainable]:

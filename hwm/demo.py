@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 #: constant commands that the model is asked to follow; values in the robot's units (rad/s, m/s)
 COMMANDS = {

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from hwm.assets import ROOT
-from hwm.config import Trainable, unknown
+from hwm.config import Trainable
+from hwm.errors import HwmError, unknown
 from hwm.models.base import WorldModel
 from hwm.nn.int8 import with_int8_weights
-from hwm.tokenizers.base import Pixels, Tokenizer
+from hwm.tokenizers.pixels import Pixels
 from hwm.tokenizers.sd_vae import is_diffusers, load_vae
 from hwm.train.checkpoint import load_model
-from hwm.types import HwmError
+from hwm.types import Tokenizer
 
 MODELS = {"masked_hwm_mini": ROOT / "masked_hwm_mini"}
 TOKENIZERS = {"tiny": ROOT / "tiny"}

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwm.config import REGISTRY, Config, Trainable, config_from_json, from_json, registered, replace, to_json, unknown
-from hwm.types import ActionSpec, DataSpec, HwmError, LatentSpec
+from hwm.config import REGISTRY, Config, Trainable, config_from_json, from_json, registered, replace, to_json
+from hwm.errors import HwmError, unknown
+from hwm.types import ActionSpec, DataSpec, LatentSpec
 
 
 @dataclass(frozen=True, kw_only=True)

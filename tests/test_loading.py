@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from hwm.assets import STORES, resolve_store
+from hwm.errors import HwmError
 from hwm.loading import copy_weights, load, load_tokenizer
 from hwm.models.masked_hwm import MaskedHWM
 from hwm.tokenizers.tiny import TinyTokenizer
 from hwm.train.checkpoint import save_model
-from hwm.types import ActionSpec, DataSpec, HwmError, LatentSpec
+from hwm.types import ActionSpec, DataSpec, LatentSpec
 
 ACTIONS = {"toy": ActionSpec(2, ("a", "b"), (0.0, 0.0), (1.0, 1.0))}
 TOKENS = DataSpec(LatentSpec((2, 2), 25, levels=(5, 5)), ACTIONS)

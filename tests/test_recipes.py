@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from hwm.config import from_json, to_json
+from hwm.errors import HwmError
 from hwm.models.masked_hwm import MaskedHWM
 from hwm.recipes import RECIPES, Recipe, find_recipe
-from hwm.types import HwmError
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

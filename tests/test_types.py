@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwm.types import ActionSpec, Batch, HwmError, LatentSpec, Prediction, join_digits, split_digits
+from hwm.errors import HwmError
+from hwm.types import ActionSpec, Batch, LatentSpec, Prediction, join_digits, split_digits
 
 
 def test_a_spec_is_discrete_or_continuous() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 ROOT = Path(__file__).parent
 STORES = {"mini": ROOT / "mini_train", "mini_heldout": ROOT / "mini_heldout"}

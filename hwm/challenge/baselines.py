@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hwm.challenge.topk import Top
 from hwm.data.clips import Clips
+from hwm.errors import HwmError
 from hwm.progress import track
-from hwm.types import HwmError
 
 STEPS_AT_ONCE = 4096
 PAIRS = 512

@@ -13,9 +13,8 @@ from typing import Any, Literal, NamedTuple
 import tyro
 
 from hwm.challenge.submission import Sender, Submission, summary, validate
-from hwm.config import unknown
-from hwm.data.files import write_atomically
-from hwm.types import HwmError
+from hwm.errors import HwmError, unknown
+from hwm.files import write_atomically
 
 RESULTS = "results.json"
 
@@ -131,7 +130,7 @@ def make_sampling(o: SamplingOptions) -> Made:
     from hwm.challenge import sampling as track
     from hwm.challenge.recordings import recordings
     from hwm.config import parse_changes, replace
-    from hwm.evaluate.camera import device_of
+    from hwm.devices import device_of
     from hwm.loading import load_tokenizer
 
     model, fingerprint = _model(o)

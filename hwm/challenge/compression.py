@@ -24,10 +24,11 @@ from hwm.data.clips import Clips
 from hwm.data.onex.v2 import OneXTest, OneXV2, OneXV2Joined
 from hwm.data.readers import open_store
 from hwm.data.store import Store
-from hwm.evaluate.camera import device_of
+from hwm.devices import device_of
+from hwm.errors import HwmError
 from hwm.models.base import WorldModel
 from hwm.progress import track
-from hwm.types import Batch, HwmError
+from hwm.types import Batch
 
 PROMPT, HORIZON = 3, 3
 """Steps that are known and steps to predict: a clip of 17 frames each."""

@@ -23,13 +23,13 @@ from hwm.challenge.formats import PictureFormat
 from hwm.challenge.recordings import Recordings, Sample
 from hwm.challenge.submission import Submission
 from hwm.data.video import to_uint8, to_video
+from hwm.devices import device_of
+from hwm.errors import HwmError
 from hwm.evaluate import metrics
-from hwm.evaluate.camera import device_of
 from hwm.evaluate.show import png
 from hwm.models.base import WorldModel
 from hwm.progress import track
-from hwm.tokenizers.base import Tokenizer
-from hwm.types import Batch, HwmError
+from hwm.types import Batch, Tokenizer
 
 SIZE = (512, 512)
 UNKNOWN = (

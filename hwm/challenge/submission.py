@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hwm.challenge.formats import FIELDS, FORMATS, Format, readme_problems
-from hwm.config import from_json, to_json, unknown
-from hwm.data.files import write_atomically
+from hwm.config import from_json, to_json
+from hwm.errors import HwmError, unknown
+from hwm.files import write_atomically
 from hwm.progress import track as shown
-from hwm.types import HwmError
 
 ABOUT, SCORES, README, ZIP = "about.json", "scores.jsonl", "README.txt", "submission.zip"
 

@@ -18,8 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hwm.errors import HwmError
 from hwm.objectives.maskgit import LOGITS_AT_ONCE
-from hwm.types import HwmError, split_digits
+from hwm.types import split_digits
 
 TOP = 500
 TAIL_FLOOR = 1e-6

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from hwm.convert.family import find_family
-from hwm.train.checkpoint import load_tensors
-from hwm.types import HwmError
+from hwm.errors import HwmError
+from hwm.weights import load_tensors
 
 
 class Tensors(dict[str, Tensor]):

@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 import tyro
 
-from hwm.config import unknown
 from hwm.convert.family import families
-from hwm.types import HwmError
+from hwm.errors import HwmError, unknown
 
 
 @dataclass(frozen=True, kw_only=True)

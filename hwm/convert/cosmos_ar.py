@@ -23,15 +23,15 @@ from torch import Tensor
 from hwm.config import from_json
 from hwm.convert.cases import Case
 from hwm.convert.family import Family, Outputs, register
-from hwm.convert.weights import read_weights, with_weights
-from hwm.data.files import write_atomically
 from hwm.data.onex.specs import COSMOS_LEVELS
+from hwm.errors import CheckpointError, HwmError
+from hwm.files import write_atomically
 from hwm.models.cosmos_ar import CosmosAR
 from hwm.models.cosmos_decoder import Decoder, Text
 from hwm.nn.gqa import sincos_3d
 from hwm.objectives.next_token import NextTokenSampler
-from hwm.train.checkpoint import CheckpointError, save_tensors
-from hwm.types import DataSpec, HwmError, LatentSpec
+from hwm.types import DataSpec, LatentSpec
+from hwm.weights import read_weights, save_tensors, with_weights
 
 FRAMES = 8  # of a latent step, but the first
 STEPS_PER_SECOND = 3.0  # 24 frames a second

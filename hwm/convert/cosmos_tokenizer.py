@@ -24,12 +24,12 @@ from torch import Tensor
 from hwm.config import from_json, replace
 from hwm.convert.cases import Case
 from hwm.convert.family import Family, Outputs, register
-from hwm.convert.weights import read_weights, with_weights
+from hwm.errors import CheckpointError, HwmError
 from hwm.tokenizers.cosmos import Cosmos, CosmosImage, CosmosVideo
 from hwm.tokenizers.cosmos_jit import TorchScriptCosmos
 from hwm.tokenizers.fsq import FSQ
-from hwm.train.checkpoint import CheckpointError, save_tensors
-from hwm.types import DataSpec, HwmError, LatentSpec
+from hwm.types import DataSpec, LatentSpec
+from hwm.weights import read_weights, save_tensors, with_weights
 
 FILE = "tokenizer.safetensors"
 WHOLE, HALVES = ("autoencoder.jit", "model.pt", FILE), ("encoder.jit", "decoder.jit")

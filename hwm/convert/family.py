@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hwm.config import unknown
+from hwm.errors import unknown
 
 if TYPE_CHECKING:
     from hwm.convert.cases import Case

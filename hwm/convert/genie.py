@@ -19,12 +19,14 @@ from torch import Tensor
 from hwm.config import from_json
 from hwm.convert.cases import Case
 from hwm.convert.family import Family, Outputs, register
+from hwm.convert.folders import read_folder, write_folder
 from hwm.convert.replay import ReleasedSampler
-from hwm.convert.weights import read_folder, with_weights, write_folder
 from hwm.data.onex.specs import onex_v1
+from hwm.errors import HwmError
 from hwm.evaluate.scenarios import temporally_teacher_forced
 from hwm.models.genie import Genie
-from hwm.types import Batch, DataSpec, HwmError, LatentSpec, Prediction
+from hwm.types import Batch, DataSpec, LatentSpec, Prediction
+from hwm.weights import with_weights
 
 DATA = onex_v1()  # which the published models are of: MAGVIT2 ids, two frames a second
 

@@ -18,14 +18,15 @@ from torch import Tensor
 from hwm.config import from_json
 from hwm.convert.cases import Case
 from hwm.convert.family import Family, Outputs, register
+from hwm.convert.folders import read_folder, write_folder
 from hwm.convert.hma_replay import continuous_outputs, discrete_outputs
-from hwm.convert.weights import read_folder, with_weights, write_folder
 from hwm.data.onex.specs import onex_v1
+from hwm.errors import CheckpointError, HwmError
 from hwm.models.hma_continuous import HMAContinuous, MARSampler
 from hwm.models.hma_discrete import HMADiscrete
 from hwm.models.hma_trunk import key_of
-from hwm.train.checkpoint import CheckpointError
-from hwm.types import ActionSpec, DataSpec, HwmError, LatentSpec
+from hwm.types import ActionSpec, DataSpec, LatentSpec
+from hwm.weights import with_weights
 
 FPS = 2.0  # what the published models were trained at, nearly: a whole number of frames is left out
 MAGVIT2 = onex_v1()  # of which tokenizer the discrete models read ids

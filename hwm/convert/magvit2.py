@@ -19,10 +19,10 @@ from torch import Tensor
 from hwm.config import from_json
 from hwm.convert.cases import Case
 from hwm.convert.family import Family, Outputs, register
-from hwm.convert.weights import read_weights, with_weights
+from hwm.errors import CheckpointError, HwmError
 from hwm.tokenizers.magvit2 import MAGVIT2
-from hwm.train.checkpoint import CheckpointError, save_tensors
-from hwm.types import DataSpec, HwmError, LatentSpec
+from hwm.types import DataSpec, LatentSpec
+from hwm.weights import read_weights, save_tensors, with_weights
 
 FILE = "magvit2.safetensors"
 PARTS = ("encoder.", "decoder.")

@@ -11,7 +11,8 @@ import torch
 
 from hwm.data.arrays import moments
 from hwm.data.store import Store
-from hwm.types import Batch, DataSpec, HwmError
+from hwm.errors import HwmError
+from hwm.types import Batch, DataSpec
 
 MOTION_STEPS = 4096
 """Steps that are compared at once."""

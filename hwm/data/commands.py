@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import tyro
 
-from hwm.config import unknown
 from hwm.data.onex.make import MakeOptions
 from hwm.data.store import Store
+from hwm.errors import unknown
 
 
 @dataclass(frozen=True, kw_only=True)

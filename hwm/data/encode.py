@@ -19,10 +19,11 @@ from hwm.data.sources.base import named
 from hwm.data.sources.views import Cropped
 from hwm.data.store import EpisodeError, Header, Store, Writer, latent_dtype
 from hwm.data.video import to_video, write_video
-from hwm.evaluate.camera import device_of
+from hwm.devices import device_of
+from hwm.errors import HwmError
 from hwm.progress import track
-from hwm.tokenizers.base import Pixels, Tokenizer
-from hwm.types import HwmError
+from hwm.tokenizers.pixels import Pixels
+from hwm.types import Tokenizer
 
 
 def encode(

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hwm.types import HwmError, LatentSpec
+from hwm.errors import HwmError
+from hwm.types import LatentSpec
 
 
 class StoreError(HwmError):

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from hwm.data.sources.base import Episode, Source, named
 from hwm.data.sources.lerobot import OURS
 from hwm.data.video import write_video
+from hwm.errors import HwmError
 from hwm.progress import track
-from hwm.types import HwmError
 
 CAMERA = "observation.images.camera"
 PLACE = "chunk-{chunk_index:03d}/file-{file_index:03d}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from hwm.config import to_json
 from hwm.data.readers import open_store
 from hwm.data.store import Episode, Store, StoreError, Writer
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 
 def merge(paths: Iterable[str | Path], out: str | Path, *, skip_bad: bool = False) -> Store:

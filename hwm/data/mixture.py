@@ -18,10 +18,10 @@ import torch
 import tyro
 from torch.utils.data import DataLoader, IterableDataset
 
-from hwm.config import unknown
 from hwm.data.clips import Clips
 from hwm.data.store import Store
-from hwm.types import ActionSpec, Batch, DataSpec, HwmError
+from hwm.errors import HwmError, unknown
+from hwm.types import ActionSpec, Batch, DataSpec
 
 SPLITS = Path(__file__).with_name("splits")
 """Lists of data sets that come with the package, a file each: a name a line."""

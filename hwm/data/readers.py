@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from hwm.assets import resolve_store
-from hwm.config import unknown
 from hwm.data.onex.raw import OneXRaw
 from hwm.data.onex.v1 import OneXV1
 from hwm.data.onex.v2 import OneXTest, OneXV2, OneXV2Joined
 from hwm.data.store import Store, StoreError
+from hwm.errors import unknown
 
 READERS: dict[str, type[Store]] = {
     "hwm": Store,

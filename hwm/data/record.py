@@ -17,8 +17,8 @@ import numpy as np
 from hwm.config import from_json
 from hwm.data.store import Header, Store, Writer
 from hwm.data.video import write_video
+from hwm.errors import HwmError
 from hwm.progress import track
-from hwm.types import HwmError
 
 #: seeds of rooms from here on are held out: `record` never mixes the two ranges in one store
 HELD_OUT_FROM = 1_000_000

@@ -14,13 +14,13 @@ from rich.console import Group
 from rich.table import Table
 
 from hwm.data.arrays import pieces
-from hwm.data.files import write_atomically
 from hwm.data.store import Episode, Store
 from hwm.data.video import to_uint8
+from hwm.errors import HwmError
 from hwm.evaluate import show
 from hwm.evaluate.font import HEIGHT, draw_text, text_width
-from hwm.tokenizers.base import Tokenizer
-from hwm.types import HwmError
+from hwm.files import write_atomically
+from hwm.types import Tokenizer
 
 STYLE = """
 .strip { display: block; width: 100%; height: auto; border-radius: 6px; }

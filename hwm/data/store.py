@@ -29,15 +29,16 @@ import numpy as np
 
 from hwm.config import from_json, to_json
 from hwm.data.arrays import Array, moments
-from hwm.data.files import checksum
-from hwm.data.files import write_atomically as write_atomically
 from hwm.data.header import Episode as Episode
 from hwm.data.header import EpisodeError as EpisodeError
 from hwm.data.header import Header as Header
 from hwm.data.header import StoreError as StoreError
 from hwm.data.header import latent_dtype as latent_dtype
 from hwm.data.video import read_video
-from hwm.types import ActionSpec, DataSpec, HwmError
+from hwm.errors import HwmError
+from hwm.files import checksum
+from hwm.files import write_atomically as write_atomically
+from hwm.types import ActionSpec, DataSpec
 
 FORMAT = "hwm-store/1"
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from av.codec.hwaccel import HWAccel
 from torch import Tensor
 
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 
 def write_video(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hwm.data.clips import Clips
 from hwm.data.store import Episode
 from hwm.data.video import to_video
-from hwm.tokenizers.base import Tokenizer
-from hwm.types import HwmError
+from hwm.devices import device_of
+from hwm.errors import HwmError
+from hwm.types import Tokenizer
 
 DECODE_FRAMES = 128
 """Frames that are decoded at once; a clip is never split."""
@@ -102,11 +102,3 @@ def future(video_BFCHW: Tensor, prompt: int, stride: int) -> Tensor:
 def per_step(metric: Callable[[Tensor, Tensor], Tensor], video_BTFCHW: Tensor, truth_BTFCHW: Tensor) -> Tensor:
     """A metric of pictures, averaged over the frames of each step: (B, T, F, C, H, W) -> (B, T)."""
     return metric(video_BTFCHW, truth_BTFCHW.expand_as(video_BTFCHW)).mean(-1)
-
-
-def device_of(thing: Any, default: torch.device) -> torch.device:
-    """Where the weights of a module are; `default` for what has none."""
-    if isinstance(thing, nn.Module):
-        for tensor in [*thing.parameters(), *thing.buffers()]:
-            return tensor.device
-    return default

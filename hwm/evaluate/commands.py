@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 if TYPE_CHECKING:
     from hwm.data.store import Header

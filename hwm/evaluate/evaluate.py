@@ -16,21 +16,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 from torch import Tensor
 
-from hwm.config import to_json, unknown
+from hwm.config import to_json
 from hwm.data.arrays import pieces
 from hwm.data.clips import Clips
 from hwm.data.store import Store
 from hwm.data.video import to_uint8
+from hwm.devices import device_of
+from hwm.errors import HwmError, unknown
 from hwm.evaluate import metrics
-from hwm.evaluate.camera import camera_video, decode, device_of, episode_of, future, per_step
+from hwm.evaluate.camera import camera_video, decode, episode_of, future, per_step
 from hwm.evaluate.frechet import Distances, Features
 from hwm.evaluate.results import MOVING_DB, Example, Results
 from hwm.evaluate.rollout import rollout_clips
 from hwm.evaluate.scenarios import SCENARIOS
 from hwm.evaluate.swaps import SWAPS, Bounds, distance
 from hwm.models.base import WorldModel
-from hwm.tokenizers.base import Tokenizer
-from hwm.types import Batch, HwmError, Prediction
+from hwm.types import Batch, Prediction, Tokenizer
 
 SWAPPED = {"jump_free": "swapped_actions", "random": "random_actions", "other_clip": "other_clip_actions"}
 DELTA = {"jump_free": "delta_psnr", "random": "delta_psnr_random", "other_clip": "delta_psnr_other_clip"}

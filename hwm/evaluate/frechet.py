@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 AT_ONCE = 32
 """Pictures, or frames of videos, that go through a network together; a video is not split."""

@@ -11,8 +11,8 @@ import io
 from pathlib import Path
 
 from hwm.data.store import write_atomically
+from hwm.errors import HwmError
 from hwm.evaluate.results import Results, perplexity
-from hwm.types import HwmError
 
 COLUMNS = (
     "model", "parameters", "data", "scenario", "prompt", "horizon", "clips", "cross-entropy", "perplexity", "accuracy",

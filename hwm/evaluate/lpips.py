@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hwm.train.checkpoint import load_tensors
-from hwm.types import HwmError
+from hwm.errors import HwmError
+from hwm.weights import load_tensors
 
 AT_ONCE = 32
 """Pairs of pictures that go through the network together."""

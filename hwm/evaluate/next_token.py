@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from hwm.errors import HwmError
 from hwm.evaluate.commands import RolloutOptions, device, run_evaluation
-from hwm.types import DataSpec, HwmError
+from hwm.types import DataSpec
 
 if TYPE_CHECKING:
     import torch
@@ -184,8 +185,8 @@ def score_tokens(
     """Cross-entropy and accuracy of each clip (N,), by scenario, with the random numbers of `evaluate`."""
     import torch
 
+    from hwm.devices import device_of
     from hwm.evaluate import metrics
-    from hwm.evaluate.camera import device_of
     from hwm.evaluate.scenarios import SCENARIOS
     from hwm.progress import track
 

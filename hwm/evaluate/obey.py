@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hwm.config import unknown
 from hwm.data.clips import Clips
 from hwm.data.store import Store
 from hwm.data.video import to_uint8
-from hwm.evaluate.camera import camera_video, decode, device_of
+from hwm.devices import device_of
+from hwm.errors import HwmError, unknown
+from hwm.evaluate.camera import camera_video, decode
 from hwm.evaluate.evaluate import action_bounds
 from hwm.models.base import WorldModel
-from hwm.tokenizers.base import Tokenizer
-from hwm.types import Batch, HwmError
+from hwm.types import Batch, Tokenizer
 
 MOTIONS = ("shift", "expansion")
 """`shift`: pixels a step that the picture moves to the right (turning left does that).

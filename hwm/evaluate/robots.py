@@ -13,10 +13,10 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from hwm.data.files import write_atomically
+from hwm.errors import HwmError
 from hwm.evaluate.plot import Series, svg_file
 from hwm.evaluate.results import Results, perplexity, quoted
-from hwm.types import HwmError
+from hwm.files import write_atomically
 
 TRUE_OR_RANDOM = (
     ("psnr", "told the true actions", "model", "", "circle"),

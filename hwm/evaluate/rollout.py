@@ -16,8 +16,7 @@ from torch import Tensor
 
 from hwm.evaluate.camera import decode
 from hwm.models.base import WorldModel, join
-from hwm.tokenizers.base import Tokenizer
-from hwm.types import Batch, Generator, Prediction
+from hwm.types import Batch, Generator, Prediction, Tokenizer
 
 
 @torch.inference_mode()

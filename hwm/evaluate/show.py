@@ -15,9 +15,9 @@ import numpy as np
 
 from hwm.data.store import write_atomically
 from hwm.data.video import write_video
+from hwm.errors import HwmError
 from hwm.evaluate.font import HEIGHT, WIDTH, Colour, draw_text, text_width
 from hwm.evaluate.results import Example, Results, shown_steps
-from hwm.types import HwmError
 
 INK, PAPER, DIM = (238, 240, 244), (17, 20, 26), (128, 134, 146)
 CONTEXT_COLOUR, FUTURE_COLOUR = (108, 116, 130), (235, 148, 40)

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hwm.types import ActionSpec, HwmError
+from hwm.errors import HwmError
+from hwm.types import ActionSpec
 
 
 @dataclass(frozen=True)

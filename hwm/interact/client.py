@@ -24,8 +24,8 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import numpy as np
 
+from hwm.errors import HwmError
 from hwm.interact.replay import MOST_BYTES, Replay
-from hwm.types import HwmError
 
 try:
     from PIL import Image

@@ -11,7 +11,7 @@ from typing import Literal
 
 import tyro
 
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +212,7 @@ def policies(args: list[str]) -> None:
     import torch
 
     from hwm.config import parse_changes, replace
-    from hwm.data.files import write_atomically
+    from hwm.files import write_atomically
     from hwm.interact.policies import evaluate_policies, find_policy, spread_starts
     from hwm.interact.session import World
 

@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hwm.errors import HwmError
 from hwm.interact.limits import Action
 from hwm.interact.session import Session, World, advance
-from hwm.types import HwmError
 
 
 @dataclass(frozen=True)

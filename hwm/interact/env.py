@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from hwm.errors import HwmError
 from hwm.interact.session import Session, World
 from hwm.interact.starts import Start
 from hwm.interact.tasks import distance
-from hwm.types import HwmError
 
 try:
     import gymnasium

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from hwm.data.store import Header, Store, Writer, latent_dtype
+from hwm.errors import HwmError
 from hwm.interact.session import Session
-from hwm.types import HwmError
 
 
 def write_store(session: Session, path: str | Path, first: int = 0, last: int | None = None) -> Store:

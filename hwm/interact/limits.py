@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hwm.config import unknown
-from hwm.types import ActionSpec, HwmError
+from hwm.errors import HwmError, unknown
+from hwm.types import ActionSpec
 
 Action = Mapping[str, float] | np.ndarray | list[float]
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastapi import WebSocket, WebSocketDisconnect
 
-from hwm.config import from_json, to_json, unknown
+from hwm.config import from_json, to_json
+from hwm.errors import HwmError, unknown
 from hwm.interact.engine import Shown, jpeg
 from hwm.interact.limits import Action, number, short
 from hwm.interact.replay import Replay
 from hwm.interact.session import Session
 from hwm.interact.twin import TwinProcess
 from hwm.interact.twin import available as twin_available
-from hwm.types import HwmError
 
 if TYPE_CHECKING:
     from hwm.interact.server import Server

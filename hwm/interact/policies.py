@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hwm.config import unknown
-from hwm.evaluate.camera import device_of
+from hwm.devices import device_of
+from hwm.errors import HwmError, unknown
 from hwm.interact.comparison import Comparison
 from hwm.interact.limits import Action, Limits
 from hwm.interact.session import Session, World, advance
@@ -36,7 +36,6 @@ from hwm.interact.starts import Gallery, Start
 from hwm.interact.tasks import TASKS, Task
 from hwm.interact.twin import Twin, available
 from hwm.progress import track
-from hwm.types import HwmError
 
 
 class Observation(TypedDict):

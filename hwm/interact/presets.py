@@ -17,11 +17,11 @@ import torch
 
 from hwm.config import from_json, to_json
 from hwm.data.clips import Clips
-from hwm.data.files import write_atomically
+from hwm.errors import HwmError
+from hwm.files import write_atomically
 from hwm.interact.engine import Engine, Shown
 from hwm.interact.session import Session, World
 from hwm.models.base import WorldModel
-from hwm.types import HwmError
 
 FILE = "presets.json"
 HORIZON = 8

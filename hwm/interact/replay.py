@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from hwm.data.files import write_atomically
+from hwm.errors import HwmError
+from hwm.files import write_atomically
 from hwm.interact.starts import Origin, Start
-from hwm.types import HwmError
 
 FORMAT = "hwm-replay-1"
 MOST_BYTES = 64 << 20

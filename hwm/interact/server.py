@@ -20,6 +20,7 @@ from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 
+from hwm.errors import HwmError
 from hwm.interact import export
 from hwm.interact.engine import Engine, jpeg
 from hwm.interact.player import Player
@@ -27,7 +28,6 @@ from hwm.interact.presets import Preset
 from hwm.interact.replay import Replay
 from hwm.interact.session import Session, World
 from hwm.interact.starts import Start, start_of_file
-from hwm.types import HwmError
 
 STATIC = Path(__file__).parent / "static"
 STATM = Path("/proc/self/statm")

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 from hwm.data.video import to_uint8, write_video
+from hwm.errors import HwmError
 from hwm.interact.limits import Action, Limits
 from hwm.interact.replay import Replay
 from hwm.interact.starts import Gallery, Start
 from hwm.models.base import WorldModel
-from hwm.tokenizers.base import Tokenizer
-from hwm.types import Batch, HwmError
+from hwm.types import Batch, Tokenizer
 
 MAX_STEPS = 36_000
 """Steps that a session remembers, an hour at 10 a second; then it must be reset."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hwm.data.store import Episode, Store
 from hwm.data.video import frame_size, read_video, to_video
-from hwm.tokenizers.base import Tokenizer
-from hwm.types import ActionSpec, HwmError
+from hwm.errors import HwmError
+from hwm.types import ActionSpec, Tokenizer
 
 MOST_PIXELS, MOST_FRAMES = 1 << 25, 3000
 

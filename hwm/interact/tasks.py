@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from hwm.data.video import to_video
+from hwm.errors import HwmError
 from hwm.evaluate.obey import motion_by_step
-from hwm.types import HwmError
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from hwm.errors import HwmError
 from hwm.interact.starts import Origin
 from hwm.sim.graphics import NO_MUJOCO, NO_OPENGL, choose_backend
-from hwm.types import HwmError
 
 FINER = 2
 """Drawn so many times finer and averaged, as tokenizers see recordings: edges are smooth in both."""

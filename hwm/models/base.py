@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hwm.config import Config as AnyConfig
 from hwm.config import Trainable
-from hwm.types import Batch, Generator, HwmError, Prediction
+from hwm.errors import HwmError
+from hwm.types import Batch, Generator, Prediction
 
 
 class WorldModel(Trainable):

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hwm.errors import HwmError
 from hwm.models.base import WorldModel, join
 from hwm.models.cosmos_decoder import Decoder, Text
 from hwm.nn.actions import ActionEncoder
@@ -28,7 +29,7 @@ from hwm.nn.rope import Table
 from hwm.nn.tokens import DigitHead, TokenHead
 from hwm.objectives.maskgit import corrupt, corruption_rate
 from hwm.objectives.next_token import NextTokenSampler, draw
-from hwm.types import Batch, DataSpec, Generator, HwmError, Prediction, split_digits
+from hwm.types import Batch, DataSpec, Generator, Prediction, split_digits
 
 GREEDY = NextTokenSampler(temperature=0.0)
 ROWS_MULTIPLE = 64  # published tables with an id for the beginning are filled up to a multiple of this

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from hwm.errors import HwmError
 from hwm.nn.gqa import Grid, Memory
 from hwm.objectives.next_token import NextTokenSampler
-from hwm.train.checkpoint import load_tensors
-from hwm.types import Generator, HwmError
+from hwm.types import Generator
+from hwm.weights import load_tensors
 
 if TYPE_CHECKING:
     from hwm.models.cosmos_ar import CosmosAR

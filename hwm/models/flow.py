@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hwm.errors import HwmError
 from hwm.models.base import WorldModel
 from hwm.nn.dit import ActionTokens, Modulation, TimeEmbedding, modulated, patches, rope_3d, unpatched
 from hwm.nn.flow_streams import Block, KeysValues, Row, Streams
@@ -25,7 +26,7 @@ from hwm.nn.rope import Table
 from hwm.nn.streams import FUTURE_ACTION, FUTURE_VIDEO, PAST_ACTION, PAST_VIDEO, STREAMS
 from hwm.objectives.flow import FlowSampler, guided, integrate, normal
 from hwm.objectives.flow_spans import OBJECTIVES, lesson
-from hwm.types import Batch, DataSpec, Generator, HwmError, Prediction
+from hwm.types import Batch, DataSpec, Generator, Prediction
 
 
 class Context(NamedTuple):

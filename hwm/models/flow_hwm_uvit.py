@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hwm.errors import HwmError
 from hwm.models.flow import Context, FlowModel
 from hwm.nn.flow_streams import ROWS, Row, Streams
 from hwm.nn.streams import FUTURE_VIDEO, STREAMS
 from hwm.objectives.flow import FlowSampler
-from hwm.types import DataSpec, HwmError
+from hwm.types import DataSpec
 
 
 class FlowHWMUViT(FlowModel, name="flow_hwm_uvit"):

@@ -21,12 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hwm.errors import HwmError
 from hwm.models.masked import MaskedModel
 from hwm.nn.actions import ActionEncoder
 from hwm.nn.attention import attend
 from hwm.nn.layers import added, in_parts, init_weights, plainly, recomputed
 from hwm.objectives.maskgit import MaskGITSampler, cosine_mask
-from hwm.types import Batch, DataSpec, HwmError, join_digits, split_digits
+from hwm.types import Batch, DataSpec, join_digits, split_digits
 
 # The width at which muP changes nothing but the attention scale: that of the smallest published model.
 BASE_WIDTH = 256

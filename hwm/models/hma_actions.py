@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hwm.errors import HwmError
 from hwm.models.hma_trunk import Trunk, key_of
-from hwm.types import Batch, DataSpec, Generator, HwmError
+from hwm.types import Batch, DataSpec, Generator
 
 
 class ActionModel:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hwm.errors import HwmError
 from hwm.models.base import WorldModel
 from hwm.models.genie import BASE_WIDTH, Cache, noise
 from hwm.models.hma_actions import ActionModel
@@ -28,7 +29,7 @@ from hwm.nn.denoiser import Denoiser
 from hwm.nn.layers import constant, init_weights
 from hwm.objectives import diffusion
 from hwm.objectives.maskgit import cosine_mask, masked_counts, remask, uniform_like
-from hwm.types import Batch, DataSpec, Generator, HwmError, Prediction
+from hwm.types import Batch, DataSpec, Generator, Prediction
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hwm.errors import HwmError
 from hwm.models.genie import BASE_WIDTH, Cache, corrupt_digits, noise
 from hwm.models.hma_actions import ActionModel
 from hwm.models.hma_trunk import HMAFields, Trunk
 from hwm.models.masked import MaskedModel
 from hwm.nn.layers import init_weights
 from hwm.objectives.maskgit import MaskGITSampler, cosine_mask
-from hwm.types import Batch, DataSpec, Generator, HwmError
+from hwm.types import Batch, DataSpec, Generator
 
 
 class Window(NamedTuple):

@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hwm.errors import HwmError
 from hwm.models.genie import BASE_WIDTH, Block, Cache, Memory
 from hwm.nn.actions import CLAMP
 from hwm.nn.conditioning import WAYS
 from hwm.nn.layers import constant
-from hwm.types import ActionSpec, DataSpec, HwmError
+from hwm.types import ActionSpec, DataSpec
 
 EPSILON = 1e-10  # added to standard deviations, as released
 

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hwm.errors import HwmError
 from hwm.models.base import WorldModel
 from hwm.nn.tokens import DigitEmbedding, DigitHead, TokenEmbedding, TokenHead
 from hwm.objectives import maskgit
 from hwm.objectives.maskgit import MaskGITSampler
-from hwm.types import Batch, DataSpec, Generator, HwmError, Prediction
+from hwm.types import Batch, DataSpec, Generator, Prediction
 
 
 class MaskedModel(WorldModel):

@@ -13,13 +13,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hwm.errors import HwmError
 from hwm.models.masked import MaskedModel
 from hwm.nn.actions import ActionEncoder
 from hwm.nn.layers import constant, init_weights
 from hwm.nn.rope import rope_1d, rope_2d
 from hwm.nn.st import Memory, View
 from hwm.nn.streams import ROWS, Block, Stack
-from hwm.types import DataSpec, HwmError
+from hwm.types import DataSpec
 
 # variant -> rows of the first `unshared_layers` blocks and of the others
 VARIANTS = {

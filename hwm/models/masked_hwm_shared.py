@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hwm.errors import HwmError
 from hwm.models.masked import MaskedModel
 from hwm.nn.actions import ActionEncoder
 from hwm.nn.layers import init_weights
@@ -22,7 +23,7 @@ from hwm.nn.rope import rope_1d, rope_2d
 from hwm.nn.st import View
 from hwm.nn.streams import ROWS, Block, Stack
 from hwm.nn.tokens import TokenEmbedding, TokenHead
-from hwm.types import DataSpec, HwmError
+from hwm.types import DataSpec
 
 
 class Window(NamedTuple):

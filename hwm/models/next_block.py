@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hwm.errors import HwmError
 from hwm.models.base import WorldModel, join
 from hwm.nn.actions import ActionEncoder
 from hwm.nn.attention import Attention
@@ -28,7 +29,7 @@ from hwm.nn.streams import VIDEO_ONLY
 from hwm.nn.tokens import DigitEmbedding, DigitHead, TokenEmbedding, TokenHead
 from hwm.objectives import maskgit
 from hwm.objectives.maskgit import LOGITS_AT_ONCE, MaskGITSampler
-from hwm.types import Batch, DataSpec, Generator, HwmError, Prediction
+from hwm.types import Batch, DataSpec, Generator, Prediction
 
 
 class Block(nn.Module):

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hwm.errors import HwmError
 from hwm.nn.layers import recomputed
 from hwm.nn.rope import Table, rotate
-from hwm.types import HwmError
 
 
 class Plain(NamedTuple):

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hwm.errors import HwmError
 from hwm.nn.actions import module_key, standardised
 from hwm.nn.rope import THETA, Table
-from hwm.types import DataSpec, HwmError
+from hwm.types import DataSpec
 
 TIME_SCALE = 1000.0  # the sinusoids were made for the numbers of a thousand noise levels
 

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hwm.errors import HwmError
 from hwm.nn.attention import attend
 from hwm.nn.dit import Modulation, modulated
 from hwm.nn.layers import Mlp
 from hwm.nn.rope import Table, rotate
 from hwm.nn.streams import FULL, FUTURE_ACTION, FUTURE_VIDEO, MODALITY, OWN, PAST_ACTION, PAST_VIDEO, STREAMS
-from hwm.types import HwmError
 
 CONTEXT = tuple(s for s in STREAMS if s != FUTURE_VIDEO)
 TOGETHER = ((FUTURE_VIDEO, PAST_VIDEO, FUTURE_ACTION, PAST_ACTION),)

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 
+from hwm.errors import HwmError
 from hwm.nn.rope import Table, rotate
-from hwm.types import HwmError
 
 KeysValues = tuple[Tensor, Tensor]
 Grid = tuple[int, int, int]  # steps, rows, columns

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 Table = tuple[Tensor, Tensor]
 THETA = 10000.0

@@ -18,7 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hwm.types import Generator, HwmError
+from hwm.errors import HwmError
+from hwm.types import Generator
 
 # x (B, ...), a flow time and a span -> mean velocity (B, ...) over that span of the path on from there; a span of 0
 # asks for the velocity at that time. A field that knows no spans gives the velocity at that time for all of them.

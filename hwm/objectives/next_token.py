@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hwm.errors import HwmError
 from hwm.objectives.maskgit import gumbel
-from hwm.types import Generator, HwmError
+from hwm.types import Generator
 
 
 @dataclass(frozen=True)

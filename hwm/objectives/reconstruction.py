@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from hwm.errors import HwmError
 from hwm.evaluate.lpips import LPIPS, SMALLEST, load_lpips
-from hwm.types import HwmError
 
 
 @dataclass(frozen=True, kw_only=True)

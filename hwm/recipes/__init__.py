@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hwm.config import Config, replace, unknown
+from hwm.config import Config, replace
+from hwm.errors import unknown
 from hwm.data.mixture import DataConfig
 from hwm.train.trainer import TrainConfig
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 
 @dataclass(frozen=True, kw_only=True)

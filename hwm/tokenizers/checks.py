@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hwm.tokenizers.base import Tokenizer
-from hwm.types import HwmError
+from hwm.errors import HwmError
+from hwm.types import Tokenizer
 
 
 def check_video(tokenizer: Tokenizer, video: Tensor, first: bool = True) -> None:

@@ -12,9 +12,9 @@ import torch
 import tyro
 
 from hwm import commands
-from hwm.config import to_json, unknown
+from hwm.config import to_json
 from hwm.data.commands import print_store
-from hwm.tokenizers.base import Tokenizer
+from hwm.errors import HwmError, unknown
 from hwm.tokenizers.files import (
     decode_file,
     encode_file,
@@ -25,7 +25,7 @@ from hwm.tokenizers.files import (
 )
 from hwm.tokenizers.sd_vae import is_diffusers
 from hwm.tokenizers.video_store import write_store
-from hwm.types import HwmError
+from hwm.types import Tokenizer
 
 LATENTS = ".safetensors"
 

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from hwm.config import Config, Trainable
+from hwm.errors import HwmError
 from hwm.objectives.reconstruction import Adversary, Judges, reconstruction_loss
 from hwm.tokenizers import cosmos_image, cosmos_video
-from hwm.tokenizers.base import Tokenizer
 from hwm.tokenizers.checks import check_latents, check_video
 from hwm.tokenizers.cosmos_video import Past
 from hwm.tokenizers.fsq import FSQ
-from hwm.types import Batch, DataSpec, HwmError, LatentSpec
+from hwm.types import Batch, DataSpec, LatentSpec, Tokenizer
 
 # What goes through the network at once: 33 frames of 256 x 256, whose finest layers take 36 MiB each in float32.
 PIXELS_AT_ONCE = 33 * 256 * 256

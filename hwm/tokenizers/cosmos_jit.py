@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from hwm.tokenizers.base import Tokenizer
+from hwm.errors import HwmError
 from hwm.tokenizers.checks import check_latents, check_video
 from hwm.tokenizers.cosmos import Cosmos
-from hwm.types import DataSpec, HwmError, LatentSpec
+from hwm.types import DataSpec, LatentSpec, Tokenizer
 
 
 class TorchScriptCosmos(Tokenizer):

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 Past = dict[nn.Module, Tensor]
 """What layers remember of the pieces so far; empty before the first."""

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hwm.config import unknown
 from hwm.convert.cosmos_tokenizer import HALVES
 from hwm.data.onex.download import Hub, HuggingFace, fetch_all
+from hwm.errors import HwmError, unknown
 from hwm.tokenizers.sd_vae import WEIGHTS
-from hwm.types import HwmError
 
 LICENCE = "NVIDIA Open Model License (nvidia.com/en-us/agreements/enterprise-software/nvidia-open-model-license)"
 FIRST = ("DV4x8x8", "DV8x8x8", "DV8x16x16", "CV4x8x8", "CV8x8x8", "CV8x16x16", "DI8x8", "DI16x16", "CI8x8", "CI16x16")

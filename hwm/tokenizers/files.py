@@ -21,14 +21,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hwm.config import Trainable, from_json, to_json
-from hwm.convert.weights import with_weights
-from hwm.data.files import write_atomically
 from hwm.data.sources import recognise
 from hwm.data.video import count_frames, frame_rate, frame_size, read_video, to_uint8, to_video, write_video
-from hwm.evaluate.camera import device_of
+from hwm.devices import device_of
+from hwm.errors import HwmError
+from hwm.files import write_atomically
 from hwm.progress import track
-from hwm.tokenizers.base import Tokenizer
-from hwm.types import DataSpec, HwmError, LatentSpec
+from hwm.types import DataSpec, LatentSpec, Tokenizer
+from hwm.weights import with_weights
 
 FORMAT = "hwm-tokens/1"
 VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v")

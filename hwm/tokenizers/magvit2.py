@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwm.config import Config, Trainable
-from hwm.tokenizers.base import Tokenizer
-from hwm.types import Batch, DataSpec, HwmError, LatentSpec, join_digits, split_digits
+from hwm.errors import HwmError
+from hwm.types import Batch, DataSpec, LatentSpec, Tokenizer, join_digits, split_digits
 
 # What goes through the network at once: four pictures of 256 x 256, which take 128 MiB a layer at full resolution.
 PIXELS_AT_ONCE = 4 * 256 * 256

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from hwm.data.video import read_video, to_uint8, to_video
+from hwm.devices import device_of
+from hwm.errors import HwmError
 from hwm.evaluate import metrics
-from hwm.evaluate.camera import device_of
-from hwm.tokenizers.base import Tokenizer
 from hwm.tokenizers.files import take_every, videos_in
-from hwm.types import HwmError, split_digits
+from hwm.types import Tokenizer, split_digits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hwm.convert.weights import read_weights
-from hwm.tokenizers.base import Tokenizer
+from hwm.errors import CheckpointError, HwmError
 from hwm.tokenizers.checks import check_latents, check_video
-from hwm.train.checkpoint import CheckpointError
-from hwm.types import HwmError, LatentSpec
+from hwm.types import LatentSpec, Tokenizer
+from hwm.weights import read_weights
 
 PUBLISHED = {"AutoencoderKL": "sd-vae", "AutoencoderKLTemporalDecoder": "svd-vae"}
 """diffusers' class -> the name by which data sets know latents of its published weights."""

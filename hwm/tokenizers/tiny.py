@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwm.config import Config, Trainable
-from hwm.tokenizers.base import Tokenizer
+from hwm.errors import HwmError
 from hwm.tokenizers.fsq import FSQ as FSQ
-from hwm.types import Batch, DataSpec, HwmError, LatentSpec
+from hwm.types import Batch, DataSpec, LatentSpec, Tokenizer
 
 
 class Residual(nn.Module):

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from hwm.data.store import Header, Store, Writer
-from hwm.tokenizers.base import Pixels, Tokenizer
+from hwm.errors import HwmError
 from hwm.tokenizers.files import latents_of, take_every
-from hwm.types import HwmError
+from hwm.tokenizers.pixels import Pixels
+from hwm.types import Tokenizer
 
 NO_ACTION = "none"
 """The name of the one action, which is zero: a store has at least one."""

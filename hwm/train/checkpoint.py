@@ -20,24 +20,21 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hwm.config import Trainable, config_from_json, from_json, to_json
-from hwm.data.files import write_atomically
+from hwm.errors import CheckpointError, HwmError
+from hwm.files import write_atomically
 from hwm.train.distributed import World, is_divided
 from hwm.train.lora import merged, rank_of
-from hwm.types import DataSpec, HwmError
+from hwm.types import DataSpec
+from hwm.weights import load_tensors, save_tensors
 
 FORMAT = "hwm-checkpoint/1"
 SHARDS = "shards"
 """Below `state/`, where the run divided its weights among processes: each process's part of weights and optimizer."""
 AVERAGE = "average"
 """Below `state/`, where the average has low-rank updates: `model.safetensors` of it with these apart."""
-
-
-class CheckpointError(HwmError):
-    """A checkpoint that is missing, damaged, or of something else."""
 
 
 def save_model(path: str | Path, module: Trainable, weights: dict[str, Tensor] | None = None, **notes: Any) -> None:
@@ -407,25 +404,3 @@ def _state(module: Trainable, optimizers: list[torch.optim.Optimizer]) -> dict[s
     for optimizer in optimizers:
         state |= _optimizer_tensors(module, optimizer)
     return state
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file, whole or not at all."""
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, str(new))
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Tensors of a safetensors file.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
-    try:
-        return load_file(str(path), device=str(device))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read the weights {path}: {error}") from error

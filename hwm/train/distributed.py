@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 GROUPS = count()
 """The numbers of the groups that this process joins, one after the other; the same in all that train together."""

@@ -7,9 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hwm.config import unknown
-from hwm.data.files import write_atomically
-from hwm.types import HwmError
+from hwm.errors import HwmError, unknown
+from hwm.files import write_atomically
 
 
 class Logger:

@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from hwm.config import Trainable
+from hwm.errors import HwmError
 from hwm.nn.int8 import no_complaints
 from hwm.train.optim import train_only
-from hwm.types import HwmError
 
 A, B, BASE = ".lora_A.default.weight", ".lora_B.default.weight", ".base_layer."
 """What peft calls the parts of a layer in a state dict."""

@@ -25,11 +25,12 @@ from torch.utils._pytree import tree_leaves
 
 from hwm.config import Trainable
 from hwm.data.clips import fake_batch
+from hwm.errors import HwmError
 from hwm.train.blocks import recompute
 from hwm.train.lora import choose
 from hwm.train.optim import optimizers
 from hwm.train.trainer import TrainConfig
-from hwm.types import Batch, DataSpec, HwmError
+from hwm.types import Batch, DataSpec
 
 GIB = 2**30
 

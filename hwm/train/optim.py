@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hwm.config import Trainable, unknown
+from hwm.config import Trainable
+from hwm.errors import HwmError, unknown
 from hwm.train.distributed import is_divided, own_part, whole
-from hwm.types import HwmError
 
 TYPICAL = 0.02
 """Root mean square of a matrix's weights, about: as they begin (`hwm.nn.layers.init_weights`)."""

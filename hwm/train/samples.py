@@ -8,8 +8,8 @@ from typing import Any
 
 from hwm.data.clips import Clips
 from hwm.data.store import write_atomically
-from hwm.tokenizers.base import Tokenizer
 from hwm.train.loggers import read_log
+from hwm.types import Tokenizer
 
 
 def curve(run: str | Path) -> list[tuple[int, float, float | None]]:

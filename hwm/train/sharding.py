@@ -21,8 +21,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from hwm.config import Trainable
+from hwm.errors import HwmError
 from hwm.train.distributed import World, whole
-from hwm.types import HwmError
 
 if TYPE_CHECKING:
     from hwm.train.checkpoint import Aside

@@ -22,8 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hwm.config import Trainable, to_json
-from hwm.data.files import write_atomically
 from hwm.data.mixture import Mixture, loader
+from hwm.errors import HwmError
+from hwm.files import write_atomically
 from hwm.train import checkpoint, distributed
 from hwm.train.blocks import compile_blocks, recompute
 from hwm.train.distributed import whole
@@ -31,7 +32,7 @@ from hwm.train.loggers import Logger
 from hwm.train.lora import choose
 from hwm.train.optim import MovingAverage, gradient_norm, learning_rate, optimizers
 from hwm.train.progress import Meter, peak_flops
-from hwm.types import Batch, DataSpec, HwmError
+from hwm.types import Batch, DataSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from hwm.challenge.recordings import Sample
 from hwm.models.base import WorldModel
-from hwm.tokenizers.base import Tokenizer
-from hwm.types import ActionSpec, Batch, DataSpec, LatentSpec, Prediction
+from hwm.types import ActionSpec, Batch, DataSpec, LatentSpec, Prediction, Tokenizer
 
 SIDE = 4
 

@@ -22,10 +22,11 @@ from hwm.challenge.topk import top_cross_entropy
 from hwm.data.clips import Clips
 from hwm.data.onex.specs import onex_v2
 from hwm.data.onex.write import write_test
+from hwm.errors import HwmError
 from hwm.models.base import WorldModel
 from hwm.models.masked_hwm import MaskedHWM
 from hwm.models.next_block import NextBlock
-from hwm.types import Batch, HwmError
+from hwm.types import Batch
 from tests.conftest import make_store
 from tests.data.onex_toys import make_v2, states_of
 

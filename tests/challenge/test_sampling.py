@@ -21,8 +21,8 @@ from hwm.data.onex.write import ShardData, write_v2
 from hwm.data.readers import open_store
 from hwm.data.store import Writer
 from hwm.data.video import write_video
-from hwm.tokenizers.base import Tokenizer
-from hwm.types import HwmError
+from hwm.errors import HwmError
+from hwm.types import Tokenizer
 from tests.challenge.clock import SIDE, Clock, ClockRecordings, ClockTokenizer
 from tests.conftest import make_header, make_store
 from tests.data.onex_toys import make_v2, segments_of, states_of

@@ -13,7 +13,7 @@ import pytest
 from hwm.challenge import submission
 from hwm.challenge.formats import FIELDS, TopFormat
 from hwm.challenge.submission import Problem, Sender, Submission, summary, validate
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 FORM = TopFormat((1, 2, 2, 3), 10)
 NAMES = ["0", "1", "2"]

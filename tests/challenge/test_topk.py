@@ -12,8 +12,9 @@ from torch import Tensor
 
 from hwm.challenge.topk import TAIL_FLOOR, Top, in_rows, log_likelihood, top, top_cross_entropy
 from hwm.data.onex.specs import COSMOS_LEVELS
+from hwm.errors import HwmError
 from hwm.objectives.maskgit import LOGITS_AT_ONCE
-from hwm.types import HwmError, split_digits
+from hwm.types import split_digits
 
 
 def all_ids(logits: Tensor, levels: tuple[int, ...]) -> Tensor:

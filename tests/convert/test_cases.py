@@ -21,10 +21,9 @@ from hwm.cli import main
 from hwm.convert import Family, families, from_reference, register
 from hwm.convert import family as family_module
 from hwm.convert.cases import Compared, compare, read_case, table
+from hwm.errors import CheckpointError, HwmError
 from hwm.models.genie import Genie
 from hwm.tokenizers.magvit2 import MAGVIT2
-from hwm.train.checkpoint import CheckpointError
-from hwm.types import HwmError
 from tests.parity import recorded_path, write_case
 
 RECORDED = {

@@ -20,9 +20,9 @@ from hwm.convert import cosmos_ar
 from hwm.convert.cases import compare
 from hwm.convert.cosmos_ar import SIZES, Published, build, read, write
 from hwm.convert.family import families, from_reference
+from hwm.errors import CheckpointError, HwmError
 from hwm.models.cosmos_ar import CosmosAR
-from hwm.train.checkpoint import CheckpointError
-from hwm.types import DataSpec, HwmError, LatentSpec
+from hwm.types import DataSpec, LatentSpec
 from tests.convert.test_weights import own_memory
 from tests.models.toys import toy_spec
 from tests.parity import recorded

@@ -18,11 +18,12 @@ from hwm.convert import from_reference
 from hwm.convert.cases import compare, read_case, table
 from hwm.convert.cosmos_tokenizer import load_torchscript, read, resampling, resampling_of, write
 from hwm.data.onex.specs import onex_v2
+from hwm.errors import CheckpointError, HwmError
 from hwm.loading import load_tokenizer
 from hwm.tokenizers.cosmos import Cosmos, CosmosImage, CosmosVideo
 from hwm.tokenizers.fsq import FSQ
-from hwm.train.checkpoint import CheckpointError, save_tensors
-from hwm.types import DataSpec, HwmError, LatentSpec
+from hwm.types import DataSpec, LatentSpec
+from hwm.weights import save_tensors
 from tests.parity import FOLDER, recorded_path
 
 SIZE = (16, 32)

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from hwm.convert.genie import Published, read, to_ours, to_theirs, write
 from hwm.data.onex.specs import onex_v1
+from hwm.errors import CheckpointError, HwmError
 from hwm.models.genie import Genie
-from hwm.train.checkpoint import CheckpointError
-from hwm.types import Batch, DataSpec, HwmError, LatentSpec
+from hwm.types import Batch, DataSpec, LatentSpec
 from tests.models.toys import toy_spec
 
 SPEC = DataSpec(LatentSpec((3, 3), 64, levels=(8, 8)), {})

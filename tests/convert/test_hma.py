@@ -17,8 +17,8 @@ from hwm.config import from_json
 from hwm.convert.cases import compare
 from hwm.convert.family import find_family, from_reference
 from hwm.convert.hma import PublishedContinuous, PublishedDiscrete
-from hwm.train.checkpoint import CheckpointError
-from hwm.types import ActionSpec, DataSpec, HwmError
+from hwm.errors import CheckpointError, HwmError
+from hwm.types import ActionSpec, DataSpec
 from tests.models.test_hma import shaken
 from tests.models.toys import toy_batch
 from tests.parity import recorded

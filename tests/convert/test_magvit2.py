@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hwm.convert.magvit2 import FILE, read, write
+from hwm.errors import CheckpointError
 from hwm.tokenizers.magvit2 import MAGVIT2
-from hwm.train.checkpoint import CheckpointError
 from hwm.types import DataSpec, LatentSpec
 
 SIZE = (16, 32)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from hwm.data.encode import encode
-from hwm.tokenizers.base import Pixels
+from hwm.tokenizers.pixels import Pixels
 
 
 class Slow(Pixels):

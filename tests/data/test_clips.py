@@ -15,7 +15,8 @@ from hwm.data.encode import thin_actions
 from hwm.data.mixture import DataConfig
 from hwm.data.readers import open_store
 from hwm.data.store import Store, Writer
-from hwm.types import ActionSpec, DataSpec, HwmError, LatentSpec
+from hwm.errors import HwmError
+from hwm.types import ActionSpec, DataSpec, LatentSpec
 from tests.conftest import make_arrays, make_header, make_store
 
 

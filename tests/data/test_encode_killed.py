@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hwm.data.encode import encode
 from hwm.data.store import Store
-from hwm.tokenizers.base import Pixels
+from hwm.tokenizers.pixels import Pixels
 from tests.conftest import make_store
 from tests.data.killed import run
 

@@ -18,8 +18,8 @@ from hwm.data.sources import SourceOptions, open_source
 from hwm.data.sources.base import Episode
 from hwm.data.store import EpisodeError, Store, StoreError
 from hwm.data.video import read_video
-from hwm.tokenizers.base import Pixels
-from hwm.types import HwmError
+from hwm.errors import HwmError
+from hwm.tokenizers.pixels import Pixels
 from tests.conftest import make_store
 from tests.data.sources.test_folder import make_folder
 from tests.data.sources.test_lerobot import write_v21

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hwm.data.clips import Clips
 from hwm.data.mixture import DataConfig, Mixture, loader, split_names
 from hwm.data.store import Store, Writer
-from hwm.types import Batch, HwmError, LatentSpec
+from hwm.errors import HwmError
+from hwm.types import Batch, LatentSpec
 from tests.conftest import make_arrays, make_header, make_store
 
 

@@ -22,7 +22,7 @@ from hwm.data.onex.v2 import OneXTest, OneXV2, OneXV2Joined
 from hwm.data.onex.write import ShardData, write_test, write_v1, write_v2
 from hwm.data.readers import open_store
 from hwm.data.store import StoreError
-from hwm.types import HwmError
+from hwm.errors import HwmError
 from tests.data.onex_toys import (
     make_v1,
     make_v2,

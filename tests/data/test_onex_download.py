@@ -16,7 +16,7 @@ import pytest
 from hwm import cli
 from hwm.data.onex.download import DATASETS, TOKENS, HuggingFace, RemoteFile, download
 from hwm.data.readers import open_store
-from hwm.types import HwmError
+from hwm.errors import HwmError
 from tests.data.onex_toys import make_v1, make_v2
 
 

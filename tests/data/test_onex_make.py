@@ -16,8 +16,8 @@ from hwm.data.onex.raw import OneXRaw
 from hwm.data.onex.v1 import OneXV1
 from hwm.data.onex.v2 import OneXTest, OneXV2
 from hwm.data.readers import open_store
+from hwm.errors import HwmError
 from hwm.loading import load_tokenizer
-from hwm.types import HwmError
 from tests.conftest import make_store
 
 KINDS = {"1.1": OneXV1, "2.0": OneXV2, "2.0-raw": OneXRaw, "2.0-test": OneXTest}

@@ -17,7 +17,7 @@ from hwm.data import record
 from hwm.data.record import HELD_OUT_FROM, SimRecording, record_sim, room_name
 from hwm.data.store import Store, StoreError
 from hwm.data.video import read_video
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 
 @given(

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from hwm.data import store as module
 from hwm.data.store import Header, Store, StoreError, Writer, latent_dtype, moments
-from hwm.types import HwmError, LatentSpec
+from hwm.errors import HwmError
+from hwm.types import LatentSpec
 from tests.conftest import make_arrays, make_header, make_store
 
 KINDS = {

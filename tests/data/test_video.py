@@ -13,7 +13,7 @@ from PIL import Image
 
 from hwm.data import video
 from hwm.data.video import count_frames, read_at, read_picture, read_video, to_uint8, to_video, write_video
-from hwm.types import HwmError
+from hwm.errors import HwmError
 from tests.conftest import make_frames
 
 

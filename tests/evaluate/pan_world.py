@@ -16,8 +16,8 @@ from hwm.data.clips import Clips
 from hwm.data.store import Header, Store, Writer
 from hwm.data.video import write_video
 from hwm.models.base import WorldModel
-from hwm.tokenizers.base import Pixels, Tokenizer
-from hwm.types import Batch, LatentSpec, Prediction, join_digits, split_digits
+from hwm.tokenizers.pixels import Pixels
+from hwm.types import Batch, LatentSpec, Prediction, Tokenizer, join_digits, split_digits
 
 SIZE, CELL, SLOTS = (32, 48), 4, 2
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from hwm import cli
+from hwm.errors import HwmError
 from hwm.evaluate.commands import SHIPPED, RolloutOptions
 from hwm.loading import load_tokenizer
 from hwm.models.genie import Genie
 from hwm.tokenizers.tiny import TinyTokenizer
 from hwm.train.checkpoint import save_model
-from hwm.types import DataSpec, HwmError, LatentSpec
+from hwm.types import DataSpec, LatentSpec
 from tests.evaluate import pan_world
 from tests.evaluate.test_lpips import formula_weights
 

@@ -7,8 +7,8 @@ import pytest
 from torch import Tensor
 
 from hwm import cli
+from hwm.errors import HwmError
 from hwm.evaluate.evaluate import evaluate
-from hwm.types import HwmError
 from tests.evaluate import pan_world
 
 QUICK = dict(clips_count=6, horizon=3, swaps=(), batch_size=4, progress=False)

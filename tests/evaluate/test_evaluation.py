@@ -9,13 +9,13 @@ import torch
 from rich.console import Console
 
 from hwm.data.clips import Clips
+from hwm.errors import HwmError
 from hwm.evaluate import camera
 from hwm.evaluate.camera import camera_video, decode, frame_numbers
 from hwm.evaluate.evaluate import SWAPPED, evaluate
 from hwm.evaluate.results import best, quoted, shown_steps
 from hwm.evaluate.scenarios import SCENARIOS
 from hwm.evaluate.swaps import SWAPS
-from hwm.types import HwmError
 from tests.evaluate import pan_world
 from tests.evaluate.pan_world import CopyLast, Noisy, Oracle, build
 

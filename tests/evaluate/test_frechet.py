@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from hwm.errors import HwmError
 from hwm.evaluate import frechet as module
 from hwm.evaluate.frechet import Distances, FrechetDistance, frechet, i3d, inception
-from hwm.types import HwmError
 
 
 def whitened(rows: int, dims: int, seed: int) -> Tensor:

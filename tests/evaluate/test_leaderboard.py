@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from hwm.errors import HwmError
 from hwm.evaluate.evaluate import evaluate
 from hwm.evaluate.leaderboard import COLUMNS, add_rows, rows
-from hwm.types import HwmError
 from tests.evaluate.pan_world import CopyLast, Oracle, build
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hwm.errors import HwmError
 from hwm.evaluate.plot import Series, svg_file
 from hwm.evaluate.results import Results
 from hwm.evaluate.robots import FIGURES, by_robot, controllability, save, summary, table
-from hwm.types import HwmError
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -12,8 +12,8 @@ from hwm.evaluate.camera import decode
 from hwm.evaluate.rollout import rollout_clips
 from hwm.models.base import WorldModel
 from hwm.models.flow_hwm import FlowHWM
-from hwm.tokenizers.base import Pixels, Tokenizer
-from hwm.types import ActionSpec, Batch, DataSpec, LatentSpec, Prediction
+from hwm.tokenizers.pixels import Pixels
+from hwm.types import ActionSpec, Batch, DataSpec, LatentSpec, Prediction, Tokenizer
 
 
 class Causal(Tokenizer):

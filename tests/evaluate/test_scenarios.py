@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hwm.errors import HwmError
 from hwm.evaluate.commands import RolloutOptions
 from hwm.evaluate.evaluate import evaluate
 from hwm.evaluate.scenarios import SCENARIOS, autoregressive, fully_teacher_forced, temporally_teacher_forced
@@ -16,7 +17,7 @@ from hwm.models.base import WorldModel
 from hwm.models.genie import Genie
 from hwm.models.masked_hwm import MaskedHWM
 from hwm.models.masked_hwm_shared import MaskedHWMShared
-from hwm.types import Batch, HwmError, Prediction
+from hwm.types import Batch, Prediction
 from tests.models.test_registry import FAMILIES
 from tests.models.test_registry import build as build_family
 from tests.models.toys import toy_batch, toy_spec

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from hwm.data.video import read_video
+from hwm.errors import HwmError
 from hwm.evaluate import show
 from hwm.evaluate.comic import comic_strip
 from hwm.evaluate.font import draw_text, glyph, text_width
-from hwm.types import HwmError
 
 
 def noise(frames: int, height: int = 20, width: int = 30, seed: int = 0) -> np.ndarray:

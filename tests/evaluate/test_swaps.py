@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hwm.errors import HwmError
 from hwm.evaluate.swaps import SWAPS, Bounds, distance, donors
-from hwm.types import ActionSpec, HwmError
+from hwm.types import ActionSpec
 
 SPEC = ActionSpec(3, ("A", "B"), (0.5, -1.0), (2.0, 0.0))
 

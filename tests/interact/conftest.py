@@ -11,12 +11,12 @@ from torch import Tensor
 
 import hwm.models  # noqa: F401  registers the families
 from hwm.config import REGISTRY
+from hwm.errors import HwmError
 from hwm.interact.limits import Limits
 from hwm.interact.session import World
 from hwm.interact.starts import Start
 from hwm.models.base import WorldModel
-from hwm.tokenizers.base import Tokenizer
-from hwm.types import DataSpec, HwmError
+from hwm.types import DataSpec, Tokenizer
 from tests.interact.pages import address, browser, model, page  # noqa: F401  fixtures
 from tests.models.toys import toy_batch, toy_spec
 

@@ -16,10 +16,10 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 import uvicorn
 
+from hwm.errors import HwmError
 from hwm.interact.client import Client
 from hwm.interact.server import Server, ServerLimits, application
 from hwm.interact.session import Session
-from hwm.types import HwmError
 from tests.interact.test_server import make_server
 
 

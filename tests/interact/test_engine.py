@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from hwm.errors import HwmError
 from hwm.interact.engine import Engine, jpeg
 from hwm.interact.session import Session, World
-from hwm.types import HwmError
 from tests.interact.conftest import a_start, build_world
 
 

@@ -12,12 +12,12 @@ pytest.importorskip("gymnasium")
 import gymnasium
 from gymnasium.utils.env_checker import check_env
 
+from hwm.errors import HwmError
 from hwm.interact import env as envs
 from hwm.interact.env import ID, WorldModelEnv, register
 from hwm.interact.session import Session, World
 from hwm.interact.starts import Gallery
 from hwm.interact.tasks import distance
-from hwm.types import HwmError
 from tests.conftest import make_store
 from tests.interact.conftest import a_start, build_world
 from tests.models.toys import toy_spec

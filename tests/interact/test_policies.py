@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from hwm import cli
 from hwm.assets import ROOT, STORES
+from hwm.errors import HwmError
 from hwm.interact import policies as module
 from hwm.interact.limits import Limits
 from hwm.interact.policies import (
@@ -39,7 +40,6 @@ from hwm.interact.session import Session, World
 from hwm.interact.starts import Gallery, Origin, Start
 from hwm.interact.tasks import TASKS, Task, distance, reach_view, turn
 from hwm.interact.twin import available
-from hwm.types import HwmError
 from tests.conftest import make_store
 from tests.interact.conftest import a_start, build_world
 from tests.models.toys import toy_spec

@@ -11,10 +11,10 @@ from hwm.assets import resolve_store
 from hwm.cli import main
 from hwm.data.clips import Clips
 from hwm.data.readers import open_store
+from hwm.errors import HwmError
 from hwm.evaluate.evaluate import evaluate
 from hwm.interact.presets import FILE, Preset, frames_per_second, load_presets, measure, save_presets
 from hwm.interact.session import World
-from hwm.types import HwmError
 from tests.interact.conftest import a_start, build_world
 
 

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hwm.convert.cosmos_ar import SIZES
+from hwm.errors import HwmError
 from hwm.evaluate.scenarios import SCENARIOS
 from hwm.models.cosmos_ar import CosmosAR
 from hwm.models.cosmos_decoder import Decoder, Text
 from hwm.nn.gqa import GroupedAttention, RMSNorm, Yarn, attend_grouped, rope_3d, sincos_3d
 from hwm.objectives.next_token import NextTokenSampler, draw, keep_likely
 from hwm.recipes import find_recipe
-from hwm.types import Batch, DataSpec, HwmError, LatentSpec
+from hwm.types import Batch, DataSpec, LatentSpec
 from tests.models.toys import LEVELS, toy_batch, toy_spec
 
 CPU = torch.device("cpu")

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hwm.errors import HwmError
 from hwm.models.cosmos_ar import CosmosAR
 from hwm.models.cosmos_decoder import Decoder, Text
 from hwm.objectives.next_token import NextTokenSampler
-from hwm.types import Batch, HwmError
+from hwm.types import Batch
 from tests.models.test_cosmos_ar import TEXT, build
 from tests.models.toys import toy_batch, toy_spec
 

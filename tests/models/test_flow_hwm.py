@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from hwm.errors import HwmError
 from hwm.evaluate.metrics import psnr
 from hwm.models import flow
 from hwm.models.flow import FlowModel
@@ -25,7 +26,7 @@ from hwm.nn.rope import rotate
 from hwm.nn.streams import FUTURE_ACTION, FUTURE_VIDEO, PAST_ACTION, PAST_VIDEO, STREAMS
 from hwm.objectives import flow_spans
 from hwm.recipes import find_recipe
-from hwm.types import ActionSpec, Batch, DataSpec, HwmError, LatentSpec
+from hwm.types import ActionSpec, Batch, DataSpec, LatentSpec
 from tests.models.toys import toy_batch, toy_spec
 
 CPU = torch.device("cpu")

@@ -16,6 +16,7 @@ from torch import Tensor
 from hwm.convert import genie as convert
 from hwm.convert.replay import ReleasedSampler
 from hwm.data.onex.specs import onex_v1
+from hwm.errors import HwmError
 from hwm.loading import copy_weights
 from hwm.models.genie import Genie, corrupt_digits, noise
 from hwm.nn import layers
@@ -23,7 +24,7 @@ from hwm.objectives.maskgit import MaskGITSampler, masked_counts
 from hwm.train.checkpoint import save_model
 from hwm.train.optim import optimizers
 from hwm.train.trainer import TrainConfig, Trainer
-from hwm.types import Batch, DataSpec, HwmError, LatentSpec, split_digits
+from hwm.types import Batch, DataSpec, LatentSpec, split_digits
 from tests.models.test_registry import OneClip
 from tests.models.toys import LEVELS, toy_batch, toy_spec
 from tests.parity import recorded

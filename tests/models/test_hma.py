@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from hwm.errors import HwmError
 from hwm.loading import copy_weights
 from hwm.models.genie import Cache
 from hwm.models.hma_continuous import HMAContinuous, MARSampler
@@ -21,7 +22,7 @@ from hwm.models.hma_trunk import Stem
 from hwm.nn.conditioning import WAYS
 from hwm.objectives.maskgit import MaskGITSampler
 from hwm.train.checkpoint import save_model
-from hwm.types import ActionSpec, Batch, DataSpec, HwmError, LatentSpec
+from hwm.types import ActionSpec, Batch, DataSpec, LatentSpec
 from tests.models.toys import toy_batch, toy_spec
 
 TWO = ActionSpec(1, ("x", "y"), (0.0, 0.0), (1.0, 1.0))

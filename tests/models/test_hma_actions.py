@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from hwm.errors import HwmError
 from hwm.models.hma_actions import ActionModel
 from hwm.nn.conditioning import WAYS
 from hwm.nn.denoiser import Denoiser
-from hwm.types import Batch, HwmError
+from hwm.types import Batch
 from tests.models.test_hma import build, build_continuous, shaken
 from tests.models.toys import toy_batch, toy_spec
 

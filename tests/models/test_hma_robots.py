@@ -13,13 +13,14 @@ from torch import Tensor
 
 from hwm.commands import train_recipe
 from hwm.data.mixture import DataConfig
+from hwm.errors import HwmError
 from hwm.loading import load
 from hwm.models.hma_continuous import HMAContinuous
 from hwm.models.hma_discrete import HMADiscrete
 from hwm.recipes import Recipe
 from hwm.train.checkpoint import read_meta
 from hwm.train.trainer import TrainConfig
-from hwm.types import HwmError, LatentSpec
+from hwm.types import LatentSpec
 from tests.conftest import make_store
 
 Run = Callable[..., dict[str, Tensor]]

@@ -3,10 +3,11 @@ from itertools import pairwise
 import pytest
 import torch
 
+from hwm.errors import HwmError
 from hwm.models.masked_hwm import MaskedHWM
 from hwm.objectives import maskgit
 from hwm.objectives.maskgit import MaskGITSampler
-from hwm.types import ActionSpec, Batch, DataSpec, HwmError, LatentSpec, Prediction
+from hwm.types import ActionSpec, Batch, DataSpec, LatentSpec, Prediction
 from tests.models.toys import toy_batch, toy_spec
 
 VARIANTS = ("base", "modality", "full", "split")

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from hwm.errors import HwmError
 from hwm.models.masked_hwm_shared import MaskedHWMShared
-from hwm.types import ActionSpec, Batch, DataSpec, HwmError, LatentSpec
+from hwm.types import ActionSpec, Batch, DataSpec, LatentSpec
 from tests.models.toys import toy_batch, toy_spec
 
 OPTIONS = [

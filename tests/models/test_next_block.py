@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hwm.data.onex.specs import onex_v2
+from hwm.errors import HwmError
 from hwm.evaluate.scenarios import SCENARIOS
 from hwm.models import next_block
 from hwm.models.next_block import NextBlock
 from hwm.objectives.maskgit import MaskGITSampler
 from hwm.recipes import find_recipe
-from hwm.types import Batch, HwmError
+from hwm.types import Batch
 from tests.models.toys import LEVELS, toy_batch, toy_spec
 
 

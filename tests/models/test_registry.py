@@ -10,11 +10,12 @@ import torch
 
 import hwm.models  # noqa: F401  registers the families
 from hwm.config import REGISTRY, config_from_json, to_json
+from hwm.errors import HwmError
 from hwm.models.base import WorldModel
 from hwm.train.blocks import compile_blocks, recompute
 from hwm.train.checkpoint import load_model, save_model
 from hwm.train.trainer import TrainConfig, Trainer
-from hwm.types import Batch, HwmError
+from hwm.types import Batch
 from tests.models.toys import toy_batch, toy_spec
 
 GATED = {"flow_hwm", "flow_hwm_uvit"}  # gates begin at zero (AdaLN-Zero): nothing passes before the first update

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hwm.errors import HwmError
 from hwm.loading import load
 from hwm.models.base import WorldModel
 from hwm.nn.int8 import with_int8_weights
 from hwm.train.checkpoint import save_model
-from hwm.types import HwmError
 from tests.models.test_cosmos_ar import GREEDY, TEXT
 from tests.models.test_cosmos_ar import build as build_cosmos
 from tests.models.test_registry import FAMILIES, build, window

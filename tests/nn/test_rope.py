@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from hwm.errors import HwmError
 from hwm.nn.rope import rope_1d, rope_2d, rotate
-from hwm.types import HwmError
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hwm.errors import HwmError
 from hwm.objectives.flow import FlowSampler, at_time, draw_times, guided, integrate, normal
-from hwm.types import HwmError
 
 STEPWISE = ("euler", "midpoint", "heun")
 

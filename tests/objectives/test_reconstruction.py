@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hwm.errors import HwmError
 from hwm.evaluate.lpips import LPIPS
 from hwm.objectives.reconstruction import Adversary, Discriminator, Judges, balance, reconstruction_loss
-from hwm.types import HwmError
 
 PLAIN = Judges(width=8, halvings=2)
 ADVERSARIAL = replace(PLAIN, adversarial=0.5, adaptive=False)

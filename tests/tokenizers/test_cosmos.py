@@ -13,10 +13,11 @@ from torch import Tensor
 
 from hwm.convert import from_reference
 from hwm.data.onex.specs import onex_v2
+from hwm.errors import HwmError
 from hwm.tokenizers import cosmos, cosmos_image, cosmos_video
 from hwm.tokenizers.cosmos import Cosmos, CosmosImage, CosmosVideo
 from hwm.tokenizers.fsq import FSQ
-from hwm.types import DataSpec, HwmError, LatentSpec
+from hwm.types import DataSpec, LatentSpec
 from tests.parity import FOLDER, recorded
 
 V, I = CosmosVideo.Config, CosmosImage.Config  # noqa: E741

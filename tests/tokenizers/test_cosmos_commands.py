@@ -14,14 +14,15 @@ from safetensors.torch import save_file
 from hwm import cli
 from hwm.data.onex.download import RemoteFile
 from hwm.data.video import count_frames, read_video, to_uint8, to_video, write_video
+from hwm.errors import HwmError
 from hwm.loading import load_tokenizer
-from hwm.tokenizers.base import Pixels
 from hwm.tokenizers.cosmos import CosmosVideo
 from hwm.tokenizers.download import REPOSITORIES, download
 from hwm.tokenizers.files import About, for_size, is_video, load_latents, save_latents
+from hwm.tokenizers.pixels import Pixels
 from hwm.tokenizers.report import use_of
 from hwm.train.checkpoint import save_model
-from hwm.types import DataSpec, HwmError, LatentSpec
+from hwm.types import DataSpec, LatentSpec
 
 SIZE = (32, 48)
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from hwm.config import from_json
 from hwm.convert.magvit2 import Published, of_size
 from hwm.data.onex.specs import onex_v1
+from hwm.errors import HwmError
 from hwm.tokenizers import magvit2
 from hwm.tokenizers.magvit2 import MAGVIT2, Upsample
-from hwm.types import DataSpec, HwmError, LatentSpec
+from hwm.types import DataSpec, LatentSpec
 from tests.parity import recorded
 
 

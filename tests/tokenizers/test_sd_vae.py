@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hwm import cli
+from hwm.errors import HwmError
 from hwm.loading import load_tokenizer
 from hwm.tokenizers.download import download
 from hwm.tokenizers.files import for_size, load_latents
 from hwm.tokenizers.sd_vae import DiffusersVAE, is_diffusers, load_vae
-from hwm.types import HwmError
 from tests.tokenizers.test_cosmos_commands import Shelf, film
 
 SMALL = {"block_out_channels": (32, 32, 32, 32), "down_block_types": ("DownEncoderBlock2D",) * 4, "layers_per_block": 1}

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from hwm.data.clips import fake_batch
+from hwm.errors import HwmError
 from hwm.loading import copy_weights, load_tokenizer, weights_fingerprint
-from hwm.tokenizers.base import Pixels
+from hwm.tokenizers.pixels import Pixels
 from hwm.tokenizers.tiny import FSQ, TinyContinuous, TinyTokenizer
 from hwm.train.checkpoint import save_model
-from hwm.types import ActionSpec, Batch, DataSpec, HwmError, LatentSpec
+from hwm.types import ActionSpec, Batch, DataSpec, LatentSpec
 
 LEVELS = (8, 8, 8, 5, 5, 5)
 SPEC = DataSpec(LatentSpec((32, 48), channels=3), {"toy": ActionSpec(1, ("a",), (0.0,), (1.0,))}, "pixels-32x48")

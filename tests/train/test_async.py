@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from hwm import weights as files
 from hwm.config import REGISTRY
+from hwm.errors import CheckpointError
 from hwm.train import checkpoint, trainer
-from hwm.train.checkpoint import CheckpointError, load_tensors, step_folders
+from hwm.train.checkpoint import step_folders
 from hwm.train.loggers import read_log
+from hwm.weights import load_tensors
 from tests.conftest import make_store
 from tests.train.test_checkpoint import full_disk
 from tests.train.test_sharding import PATIENCE, command_of, together
@@ -78,7 +81,7 @@ def test_a_full_disk_is_told_of_and_leaves_the_last_good_one(
     def save() -> None:
         if made.step == 4:
             made.aside.wait()  # the one before is not to be spoilt
-            monkeypatch.setattr(checkpoint, "save_file", full_disk)
+            monkeypatch.setattr(files, "save_file", full_disk)
         real()
 
     monkeypatch.setattr(made, "save", save)

@@ -10,23 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from hwm import weights as files
 from hwm.config import REGISTRY
 from hwm.data.clips import fake_batch
+from hwm.errors import CheckpointError
 from hwm.models.masked_hwm import MaskedHWM
 from hwm.train import checkpoint
-from hwm.train.checkpoint import (
-    CheckpointError,
-    find,
-    load_model,
-    load_step,
-    load_tensors,
-    save_model,
-    save_step,
-    save_tensors,
-    step_folders,
-)
+from hwm.train.checkpoint import find, load_model, load_step, save_model, save_step, step_folders
 from hwm.train.optim import optimizers
 from hwm.types import ActionSpec, DataSpec, LatentSpec
+from hwm.weights import load_tensors, save_tensors
 from tests.train.toy import Toy
 
 SPEC = DataSpec(
@@ -247,7 +240,7 @@ def test_half_written_ones_are_never_loaded(tmp_path: Path, monkeypatch: pytest.
     class Killed(BaseException):
         pass
 
-    real, written = checkpoint.save_file, []
+    real, written = files.save_file, []
 
     def dying(tensors: dict, path: str) -> None:
         if len(written) == moment:
@@ -256,7 +249,7 @@ def test_half_written_ones_are_never_loaded(tmp_path: Path, monkeypatch: pytest.
         real(tensors, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", dying)
+        patch.setattr(files, "save_file", dying)
         with pytest.raises(Killed):
             save(tmp_path, 4, module, made)
     assert list((tmp_path / "checkpoints").glob(".step_*"))  # as a kill leaves it
@@ -292,14 +285,14 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, monkeypatch: pytes
     module = toy()
     made = trained(module)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full_disk)
+        patch.setattr(files, "save_file", full_disk)
         with pytest.raises(
             CheckpointError, match=r"step 1 could not be written \(.*No space left.*\); there is none before"
         ):
             save(tmp_path, 1, module, made)
     save(tmp_path, 2, module, made, keep=1)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full_disk)
+        patch.setattr(files, "save_file", full_disk)
         with pytest.raises(CheckpointError, match=r"the last good one is .*step_00000002"):
             save(tmp_path, 4, module, made, keep=1)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
@@ -337,7 +330,7 @@ def test_a_finished_run_that_goes_on_is_its_newest_step(tmp_path: Path) -> None:
 def test_weights_half_replaced_are_not_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(tmp_path / "m", toy())
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full_disk)
+        patch.setattr(files, "save_file", full_disk)
         with pytest.raises(OSError, match="No space left"):
             save_model(tmp_path / "m", toy(dim=16))
     with pytest.raises(CheckpointError, match="there is no checkpoint"):

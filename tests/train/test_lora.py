@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from hwm.commands import train_recipe
 from hwm.data.mixture import DataConfig
+from hwm.errors import CheckpointError, HwmError
 from hwm.models.base import WorldModel
 from hwm.models.cosmos_ar import CosmosAR
 from hwm.models.genie import Genie
@@ -25,12 +26,12 @@ from hwm.models.masked_hwm import MaskedHWM
 from hwm.models.next_block import NextBlock
 from hwm.recipes import Recipe
 from hwm.train import trainer
-from hwm.train.checkpoint import CheckpointError, load_model, load_tensors, step_folders
+from hwm.train.checkpoint import load_model, step_folders
 from hwm.train.lora import A, B, choose, merged, rank_of
 from hwm.train.memory import training_memory
 from hwm.train.optim import optimizers
 from hwm.train.trainer import TrainConfig, Trainer
-from hwm.types import HwmError
+from hwm.weights import load_tensors
 from tests.conftest import make_store
 from tests.models.test_registry import FAMILIES, OneClip, build, clip
 from tests.models.toys import toy_batch, toy_spec

@@ -9,13 +9,14 @@ import torch
 
 from hwm import cli
 from hwm.data.clips import fake_batch
+from hwm.errors import HwmError
 from hwm.models.flow_hwm import FlowHWM
 from hwm.models.genie import Genie
 from hwm.models.masked_hwm import MaskedHWM
 from hwm.recipes import find_recipe
 from hwm.train.memory import _Live, fit, read_size, training_memory
 from hwm.train.trainer import TrainConfig
-from hwm.types import ActionSpec, DataSpec, HwmError, LatentSpec
+from hwm.types import ActionSpec, DataSpec, LatentSpec
 
 ACTIONS = {"toy": ActionSpec(2, ("a", "b", "c"), (0.0,) * 3, (1.0,) * 3)}
 IDS = DataSpec(LatentSpec((8, 8), 25, levels=(5, 5)), ACTIONS)

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hwm.config import Trainable
+from hwm.errors import HwmError
 from hwm.models.masked_hwm import MaskedHWM
 from hwm.train.checkpoint import load_average, save_model
 from hwm.train.optim import TYPICAL, MovingAverage, gradient_norm, learning_rate, optimizers, train_only
-from hwm.types import ActionSpec, DataSpec, HwmError, LatentSpec
+from hwm.types import ActionSpec, DataSpec, LatentSpec
 from tests.train.toy import Toy
 
 ACTION = ActionSpec(2, ("a", "b"), (0.0, 0.0), (1.0, 1.0))

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from hwm.config import REGISTRY
+from hwm.errors import CheckpointError, HwmError
 from hwm.train import trainer
-from hwm.train.checkpoint import CheckpointError, load_model, load_tensors, step_folders
+from hwm.train.checkpoint import load_model, step_folders
 from hwm.train.loggers import read_log
-from hwm.types import HwmError
+from hwm.weights import load_tensors
 from tests.conftest import make_store
 from tests.train.toy import Toy, make_trainer
 

@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hwm.train.checkpoint import load_tensors, step_folders
+from hwm.train.checkpoint import step_folders
 from hwm.train.loggers import read_log
+from hwm.weights import load_tensors
 from tests.conftest import make_store
 
 PATIENCE = 1800  # on a busy machine; nothing here is timed

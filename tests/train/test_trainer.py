@@ -15,13 +15,14 @@ import pytest
 import torch
 
 from hwm.config import REGISTRY, from_json
+from hwm.errors import HwmError
 from hwm.models.masked_hwm import MaskedHWM
 from hwm.recipes import Recipe
 from hwm.train import trainer as module
-from hwm.train.checkpoint import load_model, load_tensors, step_folders
+from hwm.train.checkpoint import load_model, step_folders
 from hwm.train.loggers import read_log
 from hwm.train.trainer import TrainConfig, Trainer, write_run
-from hwm.types import HwmError
+from hwm.weights import load_tensors
 from tests.conftest import ROOT, make_store
 from tests.train.toy import Toy, make_trainer, mixture
 

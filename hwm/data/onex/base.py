@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from hwm.data.arrays import Array, Lazy, moments, pieces
-from hwm.data.files import write_atomically
 from hwm.data.store import Episode, Store, StoreError
+from hwm.files import write_atomically
 
 STATISTICS = "hwm_statistics.json"
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]

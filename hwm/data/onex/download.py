@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from hwm.config import unknown
+from hwm.errors import HwmError, unknown
 from hwm.progress import track
-from hwm.types import HwmError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from hwm.data.onex.specs import ACTIONS_1X, onex_v1, onex_v2
 from hwm.data.onex.write import ShardData, write_test, write_v1, write_v2
 from hwm.data.readers import open_store
 from hwm.data.store import Store
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 RATE = 30
 """Frames a second of all of 1X's data."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hwm.config import unknown
 from hwm.data.onex.specs import onex_v1, onex_v2
-from hwm.tokenizers.base import Tokenizer
-from hwm.types import HwmError
+from hwm.errors import HwmError, unknown
+from hwm.types import Tokenizer
 
 SPECS = {"1.1": onex_v1, "2.0": onex_v2}
 

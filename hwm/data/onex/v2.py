@@ -35,7 +35,8 @@ from hwm.data.onex.layout import (
 )
 from hwm.data.onex.specs import EMBODIMENT_1X, onex_v2
 from hwm.data.store import Header, StoreError
-from hwm.types import Batch, HwmError
+from hwm.errors import HwmError
+from hwm.types import Batch
 
 
 def header_v2(what: str, hz: float = 30.0) -> Header:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from hwm.assets import STORES
-from hwm.config import unknown
 from hwm.data.sources.base import AS_IT_IS
 from hwm.data.sources.base import Episode as Episode
 from hwm.data.sources.base import Source as Source
@@ -21,7 +20,7 @@ from hwm.data.sources.rlds import RLDS
 from hwm.data.sources.robomimic import Robomimic
 from hwm.data.sources.stored import Stored
 from hwm.data.sources.views import Resampled, Selected, Split
-from hwm.types import HwmError
+from hwm.errors import HwmError, unknown
 
 SOURCES: dict[str, type[Source]] = {
     "store": Stored,

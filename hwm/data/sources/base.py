@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hwm.data.store import EpisodeError, Header
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 #: what reading a damaged file can end in: Arrow's errors are the first two, numpy's archives' the others
 DAMAGE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile)

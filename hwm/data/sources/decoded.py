@@ -14,9 +14,9 @@ from hwm.data.sources.base import Episode, Source
 from hwm.data.store import Episode as Stretch
 from hwm.data.store import Store
 from hwm.data.video import to_uint8
-from hwm.evaluate.camera import device_of
-from hwm.tokenizers.base import Tokenizer
-from hwm.types import HwmError
+from hwm.devices import device_of
+from hwm.errors import HwmError
+from hwm.types import Tokenizer
 
 STEPS = 64
 """Latent steps that are decoded at once."""

@@ -32,7 +32,7 @@ from hwm.data.sources.base import (
 from hwm.data.sources.folder import column_values
 from hwm.data.store import EpisodeError, Header
 from hwm.data.video import count_frames, read_at, read_picture
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 ACTION = "action"
 OURS = "meta/hwm.json"

@@ -24,7 +24,7 @@ from hwm.data.sources.base import Episode, Source, SourceOptions, choose, dimens
 from hwm.data.sources.tfrecord import Value, read_example, read_record, record_starts
 from hwm.data.store import EpisodeError, Header
 from hwm.data.video import read_picture
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 TEXTS = ("language_instruction", "observation/natural_language_instruction")
 """Features of a step that may say what was to be done."""

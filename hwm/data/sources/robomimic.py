@@ -19,7 +19,7 @@ import numpy as np
 
 from hwm.data.sources.base import Episode, Source, SourceOptions, choose, dimension_names, joined, leading
 from hwm.data.store import EpisodeError, Header
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 PICTURES = 64

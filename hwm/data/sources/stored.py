@@ -14,7 +14,7 @@ from hwm.data.readers import READERS, open_store
 from hwm.data.sources.base import AS_IT_IS, Episode, Source, SourceOptions, named
 from hwm.data.store import Episode as Stretch
 from hwm.data.store import Store
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 
 class Stored(Source):

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 Value: TypeAlias = "list[bytes] | np.ndarray"
 CASTAGNOLI = 0x82F63B78

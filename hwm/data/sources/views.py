@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from hwm.data.sources.base import Episode, Source
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 SLACK = 0.01
 """In frames: time stamps that are this near are the same moment."""

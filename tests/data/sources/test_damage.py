@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hwm.data.sources import SourceOptions, open_source
-from hwm.types import HwmError
+from hwm.errors import HwmError
 from tests.data.sources.test_folder import make_folder
 from tests.data.sources.test_lerobot import write_v21
 

@@ -24,8 +24,8 @@ from hwm.data.sources.decoded import Decoded
 from hwm.data.sources.views import Cropped
 from hwm.data.store import EpisodeError
 from hwm.data.video import write_video
-from hwm.tokenizers.base import Pixels
-from hwm.types import HwmError
+from hwm.errors import HwmError
+from hwm.tokenizers.pixels import Pixels
 from tests.conftest import make_frames, make_store
 
 HERE = Path(__file__).parent / "lerobot"

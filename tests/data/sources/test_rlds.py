@@ -13,8 +13,8 @@ from hwm.data.encode import encode
 from hwm.data.sources import RLDS, SourceOptions, open_source, recognise
 from hwm.data.sources.rlds import open_x
 from hwm.data.store import EpisodeError
-from hwm.tokenizers.base import Pixels
-from hwm.types import HwmError
+from hwm.errors import HwmError
+from hwm.tokenizers.pixels import Pixels
 from tests.data.sources.test_tfrecord import write_records
 
 HERE = Path(__file__).parent / "rlds"

@@ -12,8 +12,8 @@ import pytest
 from hwm.data.encode import encode
 from hwm.data.sources import SourceOptions, open_source, recognise
 from hwm.data.store import EpisodeError
-from hwm.tokenizers.base import Pixels
-from hwm.types import HwmError
+from hwm.errors import HwmError
+from hwm.tokenizers.pixels import Pixels
 from tests.conftest import make_frames
 
 h5py = pytest.importorskip("h5py", reason="needs h5py, of the extra hdf5")

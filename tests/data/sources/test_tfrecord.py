@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwm.data.sources.tfrecord import _masked, crc32c, read_example, read_record, record_starts
-from hwm.types import HwmError
+from hwm.errors import HwmError
 
 
 def bit_by_bit(data: bytes) -> int:

@@ -16,7 +16,7 @@ from hwm.data.sources import SourceOptions, open_source
 from hwm.data.sources.base import Episode, Source
 from hwm.data.sources.views import Cropped, Resampled, Selected, Split, middle
 from hwm.data.store import Header
-from hwm.types import HwmError
+from hwm.errors import HwmError
 from tests.conftest import make_store
 
 NAMES = ("left_arm", "left_hand", "right_arm", "base")

@@ -1,21 +1,43 @@
-"""What all converters share: weights out of files of others, without running anything of theirs or a second copy."""
+"""Files of tensors, in and out: written whole or not at all, read without running anything that they hold."""
 
 from __future__ import annotations
 
-import json
+import os
 import pickle
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hwm.config import Config, from_json
-from hwm.data.files import write_atomically
-from hwm.train.checkpoint import CheckpointError, load_tensors, save_tensors
-from hwm.types import DataSpec, HwmError
+from hwm.config import Config
+from hwm.errors import CheckpointError
+from hwm.types import DataSpec
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file, whole or not at all."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, str(new))
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        return load_file(str(path), device=str(device))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read the weights {path}: {error}") from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -58,38 +80,6 @@ def _wants(path: Path) -> str:
     except Exception:  # of a file that is broken in yet another way; the error at hand says enough
         return ""
     return f" ({', '.join(sorted(names)[:3])})" if names else ""
-
-
-def read_folder(folder: Path, kind: type[Any], assembled: Callable[..., Any], what: str) -> Any:
-    """The model of a published folder of config.json and model.safetensors.
-
-    Args:
-        kind: the dataclass of the config's fields.
-        assembled: makes a model of (config, weights, where they are from).
-        what: whose folders are like that, for errors.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or the weights are not of the config.
-    """
-    path = folder / "config.json"
-    try:
-        fields = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}, which a published {what} folder has: {error}") from error
-    try:
-        published = from_json(kind, fields)
-        return assembled(published, read_weights(folder / "model.safetensors"), folder)
-    except CheckpointError:
-        raise
-    except HwmError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-
-
-def write_folder(folder: Path, published: Any, weights: dict[str, Tensor]) -> None:
-    """Write a published config, a dataclass, and weights by their published names as such a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / "model.safetensors", weights)
-    write_atomically(folder / "config.json", json.dumps(asdict(published), indent=2, sort_keys=True).encode())
 
 
 def with_weights(config: Config, spec: DataSpec, weights: Mapping[str, Tensor], source: Path | str) -> Any:

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hwm.convert.weights import read_weights, with_weights
+from hwm.errors import CheckpointError
 from hwm.models.genie import Genie
-from hwm.train.checkpoint import CheckpointError
 from hwm.types import DataSpec, LatentSpec
+from hwm.weights import read_weights, with_weights
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(1)}
 SPEC = DataSpec(LatentSpec((2, 2), 16, levels=(4, 4)), {})
