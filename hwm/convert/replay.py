@@ -27,5 +27,5 @@ class ReleasedSampler(MaskGITSampler):
         settles none here."""
         return (*(math.ceil(math.cos(math.pi / 2 * k / self.steps) * cells) for k in range(1, self.steps)), 0)
 
-    def keep_score(self, logp_BHS: Tensor, generator: Generator = None) -> Tensor:
+    def keep_score(self, logp_BHS: Tensor, generator: Generator = None, *, to_come: float = 0.0) -> Tensor:
         return next(self.draws)[:, None] if self.order == "random" else logp_BHS

@@ -227,7 +227,8 @@ class MaskedModel(WorldModel):
         masked_BHS = torch.ones(ids_BHS.shape[:3], dtype=torch.bool, device=ids_BHS.device)
         window, hidden_BHSD = self.first_look(ids_BPS, actions_BTKA, embodiment, ids_BHS, masked_BHS, cache)
         first: Tensor | None = None
-        for count in sampler.counts(masked_BHS.shape[2]):
+        counts = sampler.counts(masked_BHS.shape[2])
+        for done, count in enumerate(counts, 1):
             if first is not None:
                 hidden_BHSD = self.look(window, ids_BHS, masked_BHS)
             logits_BHSV = self.head(hidden_BHSD)
@@ -237,6 +238,7 @@ class MaskedModel(WorldModel):
             ids_BHS = torch.where(maskgit.like(masked_BHS, ids_new), ids_new, ids_BHS)
             if count:
                 logp_BHS = torch.cat([logp for _, logp in drawn], -1).sum(-1)
-                masked_BHS = maskgit.remask(sampler.keep_score(logp_BHS, generator), masked_BHS, count)
+                score_BHS = sampler.keep_score(logp_BHS, generator, to_come=1 - done / len(counts))
+                masked_BHS = maskgit.remask(score_BHS, masked_BHS, count)
         assert first is not None  # a sampler has one look at least
         return ids_BHS, first, window

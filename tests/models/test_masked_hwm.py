@@ -193,6 +193,19 @@ def test_looks_follow_the_schedule_and_returned_logits_are_those_of_the_first(st
     torch.testing.assert_close(out.logits, first.logits)
 
 
+def test_the_noise_on_the_confidence_falls_from_step_to_step():
+    model, seen = tiny(), []
+    batch = Batch(toy_batch(model.spec, 2).latents, toy_batch(model.spec, 3).actions, "arm")
+
+    class Watched(MaskGITSampler):
+        def keep_score(self, logp, generator=None, *, to_come=0.0):
+            seen.append(to_come)
+            return super().keep_score(logp, generator, to_come=to_come)
+
+    model.predict(batch, sampler=Watched(steps=4, choice_temperature=4.5))
+    assert seen == [0.75, 0.5, 0.25]  # and after the fourth nothing is left to choose
+
+
 def test_a_generator_makes_sampling_repeatable_and_temperature_makes_it_vary():
     model = tiny(factorized=True)
     batch = Batch(toy_batch(model.spec, 2, batch=8).latents, toy_batch(model.spec, 3, batch=8).actions, "arm")

@@ -58,6 +58,22 @@ def test_sampling_of_a_known_distribution() -> None:
     assert cold.std() < 0.15
 
 
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_last_step_of_sampling_adds_no_noise(steps: int) -> None:
+    def made(scales: list[float]) -> Tensor:
+        more = iter(scales)
+        return draw(
+            torch.linspace(-1, 1, 6).view(3, 2), lambda: torch.full((3, 2), next(more)),
+            perfect(0.7, 0.2), steps=steps, temperature=1.0, clamp=math.inf,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    plain = [1.0] * steps
+    assert torch.equal(made([*plain[1:], 9.0]), made(plain))
+    for step in range(steps - 1):
+        louder = [9.0 if i == step else 1.0 for i in range(steps)]
+        assert (made(louder) - made(plain)).abs().min() > 1e-4
+
+
 def test_who_knows_the_vectors_pays_little_and_the_bound_teaches_the_variance_alone() -> None:
     torch.manual_seed(0)
     clean, step, noise = torch.full((500, 3), 0.7), torch.randint(1, STEPS, (500,)), torch.randn(500, 3)

@@ -8,6 +8,7 @@ from torch import nn
 
 from hwm.objectives import maskgit
 from hwm.objectives.maskgit import MaskGITSampler
+from hwm.types import HwmError
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -111,6 +112,43 @@ def test_confidence_keeps_the_likeliest_and_random_does_not_care():
     assert torch.equal(MaskGITSampler(order="confidence").keep_score(logp), logp)
     score = MaskGITSampler(order="random").keep_score(logp, seeded())
     assert abs(torch.corrcoef(torch.stack([score, logp]))[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("to_come", [0.25, 0.75])
+def test_noise_on_the_confidence_is_gumbels_and_falls_with_the_decoding_steps(to_come):
+    logp = torch.linspace(-4, 0, 64).view(2, 1, 32)
+    score = MaskGITSampler(steps=4, choice_temperature=4.5).keep_score(logp, seeded(), to_come=to_come)
+    u = torch.rand(2, 1, 32, generator=seeded()).double()
+    expected = logp - 4.5 * to_come * (-u.log()).log()
+    torch.testing.assert_close(score, expected.float(), atol=1e-4, rtol=1e-4)
+    assert not torch.equal(score.argsort(-1), logp.argsort(-1))
+
+
+def test_the_more_likely_of_two_cells_is_kept_as_often_as_gumbel_noise_says():
+    """Of log-probabilities a and b under Gumbel noise of scale s, a wins with probability sigmoid((a - b) / s)."""
+    logp = torch.tensor([-1.0, -2.0]).expand(20_000, 2)
+    score = MaskGITSampler(choice_temperature=3.0).keep_score(logp, seeded(), to_come=0.5)
+    share = (score[:, 0] > score[:, 1]).float().mean()
+    assert abs(share - torch.tensor(1 / 1.5).sigmoid()) < 0.01
+
+
+def test_no_noise_is_drawn_at_the_last_step_or_at_temperature_zero():
+    logp = torch.randn(2, 1, 8)
+    for sampler, to_come in ((MaskGITSampler(choice_temperature=4.5), 0.0), (MaskGITSampler(), 0.75)):
+        generator = seeded()
+        assert torch.equal(sampler.keep_score(logp, generator, to_come=to_come), logp)
+        assert torch.equal(generator.get_state(), seeded().get_state())
+
+
+@pytest.mark.parametrize("wrong", [dict(choice_temperature=-1.0), dict(choice_temperature=math.inf)])
+def test_noise_of_no_sensible_temperature_is_refused(wrong):
+    with pytest.raises(HwmError, match="choice_temperature"):
+        MaskGITSampler(**wrong)
+
+
+def test_noise_on_a_confidence_that_nobody_heeds_is_refused():
+    with pytest.raises(HwmError, match="order"):
+        MaskGITSampler(order="random", choice_temperature=4.5)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
