@@ -21,9 +21,9 @@ from common import parser, report
 from hwm.data.encode import encode
 from hwm.data.sources import Source, SourceOptions, open_source
 from hwm.data.store import Header, Writer
-from hwm.data.video import to_video, write_video
 from hwm.devices import device_of
 from hwm.loading import load_tokenizer
+from hwm.pictures.video import to_video, write_video
 from hwm.types import Tokenizer
 
 

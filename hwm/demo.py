@@ -46,8 +46,9 @@ def demo(o: DemoOptions) -> Path:
     from hwm.evaluate.commands import EvaluateOptions, run_evaluation
     from hwm.evaluate.obey import obey
     from hwm.evaluate.report import write_report
-    from hwm.evaluate.show import contact_sheet, save_examples, save_png
+    from hwm.evaluate.show import contact_sheet, save_examples
     from hwm.loading import load, load_tokenizer
+    from hwm.pictures.files import save_png
     from hwm.recipes import find_recipe
     from hwm.train.samples import curve
 

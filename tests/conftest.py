@@ -12,7 +12,7 @@ import torch
 from hypothesis import settings
 
 from hwm.data.store import Header, Store, Writer
-from hwm.data.video import write_video
+from hwm.pictures.video import write_video
 from hwm.types import LatentSpec
 
 torch.set_num_threads(1)

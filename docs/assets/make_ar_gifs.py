@@ -20,8 +20,10 @@ from hwm.data.clips import Clips
 from hwm.data.readers import open_store
 from hwm.evaluate.evaluate import evaluate
 from hwm.evaluate.obey import Obedience, obey
-from hwm.evaluate.show import compose, pair, save_gif
+from hwm.evaluate.show import pair
 from hwm.objectives.next_token import NextTokenSampler
+from hwm.pictures.files import save_gif
+from hwm.pictures.panels import compose
 
 HERE = Path(__file__).parent
 TURNS = {"told to turn left": {"ANGULAR_VELOCITY": 1.0}, "told to turn right": {"ANGULAR_VELOCITY": -1.0}}

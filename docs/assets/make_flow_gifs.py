@@ -18,7 +18,9 @@ from hwm.data.clips import Clips
 from hwm.data.readers import open_store
 from hwm.evaluate.evaluate import evaluate
 from hwm.evaluate.results import Example
-from hwm.evaluate.show import compose, frames_per_second, save_gif
+from hwm.evaluate.show import frames_per_second
+from hwm.pictures.files import save_gif
+from hwm.pictures.panels import compose
 
 HERE = Path(__file__).parent
 HORIZON = 4

@@ -22,8 +22,8 @@ from hwm.data.onex.layout import STATES, numbers_of, place_of, shard_files
 from hwm.data.onex.specs import EMBODIMENT_1X
 from hwm.data.readers import open_store
 from hwm.data.store import Episode, Store
-from hwm.data.video import count_frames, read_video
 from hwm.errors import HwmError
+from hwm.pictures.video import count_frames, read_video
 
 KNOWN, TARGET = 17, 76
 """Frames that are seen, and the number of the one that is asked for, counted from 0: two seconds later."""

@@ -22,12 +22,12 @@ from torch import Tensor
 from hwm.challenge.formats import PictureFormat
 from hwm.challenge.recordings import Recordings, Sample
 from hwm.challenge.submission import Submission
-from hwm.data.video import to_uint8, to_video
 from hwm.devices import device_of
 from hwm.errors import HwmError
 from hwm.evaluate import metrics
-from hwm.evaluate.show import png
 from hwm.models.base import WorldModel
+from hwm.pictures.files import png
+from hwm.pictures.video import to_uint8, to_video
 from hwm.progress import track
 from hwm.types import Batch, Tokenizer
 

@@ -18,9 +18,9 @@ from hwm.data.sources import Episode, Source, open_source
 from hwm.data.sources.base import named
 from hwm.data.sources.views import Cropped
 from hwm.data.store import EpisodeError, Header, Store, Writer, latent_dtype
-from hwm.data.video import to_video, write_video
 from hwm.devices import device_of
 from hwm.errors import HwmError
+from hwm.pictures.video import to_video, write_video
 from hwm.progress import track
 from hwm.tokenizers.pixels import Pixels
 from hwm.types import Tokenizer

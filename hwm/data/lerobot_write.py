@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from hwm.data.sources.base import Episode, Source, named
 from hwm.data.sources.lerobot import OURS
-from hwm.data.video import write_video
 from hwm.errors import HwmError
+from hwm.pictures.video import write_video
 from hwm.progress import track
 
 CAMERA = "observation.images.camera"

@@ -16,8 +16,8 @@ import numpy as np
 
 from hwm.config import from_json
 from hwm.data.store import Header, Store, Writer
-from hwm.data.video import write_video
 from hwm.errors import HwmError
+from hwm.pictures.video import write_video
 from hwm.progress import track
 
 #: seeds of rooms from here on are held out: `record` never mixes the two ranges in one store

@@ -15,11 +15,13 @@ from rich.table import Table
 
 from hwm.data.arrays import pieces
 from hwm.data.store import Episode, Store
-from hwm.data.video import to_uint8
 from hwm.errors import HwmError
-from hwm.evaluate import show
-from hwm.evaluate.font import HEIGHT, draw_text, text_width
 from hwm.files import write_atomically
+from hwm.pictures.files import png, save_png
+from hwm.pictures.font import HEIGHT, draw_text, text_width
+from hwm.pictures.page import page_style
+from hwm.pictures.panels import DIM, GAP, INK, PAPER, enlarge, enlargement
+from hwm.pictures.video import to_uint8
 from hwm.types import Tokenizer
 
 STYLE = """
@@ -201,14 +203,14 @@ def strip(
     """Pictures of an episode side by side with their times, uint8 (height, width, 3)."""
     steps = spread(episode.steps, columns)
     frames = shrink(pictures(store, episode, steps, tokenizer), wide)
-    frames = show.enlarge(frames, show.enlargement(frames, wide))
+    frames = enlarge(frames, enlargement(frames, wide))
     count, high, width, _ = frames.shape
-    made = np.empty((high + HEIGHT + 4, count * (width + show.GAP) - show.GAP, 3), np.uint8)
-    made[:] = show.PAPER
+    made = np.empty((high + HEIGHT + 4, count * (width + GAP) - GAP, 3), np.uint8)
+    made[:] = PAPER
     for i, (step, frame) in enumerate(zip(steps, frames, strict=True)):
-        x = i * (width + show.GAP)
+        x = i * (width + GAP)
         made[:high, x : x + width] = frame
-        draw_text(made, f"{step / store.header.fps:.1f} s", x, high + 4, show.DIM)
+        draw_text(made, f"{step / store.header.fps:.1f} s", x, high + 4, DIM)
     return made
 
 
@@ -232,17 +234,17 @@ def contact_sheet(
         row = strip(store, episode, columns, tokenizer)
         title = f"{episode.id}, {episode.steps:,} steps"
         head = np.empty((HEIGHT + 8, max(row.shape[1], text_width(title)), 3), np.uint8)
-        head[:] = show.PAPER
-        draw_text(head, title, 0, 4, show.INK)
+        head[:] = PAPER
+        draw_text(head, title, 0, 4, INK)
         parts += [head, row]
     border, width = 10, max(p.shape[1] for p in parts)
     sheet = np.empty((sum(len(p) for p in parts) + 2 * border, width + 2 * border, 3), np.uint8)
-    sheet[:] = show.PAPER
+    sheet[:] = PAPER
     top = border
     for part in parts:
         sheet[top : top + len(part), border : border + part.shape[1]] = part
         top += len(part)
-    return show.save_png(out_png, sheet)
+    return save_png(out_png, sheet)
 
 
 def view_html(
@@ -270,7 +272,7 @@ def view_html(
     shown = "".join(_card(store, e, statistics, columns, tokenizer) for e in chosen)
     of_all = "all" if len(chosen) == store.count else f"{len(chosen)} of {store.count:,}"
     title = escape(store.path.name)
-    style = Path(show.__file__).with_name("report.css").read_text() + STYLE
+    style = page_style() + STYLE
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
@@ -287,7 +289,7 @@ def view_html(
 
 def _card(store: Store, episode: Episode, columns: list[Column], moments: int, tokenizer: Tokenizer | None) -> str:
     """An episode: its pictures, and a curve of each action that is not constant in the store."""
-    picture = base64.b64encode(show.png(strip(store, episode, moments, tokenizer, wide=96))).decode()
+    picture = base64.b64encode(png(strip(store, episode, moments, tokenizer, wide=96))).decode()
     actions = np.asarray(store.actions[episode.start : episode.stop], np.float64).reshape(-1, len(columns))
     curves = "".join(
         f"<figure>{curve(actions[:, i], c.low, c.high)}{escape(c.name)}</figure>"

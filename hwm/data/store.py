@@ -34,10 +34,10 @@ from hwm.data.header import EpisodeError as EpisodeError
 from hwm.data.header import Header as Header
 from hwm.data.header import StoreError as StoreError
 from hwm.data.header import latent_dtype as latent_dtype
-from hwm.data.video import read_video
 from hwm.errors import HwmError
 from hwm.files import checksum
 from hwm.files import write_atomically as write_atomically
+from hwm.pictures.video import read_video
 from hwm.types import ActionSpec, DataSpec
 
 FORMAT = "hwm-store/1"

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from hwm.data.clips import Clips
 from hwm.data.store import Episode
-from hwm.data.video import to_video
 from hwm.devices import device_of
 from hwm.errors import HwmError
+from hwm.pictures.video import to_video
 from hwm.types import Tokenizer
 
 DECODE_FRAMES = 128

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from hwm.errors import HwmError
-from hwm.evaluate.font import HEIGHT, Colour, draw_text, text_width
 from hwm.evaluate.results import Example, Results, shown_steps
-from hwm.evaluate.show import CONTEXT_COLOUR, DIM, FUTURE_COLOUR, INK, PAPER, enlarge, enlargement, frames_per_second
+from hwm.evaluate.show import frames_per_second
+from hwm.pictures.font import HEIGHT, Colour, draw_text, text_width
+from hwm.pictures.panels import CONTEXT_COLOUR, DIM, FUTURE_COLOUR, INK, PAPER, enlarge, enlargement
 
 MARGIN, GAP, BETWEEN = 12, 4, 22
 """Pixels around the sheet, between two pictures, and between two clips and the prompt and the rest."""

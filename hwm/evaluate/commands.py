@@ -124,12 +124,12 @@ def evaluate(args: list[str]) -> None:
 
     extra = {}
     if o.lpips or o.lpips_weights:
-        from hwm.evaluate.lpips import load_lpips
+        from hwm.networks.lpips import load_lpips
 
         extra["lpips"] = load_lpips(o.lpips_weights, device())
     features: dict[str, Any] = {}
     if o.fid or o.fvd:
-        from hwm.evaluate.frechet import i3d, inception
+        from hwm.networks.features import i3d, inception
 
         features |= {"fid": inception(o.fid, device())} if o.fid else {}
         features |= {"fvd": i3d(o.fvd, device())} if o.fvd else {}
@@ -222,7 +222,8 @@ def generate(args: list[str]) -> None:
     """`hwm generate [CHECKPOINT] [--data S] [--out DIR]`."""
     o = tyro.cli(GenerateOptions, args=args, prog="hwm generate")
     from hwm.evaluate.comic import comic_strip
-    from hwm.evaluate.show import contact_sheet, save_examples, save_gifs, save_png
+    from hwm.evaluate.show import contact_sheet, save_examples, save_gifs
+    from hwm.pictures.files import save_png
 
     results = run_evaluation(o, "hwm generate " + " ".join(args), examples=o.clips)
     o.out.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,6 @@ from hwm.config import to_json
 from hwm.data.arrays import pieces
 from hwm.data.clips import Clips
 from hwm.data.store import Store
-from hwm.data.video import to_uint8
 from hwm.devices import device_of
 from hwm.errors import HwmError, unknown
 from hwm.evaluate import metrics
@@ -31,6 +30,7 @@ from hwm.evaluate.rollout import rollout_clips
 from hwm.evaluate.scenarios import SCENARIOS
 from hwm.evaluate.swaps import SWAPS, Bounds, distance
 from hwm.models.base import WorldModel
+from hwm.pictures.video import to_uint8
 from hwm.types import Batch, Prediction, Tokenizer
 
 SWAPPED = {"jump_free": "swapped_actions", "random": "random_actions", "other_clip": "other_clip_actions"}

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from hwm.data.clips import Clips
 from hwm.data.store import Store
-from hwm.data.video import to_uint8
 from hwm.devices import device_of
 from hwm.errors import HwmError, unknown
 from hwm.evaluate.camera import camera_video, decode
 from hwm.evaluate.evaluate import action_bounds
 from hwm.models.base import WorldModel
+from hwm.pictures.video import to_uint8
 from hwm.types import Batch, Tokenizer
 
 MOTIONS = ("shift", "expansion")

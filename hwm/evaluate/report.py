@@ -13,9 +13,12 @@ import numpy as np
 from hwm.data.store import write_atomically
 from hwm.evaluate import show
 from hwm.evaluate.obey import MOTIONS, Obedience
-from hwm.evaluate.plot import Series, line_chart
 from hwm.evaluate.results import GROUPS, LABELS, MOVING_RULE, Results, best, quoted, shown_steps
 from hwm.evaluate.words import Finding, cautions, findings, verdict
+from hwm.pictures.files import save_video
+from hwm.pictures.page import html_page, section, training_section
+from hwm.pictures.panels import compose
+from hwm.pictures.plot import Series, line_chart
 
 CURVES = (
     ("psnr", "model", "", "circle"),
@@ -68,28 +71,16 @@ def write_report(
         commands = _commands(obedience, Path(scratch)) if obedience is not None else ""
     sections = [
         _head(title, results, findings(results, obedience)),
-        _section("Watch", _watch_words(results), f'<div class="pair">{"".join(watch)}</div>') if watch else "",
+        section("Watch", _watch_words(results), f'<div class="pair">{"".join(watch)}</div>') if watch else "",
         _baselines(results),
-        _section("Does it listen to its actions?", _swap_words(results), _delta_charts(results), commands),
+        section("Does it listen to its actions?", _swap_words(results), _delta_charts(results), commands),
         training_section(training),
-        _section("All figures", *(_figures(results, s, m) for s in results.figures for m in _subsets(results))),
-        _section("What was evaluated", _about(results, data)),
-        _section("To be fair", _list([*cautions(results), *notes], "notes")),
+        section("All figures", *(_figures(results, s, m) for s in results.figures for m in _subsets(results))),
+        section("What was evaluated", _about(results, data)),
+        section("To be fair", _list([*cautions(results), *notes], "notes")),
     ]
     write_atomically(path, html_page(f"{title}: evaluation", sections).encode())
     return path
-
-
-def html_page(title: str, sections: Sequence[str]) -> str:
-    """Sections as one page in the report's style."""
-    style = Path(__file__).with_name("report.css").read_text()
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(s for s in sections if s)
-        + "\n</main>\n</body>\n</html>\n"
-    )
 
 
 # ---------------------------------------------------------------------------------------------- sections
@@ -165,7 +156,7 @@ def _baselines(results: Results) -> str:
         "The ceiling is what the tokenizer makes of the true frames: about the best that can be predicted through it. "
         f"A step is {seconds:.2g} s. {escape(MOVING_RULE)}</p>"
     )
-    return _section("Prediction against its baselines", words, f'<div class="pair">{"".join(cards)}</div>')
+    return section("Prediction against its baselines", words, f'<div class="pair">{"".join(cards)}</div>')
 
 
 def _swap_words(results: Results) -> str:
@@ -215,9 +206,9 @@ def _commands(obedience: Obedience, scratch: Path) -> str:
         count = len(next(iter(panels.values())))
         lines = [f"context {i + 1} of {obedience.context}" for i in range(obedience.context)]
         lines += [f"told for {(i + 1) / fps:.1f} s" for i in range(count - obedience.context)]
-        frames = list(show.compose(panels, lines, context=obedience.context, columns=2))
+        frames = list(compose(panels, lines, context=obedience.context, columns=2))
         file = scratch / f"commands_{start}.mp4"
-        show.save_video(file, frames + [frames[-1]] * round(0.6 * fps), fps)
+        save_video(file, frames + [frames[-1]] * round(0.6 * fps), fps)
         figures.append(
             _figure(file, "One start, a constant command each; the commands begin where the line turns orange.")
         )
@@ -251,26 +242,6 @@ def _commands(obedience: Obedience, scratch: Path) -> str:
         f'<h3>Told what to do</h3>{words}<div class="pair">{"".join(figures)}</div>'
         f'<div class="pair">{"".join(cards)}</div>{_table(head, rows)}'
     )
-
-
-def training_section(training: Sequence[tuple[int, float, float | None]]) -> str:
-    """Curves of the training and the held-out loss, as HTML; nothing where there are no points."""
-    if not training:
-        return ""
-    steps = [t[0] for t in training]
-    series = [
-        Series("training loss", steps, [t[1] for t in training], "loss"),
-        Series(
-            "held-out loss",
-            steps,
-            [t[2] for t in training],
-            "val",
-            "6 3",
-            "circle" if sum(t[2] is not None for t in training) < 40 else "",
-        ),
-    ]
-    chart = line_chart(series, "update", "loss")
-    return _section("Training", f'<div class="pair"><div class="card">{chart}</div></div>')
 
 
 def _figures(results: Results, scenario: str, moving: bool) -> str:
@@ -352,10 +323,6 @@ def _figure(video: Path, caption: str) -> str:
         '<figure class="card"><video autoplay loop muted playsinline controls '
         f'src="data:video/mp4;base64,{data}"></video><figcaption>{caption}</figcaption></figure>'
     )
-
-
-def _section(title: str, *parts: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
 
 
 def _list(items: Sequence[str], kind: str) -> str:

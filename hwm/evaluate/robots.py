@@ -14,9 +14,9 @@ from rich import box
 from rich.table import Table
 
 from hwm.errors import HwmError
-from hwm.evaluate.plot import Series, svg_file
 from hwm.evaluate.results import Results, perplexity, quoted
 from hwm.files import write_atomically
+from hwm.pictures.plot import Series, svg_file
 
 TRUE_OR_RANDOM = (
     ("psnr", "told the true actions", "model", "", "circle"),

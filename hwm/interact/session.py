@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hwm.data.video import to_uint8, write_video
 from hwm.errors import HwmError
 from hwm.interact.limits import Action, Limits
 from hwm.interact.replay import Replay
 from hwm.interact.starts import Gallery, Start
 from hwm.models.base import WorldModel
+from hwm.pictures.video import to_uint8, write_video
 from hwm.types import Batch, Tokenizer
 
 MAX_STEPS = 36_000

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hwm.data.store import Episode, Store
-from hwm.data.video import frame_size, read_video, to_video
 from hwm.errors import HwmError
+from hwm.pictures.video import frame_size, read_video, to_video
 from hwm.types import ActionSpec, Tokenizer
 
 MOST_PIXELS, MOST_FRAMES = 1 << 25, 3000

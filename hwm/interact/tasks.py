@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hwm.data.video import to_video
 from hwm.errors import HwmError
 from hwm.evaluate.obey import motion_by_step
+from hwm.pictures.video import to_video
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hwm.errors import HwmError
-from hwm.evaluate.lpips import LPIPS, SMALLEST, load_lpips
+from hwm.networks.lpips import LPIPS, SMALLEST, load_lpips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Judges:
     Attributes:
         squared: weight of the mean squared error.
         perceptual: weight of LPIPS, where `lpips` names its weights.
-        lpips: files with the weights of LPIPS (see `hwm.evaluate.lpips`); empty leaves it out.
+        lpips: files with the weights of LPIPS (see `hwm.networks.lpips`); empty leaves it out.
         adversarial: weight of the adversary; 0 leaves it out.
         adaptive: multiply that weight by how much larger the gradient of all else is than that of the adversary.
         begins: forward passes of training before the adversary begins; an update has `train.accumulate` of them.

@@ -164,7 +164,7 @@ class ReportOptions:
 
 
 def run_report(o: ReportOptions) -> None:
-    from hwm.evaluate.show import save_png
+    from hwm.pictures.files import save_png
     from hwm.tokenizers.report import compare, picture
 
     if o.frames < 1:

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from hwm.config import Trainable, from_json, to_json
 from hwm.data.sources import recognise
-from hwm.data.video import count_frames, frame_rate, frame_size, read_video, to_uint8, to_video, write_video
 from hwm.devices import device_of
 from hwm.errors import HwmError
 from hwm.files import write_atomically
+from hwm.pictures.video import count_frames, frame_rate, frame_size, read_video, to_uint8, to_video, write_video
 from hwm.progress import track
 from hwm.types import DataSpec, LatentSpec, Tokenizer
 from hwm.weights import with_weights

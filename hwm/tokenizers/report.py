@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hwm.data.video import read_video, to_uint8, to_video
 from hwm.devices import device_of
 from hwm.errors import HwmError
 from hwm.evaluate import metrics
+from hwm.pictures.video import read_video, to_uint8, to_video
 from hwm.tokenizers.files import take_every, videos_in
 from hwm.types import Tokenizer, split_digits
 

@@ -40,7 +40,8 @@ def show_progress(rollouts: tuple[Clips, Tokenizer] | None) -> Callable[[int, An
         if rollouts is None:
             return
         from hwm.evaluate.evaluate import evaluate
-        from hwm.evaluate.show import contact_sheet, save_png
+        from hwm.evaluate.show import contact_sheet
+        from hwm.pictures.files import save_png
 
         clips, tokenizer = rollouts
         prompt = model.config.past

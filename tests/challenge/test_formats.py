@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hwm.challenge.formats import FIELDS, FORMATS, PictureFormat, TopFormat, readme_problems
-from hwm.evaluate.show import png
+from hwm.pictures.files import png
 
 FORM = TopFormat((2, 3, 3, 5), 40)
 PICTURE = PictureFormat((6, 8))

@@ -20,8 +20,8 @@ from hwm.data.onex.v2 import OneXV2Joined
 from hwm.data.onex.write import ShardData, write_v2
 from hwm.data.readers import open_store
 from hwm.data.store import Writer
-from hwm.data.video import write_video
 from hwm.errors import HwmError
+from hwm.pictures.video import write_video
 from hwm.types import Tokenizer
 from tests.challenge.clock import SIDE, Clock, ClockRecordings, ClockTokenizer
 from tests.conftest import make_header, make_store

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hwm.data.encode import encode, thin_actions
 from hwm.data.merge import merge
 from hwm.data.store import Store, StoreError, Writer
-from hwm.data.video import read_video, write_video
 from hwm.errors import HwmError
+from hwm.pictures.video import read_video, write_video
 from hwm.tokenizers.pixels import Pixels
 from hwm.types import LatentSpec, Tokenizer
 from tests.conftest import make_arrays, make_frames, make_header, make_store

@@ -17,8 +17,8 @@ from hwm.data.merge import merge
 from hwm.data.sources import SourceOptions, open_source
 from hwm.data.sources.base import Episode
 from hwm.data.store import EpisodeError, Store, StoreError
-from hwm.data.video import read_video
 from hwm.errors import HwmError
+from hwm.pictures.video import read_video
 from hwm.tokenizers.pixels import Pixels
 from tests.conftest import make_store
 from tests.data.sources.test_folder import make_folder

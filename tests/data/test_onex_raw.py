@@ -19,10 +19,10 @@ from hwm.data.onex.write import ShardData, write_v2
 from hwm.data.readers import open_store
 from hwm.data.show import contact_sheet
 from hwm.data.store import StoreError
-from hwm.data.video import read_video, write_video
 from hwm.errors import HwmError
 from hwm.evaluate.camera import camera_video
 from hwm.loading import load_tokenizer
+from hwm.pictures.video import read_video, write_video
 from tests.conftest import ROOT, make_frames
 from tests.data.onex_toys import segments_of, states_of
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hwm.data import record
 from hwm.data.record import HELD_OUT_FROM, SimRecording, record_sim, room_name
 from hwm.data.store import Store, StoreError
-from hwm.data.video import read_video
 from hwm.errors import HwmError
+from hwm.pictures.video import read_video
 
 
 @given(

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from hwm.data.show import columns_of, contact_sheet, curve, describe, ids_in_use, pictures, shrink, spread, view_html
 from hwm.data.store import Store, Writer
-from hwm.data.video import read_video
 from hwm.errors import HwmError
+from hwm.pictures.video import read_video
 from hwm.tokenizers.pixels import Pixels
 from hwm.types import LatentSpec, Tokenizer
 from tests.conftest import make_arrays, make_header, make_store

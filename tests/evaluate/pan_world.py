@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hwm.data.clips import Clips
 from hwm.data.store import Header, Store, Writer
-from hwm.data.video import write_video
 from hwm.models.base import WorldModel
+from hwm.pictures.video import write_video
 from hwm.tokenizers.pixels import Pixels
 from hwm.types import Batch, LatentSpec, Prediction, Tokenizer, join_digits, split_digits
 

@@ -1,18 +1,15 @@
-"""The Frechet distance against its closed forms, and networks that come as files."""
+"""The Frechet distance against its closed forms."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from hwm.errors import HwmError
-from hwm.evaluate import frechet as module
-from hwm.evaluate.frechet import Distances, FrechetDistance, frechet, i3d, inception
+from hwm.evaluate.frechet import Distances, FrechetDistance, frechet
 
 
 def whitened(rows: int, dims: int, seed: int) -> Tensor:
@@ -49,6 +46,11 @@ def test_it_is_the_formula_for_any_covariances_and_few_examples(seed: int) -> No
     assert frechet(3 * a, 3 * b) == pytest.approx(9 * frechet(a, b))
 
 
+def test_one_example_has_no_covariance() -> None:
+    with pytest.raises(HwmError, match="two examples"):
+        frechet(torch.zeros(1, 3), torch.zeros(4, 3))
+
+
 def test_batches_make_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
     metric = FrechetDistance(lambda video: video.flatten(0, 1).mean((-2, -1)))
     one, other = torch.rand(6, 2, 3, 4, 4), torch.rand(5, 2, 3, 4, 4)
@@ -58,52 +60,6 @@ def test_batches_make_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (metric.count("one"), metric.count("other")) == (12, 10)
     want = frechet(one.flatten(0, 1).mean((-2, -1)), other.flatten(0, 1).mean((-2, -1)))
     assert metric.between("one", "other") == pytest.approx(want)
-
-
-class Pictures(nn.Module):
-    def forward(self, img: Tensor, return_features: bool = False) -> Tensor:
-        assert img.dtype == torch.uint8
-        x = img.to(torch.float32)
-        return x.mean([2, 3]) if return_features else x
-
-
-class Videos(nn.Module):
-    def forward(self, x: Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False) -> Tensor:
-        assert rescale
-        assert resize
-        assert return_features
-        return torch.cat([x.mean([2, 3, 4]), x[:, :, -1].mean([2, 3]), x.new_full((len(x), 1), x.shape[2])], 1)
-
-
-def test_networks_come_as_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = [tmp_path / "inception.pt", tmp_path / "i3d.pt"]
-    for network, path in zip((Pictures(), Videos()), paths, strict=True):
-        torch.jit.script(network).save(str(path))
-    video = torch.rand(3, 4, 3, 8, 8)
-    whole = (video * 255).round()
-    found = inception(paths[0])(video)
-    torch.testing.assert_close(found, whole.flatten(0, 1).mean((-2, -1)))
-    of_videos = i3d(paths[1])(video)
-    assert of_videos.shape == (3, 7)
-    torch.testing.assert_close(of_videos[:, 3:6], whole[:, -1].mean((-2, -1)))
-    assert set(of_videos[:, 6].tolist()) == {10.0}, "too short a video stands still at its end"
-    monkeypatch.setattr(module, "AT_ONCE", 5)
-    assert torch.equal(inception(paths[0])(video), found)
-    assert torch.equal(i3d(paths[1])(video), of_videos)
-    with pytest.raises(HwmError, match="does not take"):
-        inception(paths[1])(video)
-
-
-def test_what_is_missing_is_said(tmp_path: Path) -> None:
-    with pytest.raises(HwmError, match=r"FID needs the network.*nowhere\.pt is not there: fetch inception"):
-        inception(tmp_path / "nowhere.pt")
-    with pytest.raises(HwmError, match=r"FVD needs the network.*fetch i3d_torchscript"):
-        i3d(tmp_path / "nowhere.pt")
-    (tmp_path / "other.pt").write_bytes(b"something else")
-    with pytest.raises(HwmError, match="not a TorchScript file"):
-        i3d(tmp_path / "other.pt")
-    with pytest.raises(HwmError, match="two examples"):
-        frechet(torch.zeros(1, 3), torch.zeros(4, 3))
 
 
 def test_figures_compare_with_the_camera_and_with_reconstructions() -> None:

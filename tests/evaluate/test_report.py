@@ -6,14 +6,12 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
-import pytest
 
-from hwm.data.video import read_video
 from hwm.evaluate.evaluate import evaluate
 from hwm.evaluate.obey import obey
-from hwm.evaluate.plot import Series, line_chart, short, ticks
 from hwm.evaluate.report import write_report
 from hwm.evaluate.words import findings, verdict
+from hwm.pictures.video import read_video
 from tests.evaluate.pan_world import CopyLast, Oracle, build
 
 VOID = {"meta", "br", "img", "hr", "link", "input", "source"}
@@ -144,30 +142,3 @@ def test_successes_are_said(worlds) -> None:
     said = {f.tone for f in findings(results)}
     assert "good" in said
     assert "bad" not in said
-
-
-def test_ticks() -> None:
-    assert ticks(1, 8, 12, whole=True) == list(range(1, 9))
-    assert ticks(0, 10_000, 6, whole=True) == [0, 2000, 4000, 6000, 8000, 10000]
-    assert ticks(-0.2, 0.31, 6)[0] <= -0.2
-    assert ticks(-0.2, 0.31, 6)[-1] >= 0.31
-    assert 0.0 in ticks(-0.2, 0.31, 6)
-    assert ticks(3, 3, 5)[0] < 3 < ticks(3, 3, 5)[-1]
-    assert [short(v) for v in (0.5, 12, 2000, 20_000, 1_500_000)] == ["0.5", "12", "2k", "20k", "1.5M"]
-
-
-def test_charts_survive_odd_data() -> None:
-    assert "nothing" in line_chart([Series("none", [1, 2], [None, float("nan")], "model")], "x", "y")
-    one = line_chart([Series("<one>", [1], [2.0], "model", marker="diamond", error=[float("nan")])], "x", "y & z")
-    assert "&lt;one&gt;" in one
-    assert "y &amp; z" in one
-    assert "nan" not in one
-    assert "inf" not in one
-
-
-@pytest.mark.parametrize("low", [-3.0, 0.0, 1e-4, 17.2])
-def test_points_lie_inside_the_chart(low: float) -> None:
-    chart = line_chart([Series("s", [1, 2, 3], [low, low + 1, low + 0.3], "model", marker="circle")], "x", "y")
-    places = re.findall(r'<circle cx="([\d.-]+)" cy="([\d.-]+)"', chart.split("</svg>")[0])
-    assert len(places) == 3
-    assert all(50 <= float(x) <= 446 and 0 <= float(y) <= 246 for x, y in places)

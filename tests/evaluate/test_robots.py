@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from hwm.errors import HwmError
-from hwm.evaluate.plot import Series, svg_file
 from hwm.evaluate.results import Results
 from hwm.evaluate.robots import FIGURES, by_robot, controllability, save, summary, table
 
@@ -98,10 +97,3 @@ def test_without_random_actions_there_is_nothing_to_draw(tmp_path: Path) -> None
     with pytest.raises(HwmError, match="leave out --no-swaps"):
         controllability(tmp_path / "c.svg", [without])
     assert not (tmp_path / "c.svg").exists()
-
-
-def test_a_picture_fetches_nothing_and_follows_into_the_dark() -> None:
-    text = svg_file([("one", [Series("s", [1, 2], [1.0, 2.0], "model")])], "x", "y")
-    assert "prefers-color-scheme: dark" in text
-    assert "--model" in text
-    assert text.count("http") == 1  # the name of the format

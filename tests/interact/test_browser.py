@@ -16,9 +16,9 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("playwright.sync_api")
 
-from hwm.data.video import read_video
 from hwm.evaluate.obey import MOTIONS
 from hwm.interact.replay import Replay
+from hwm.pictures.video import read_video
 from tests.interact.pages import (
     DESKTOP,
     NEEDS,

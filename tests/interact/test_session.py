@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwm.data.store import Store
-from hwm.data.video import read_video, write_video
 from hwm.errors import HwmError
 from hwm.interact.export import write_store
 from hwm.interact.replay import Replay, pack
 from hwm.interact.session import Session, World, advance, mix
 from hwm.interact.starts import Gallery, cropped, start_of_file
 from hwm.objectives.maskgit import MaskGITSampler
+from hwm.pictures.video import read_video, write_video
 from hwm.types import Batch
 from tests.conftest import make_frames, make_store
 from tests.interact.conftest import a_start, build_world

@@ -11,11 +11,11 @@ import pytest
 
 from hwm.assets import STORES
 from hwm.data.store import Store
-from hwm.data.video import read_video, to_uint8, to_video
 from hwm.errors import HwmError
 from hwm.interact import twin as twins
 from hwm.interact.starts import Gallery, Origin
 from hwm.interact.twin import FINER, Twin, TwinProcess, available
+from hwm.pictures.video import read_video, to_uint8, to_video
 
 SIZE = 32
 

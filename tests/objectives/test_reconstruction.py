@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hwm.errors import HwmError
-from hwm.evaluate.lpips import LPIPS
+from hwm.networks.lpips import LPIPS
 from hwm.objectives.reconstruction import Adversary, Discriminator, Judges, balance, reconstruction_loss
 
 PLAIN = Judges(width=8, halvings=2)

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from hwm import cli
 from hwm.data.onex.download import RemoteFile
-from hwm.data.video import count_frames, read_video, to_uint8, to_video, write_video
 from hwm.errors import HwmError
 from hwm.loading import load_tokenizer
+from hwm.pictures.video import count_frames, read_video, to_uint8, to_video, write_video
 from hwm.tokenizers.cosmos import CosmosVideo
 from hwm.tokenizers.download import REPOSITORIES, download
 from hwm.tokenizers.files import About, for_size, is_video, load_latents, save_latents

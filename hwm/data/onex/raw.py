@@ -13,7 +13,7 @@ from hwm.data.onex.base import OneX
 from hwm.data.onex.layout import STATES, find_shards, numbers_of, read_json, run_starts
 from hwm.data.onex.specs import ACTIONS_1X, EMBODIMENT_1X
 from hwm.data.store import Episode, Header, StoreError
-from hwm.data.video import count_frames, read_video, write_video
+from hwm.pictures.video import count_frames, read_video, write_video
 
 
 class OneXRaw(OneX):

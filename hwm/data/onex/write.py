@@ -16,7 +16,7 @@ from hwm.data.onex.layout import CLIP_FRAMES, CLIP_STEPS, FLAT, GRID, STATES, TR
 from hwm.data.onex.specs import onex_v1
 from hwm.data.onex.v1 import FIELDS, LAYOUT
 from hwm.data.store import StoreError
-from hwm.data.video import write_video
+from hwm.pictures.video import write_video
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import torch
 from hwm.data.sources.base import Episode, Source
 from hwm.data.store import Episode as Stretch
 from hwm.data.store import Store
-from hwm.data.video import to_uint8
 from hwm.devices import device_of
 from hwm.errors import HwmError
+from hwm.pictures.video import to_uint8
 from hwm.types import Tokenizer
 
 STEPS = 64

@@ -18,8 +18,8 @@ import numpy as np
 
 from hwm.data.sources.base import DAMAGE, Episode, Source, SourceOptions, dimension_names, joined, leading
 from hwm.data.store import EpisodeError, Header
-from hwm.data.video import count_frames, frame_rate, read_at, read_video
 from hwm.errors import HwmError
+from hwm.pictures.video import count_frames, frame_rate, read_at, read_video
 
 VIDEOS, ACTIONS = (".mp4", ".mkv", ".avi", ".webm", ".mov"), (".parquet", ".npz")
 TIME = "timestamp"

@@ -31,8 +31,8 @@ from hwm.data.sources.base import (
 )
 from hwm.data.sources.folder import column_values
 from hwm.data.store import EpisodeError, Header
-from hwm.data.video import count_frames, read_at, read_picture
 from hwm.errors import HwmError
+from hwm.pictures.video import count_frames, read_at, read_picture
 
 ACTION = "action"
 OURS = "meta/hwm.json"

@@ -23,8 +23,8 @@ import numpy as np
 from hwm.data.sources.base import Episode, Source, SourceOptions, choose, dimension_names, joined, leading
 from hwm.data.sources.tfrecord import Value, read_example, read_record, record_starts
 from hwm.data.store import EpisodeError, Header
-from hwm.data.video import read_picture
 from hwm.errors import HwmError
+from hwm.pictures.video import read_picture
 
 TEXTS = ("language_instruction", "observation/natural_language_instruction")
 """Features of a step that may say what was to be done."""

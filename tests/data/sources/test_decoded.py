@@ -10,8 +10,8 @@ import torch
 
 from hwm.data.encode import encode
 from hwm.data.sources.decoded import Decoded
-from hwm.data.video import to_uint8
 from hwm.errors import HwmError
+from hwm.pictures.video import to_uint8
 from hwm.types import LatentSpec, Tokenizer
 from tests.conftest import make_store
 

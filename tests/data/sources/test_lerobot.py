@@ -23,8 +23,8 @@ from hwm.data.sources import LeRobot, SourceOptions, open_source
 from hwm.data.sources.decoded import Decoded
 from hwm.data.sources.views import Cropped
 from hwm.data.store import EpisodeError
-from hwm.data.video import write_video
 from hwm.errors import HwmError
+from hwm.pictures.video import write_video
 from hwm.tokenizers.pixels import Pixels
 from tests.conftest import make_frames, make_store
 

@@ -70,7 +70,7 @@ def svg_file(charts: Sequence[tuple[str, Sequence[Series]]], x_label: str, y_lab
     legend = list({s.name: s for _, series in charts for s in series if s.points()}.values())
     width, top = WIDTH * len(charts), 30
     height = top + HEIGHT + 24 * len(legend)
-    style = Path(__file__).with_name("report.css").read_text()
+    style = Path(__file__).with_name("page.css").read_text()
     variables = style[style.index(":root") : style.index("* {")]
     lines = [line for line in style.splitlines() if line.startswith(".chart ")]
     parts = [

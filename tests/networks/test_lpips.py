@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hwm.errors import HwmError
-from hwm.evaluate import lpips
-from hwm.evaluate.lpips import LPIPS, load_lpips
+from hwm.networks import lpips
+from hwm.networks.lpips import LPIPS, load_lpips
 
 SHAPES = ((0, 64, 3, 11), (3, 192, 64, 5), (6, 384, 192, 3), (8, 256, 384, 3), (10, 256, 256, 3))
 """Place in torchvision's AlexNet, channels out, channels in, and size of the window, of each convolution."""

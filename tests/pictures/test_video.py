@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hwm.data import video
-from hwm.data.video import count_frames, read_at, read_picture, read_video, to_uint8, to_video, write_video
 from hwm.errors import HwmError
+from hwm.pictures import video
+from hwm.pictures.video import count_frames, read_at, read_picture, read_video, to_uint8, to_video, write_video
 from tests.conftest import make_frames
 
 

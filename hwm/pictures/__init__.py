@@ -1,0 +1,1 @@
+"""Pictures of anything, from arrays of pixels and numbers: drawing, charts, pages, GIFs and videos."""

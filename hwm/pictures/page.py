@@ -1,0 +1,50 @@
+"""Pages in one HTML file: no script, no second file, nothing fetched; readable in light and dark and on a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from hwm.pictures.plot import Series, line_chart
+
+
+def page_style() -> str:
+    """The style sheet of all pages; charts take their colours from its variables."""
+    return Path(__file__).with_name("page.css").read_text()
+
+
+def html_page(title: str, sections: Sequence[str]) -> str:
+    """Sections as one page in the style of all pages."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{page_style()}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(s for s in sections if s)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def section(title: str, *parts: str) -> str:
+    """Parts, HTML, under a heading, plain text."""
+    return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
+
+
+def training_section(training: Sequence[tuple[int, float, float | None]]) -> str:
+    """Curves of the training and the held-out loss, as HTML; nothing where there are no points."""
+    if not training:
+        return ""
+    steps = [t[0] for t in training]
+    series = [
+        Series("training loss", steps, [t[1] for t in training], "loss"),
+        Series(
+            "held-out loss",
+            steps,
+            [t[2] for t in training],
+            "val",
+            "6 3",
+            "circle" if sum(t[2] is not None for t in training) < 40 else "",
+        ),
+    ]
+    chart = line_chart(series, "update", "loss")
+    return section("Training", f'<div class="pair"><div class="card">{chart}</div></div>')

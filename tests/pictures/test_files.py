@@ -1,0 +1,68 @@
+"""Picture, GIF and video files: what is in them, and that they are whole."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import numpy as np
+import pytest
+
+from hwm.errors import HwmError
+from hwm.pictures.files import png, save_gif, save_png, save_video
+
+
+def noise(frames: int, height: int = 20, width: int = 30, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (40, 33)])
+def test_png_decodes_to_the_same_pixels(shape: tuple[int, int], tmp_path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    smooth = np.add.outer(np.arange(shape[0]), np.arange(shape[1])).astype(np.uint8)
+    for picture in (noise(1, *shape)[0], np.stack([smooth] * 3, -1)):
+        decoded = image.open(io.BytesIO(png(picture)))
+        assert (np.asarray(decoded) == picture).all()
+    path = save_png(tmp_path / "a" / "b.png", picture)
+    assert path.read_bytes() == png(picture)
+    assert len(list(path.parent.iterdir())) == 1
+
+
+def test_png_refuses_floats() -> None:
+    with pytest.raises(HwmError, match="uint8"):
+        png(np.zeros((2, 2, 3)))
+
+
+def test_a_failed_video_leaves_nothing(tmp_path) -> None:
+    def frames():
+        yield noise(1, 20, 30)[0]
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        save_video(tmp_path / "x.mp4", frames(), 10)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("fps", "hold"), [(10.0, 0.0), (30.0, 1.0), (7.5, 0.5)])
+def test_gif(fps: float, hold: float, tmp_path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    colours = np.array([(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (9, 9, 9)], np.uint8)
+    frames = list(np.broadcast_to(colours[:, None, None], (5, 12, 18, 3)))
+    path = save_gif(tmp_path / "a" / "x.gif", frames, fps, hold)
+    assert [p.name for p in path.parent.iterdir()] == ["x.gif"]
+    with image.open(path) as gif:
+        assert (gif.n_frames, gif.size, gif.info["loop"]) == (5, (18, 12), 0)
+        lasting = []
+        for i in range(5):
+            gif.seek(i)
+            lasting.append(gif.info["duration"])
+            assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - frames[i]).max() < 8
+    assert sum(lasting) == pytest.approx(1000 * (5 / fps + hold), abs=5), "rounding does not add up"
+    with pytest.raises(HwmError, match="no frames"):
+        save_gif(tmp_path / "x.gif", [], fps)
+
+
+def test_without_pillow_gifs_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(HwmError, match=r"pip install .*\[eval\]"):
+        save_gif(tmp_path / "x.gif", [noise(1)[0]], 10)
