@@ -23,9 +23,9 @@ from hwm.convert.family import families, from_reference
 from hwm.errors import CheckpointError, HwmError
 from hwm.models.cosmos_ar import CosmosAR
 from hwm.types import DataSpec, LatentSpec
-from tests.convert.test_weights import own_memory
 from tests.models.toys import toy_spec
 from tests.parity import recorded
+from tests.test_weights import own_memory
 
 FIELDS: dict[str, Any] = {
     "dim": 24, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_hidden_size": 40, "vocab_size": 60,

@@ -19,7 +19,7 @@ from hwm.tokenizers.tiny import TinyTokenizer
 from hwm.train.checkpoint import save_model
 from hwm.types import DataSpec, LatentSpec
 from tests.evaluate import pan_world
-from tests.evaluate.test_lpips import formula_weights
+from tests.networks.test_lpips import formula_weights
 
 
 @pytest.fixture(scope="module")
