@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from collections.abc import Mapping
@@ -9,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from hwm.config import Config
 from hwm.errors import CheckpointError
 from hwm.types import DataSpec
+
+ALIGNMENT = 64
+"""Bytes of which the addresses of weights are multiples. Elsewhere products take other kernels, whose last bit differs
+from what the model gave that was saved."""
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -29,22 +34,39 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Tensors of a safetensors file.
+    """Tensors of a safetensors file, each in memory of its own, at a multiple of `ALIGNMENT`.
+
+    They are read, and not mapped: in the file they lie at any multiple of 8 bytes, and pages of a mapping that are
+    copied from stay in memory beside the copy.
 
     Raises:
         CheckpointError: it is missing or damaged.
     """
     try:
-        return load_file(str(path), device=str(device))
+        with safe_open(str(path), "pt") as checked, path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            begin, tensors = file.tell(), {}
+            for name in checked.offset_keys():
+                tensor = torch.empty_like(checked.get_tensor(name))  # of which no byte has been read
+                file.seek(begin + header[name]["data_offsets"][0])
+                if file.readinto(tensor.reshape(-1).view(torch.uint8).numpy().data) != tensor.nbytes:
+                    raise OSError(f"it ends within {name}")
+                tensors[name] = tensor.to(device)
+            return tensors
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read the weights {path}: {error}") from error
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor itself where it begins at a multiple of `ALIGNMENT`, as all that torch allocates does, else a copy."""
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a PyTorch file (its "state_dict" or "model", if it has one), by name.
 
-    Both are mapped into memory: a tensor that nobody reads costs nothing. Of a PyTorch file, which is a pickle, only
-    tensors and plain values are read, and nothing that it names is called.
+    A PyTorch file is mapped into memory, and a tensor that nobody reads costs nothing. It is a pickle: only tensors and
+    plain values are read, and nothing that it names is called.
 
     Raises:
         CheckpointError: it is missing, damaged, or a pickle of more than that.
@@ -83,7 +105,8 @@ def _wants(path: Path) -> str:
 
 
 def with_weights(config: Config, spec: DataSpec, weights: Mapping[str, Tensor], source: Path | str) -> Any:
-    """The module of a config, whose parameters are these tensors themselves; in evaluation mode.
+    """The module of a config, whose parameters are these tensors themselves, or copies of those that are not `aligned`;
+    in evaluation mode.
 
     It is built without memory of its own, so weights that are mapped from a file stay so, and are read from it when
     they are first used. A module with buffers that are not saved cannot be built so, and is refused.
@@ -107,7 +130,7 @@ def with_weights(config: Config, spec: DataSpec, weights: Mapping[str, Tensor], 
         raise CheckpointError(
             f"the weights in {source} do not fit a {config.owner.name!r}: {', '.join(problems[:4])}{more}"
         )
-    module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in weights.items()}, assign=True)
+    module.load_state_dict({k: aligned(v.to(wanted[k].dtype)) for k, v in weights.items()}, assign=True)
     left = [name for name, tensor in module.named_buffers() if tensor.is_meta]
     if left:
         raise TypeError(f"{config.owner.__name__} has buffers that no file holds: {left[:3]}")

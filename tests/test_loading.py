@@ -14,6 +14,7 @@ from hwm.models.masked_hwm import MaskedHWM
 from hwm.tokenizers.tiny import TinyTokenizer
 from hwm.train.checkpoint import save_model
 from hwm.types import ActionSpec, DataSpec, LatentSpec
+from tests.models.toys import is_aligned
 
 ACTIONS = {"toy": ActionSpec(2, ("a", "b"), (0.0, 0.0), (1.0, 1.0))}
 TOKENS = DataSpec(LatentSpec((2, 2), 25, levels=(5, 5)), ACTIONS)
@@ -35,6 +36,11 @@ def tokenizer(tmp_path: Path) -> Path:
 def test_a_folder_is_loaded(model: Path) -> None:
     assert isinstance(load(model), MaskedHWM)
     assert isinstance(load(str(model)), MaskedHWM)
+
+
+def test_loaded_weights_are_aligned(model: Path, tokenizer: Path) -> None:
+    for module in (load(model), load_tokenizer(tokenizer)):
+        assert [k for k, v in module.state_dict().items() if not is_aligned(v)] == []
 
 
 def test_one_kind_is_not_taken_for_the_other(model: Path, tokenizer: Path) -> None:

@@ -192,7 +192,7 @@ def find(source: Path) -> Path:
 
 
 def read_shards(index: Path) -> dict[str, Tensor]:
-    """The tensors of several safetensors files, of which an index says what is where; all mapped into memory.
+    """The tensors of several safetensors files, of which an index says what is where.
 
     Raises:
         CheckpointError: the index or a file is missing or damaged, or a file lacks what the index says it has.

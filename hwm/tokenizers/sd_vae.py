@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hwm.errors import CheckpointError, HwmError
 from hwm.tokenizers.checks import check_latents, check_video
 from hwm.types import LatentSpec, Tokenizer
-from hwm.weights import read_weights
+from hwm.weights import aligned, read_weights
 
 PUBLISHED = {"AutoencoderKL": "sd-vae", "AutoencoderKLTemporalDecoder": "svd-vae"}
 """diffusers' class -> the name by which data sets know latents of its published weights."""
@@ -133,7 +133,7 @@ def load_vae(folder: Path, size: tuple[int, int] = (256, 256), device: torch.dev
             f"the weights in {files[0]} do not fit its config.json: {', '.join(wrong[:3])} missing, unknown or of "
             f"another shape ({len(wrong)} in all)"
         )
-    vae.load_state_dict({k: w.to(wanted[k].dtype) for k, w in fitting.items()}, assign=True)
+    vae.load_state_dict({k: aligned(w.to(wanted[k].dtype)) for k, w in fitting.items()}, assign=True)
     return DiffusersVAE(vae, kind, size).to(device).eval()
 
 

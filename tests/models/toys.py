@@ -24,3 +24,8 @@ def toy_batch(spec: DataSpec, steps: int, batch: int = 2, embodiment: str = "arm
     if latent.channels:
         return Batch(torch.randn(batch, steps, latent.channels, *latent.grid, generator=generator), actions, embodiment)
     return Batch(torch.randint(latent.vocab, (batch, steps, *latent.grid), generator=generator), actions, embodiment)
+
+
+def is_aligned(tensor: torch.Tensor) -> bool:
+    """Whether a tensor begins at a multiple of 64 bytes, as all that torch allocates does."""
+    return tensor.data_ptr() % 64 == 0

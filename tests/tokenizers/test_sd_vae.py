@@ -18,6 +18,7 @@ from hwm.loading import load_tokenizer
 from hwm.tokenizers.download import download
 from hwm.tokenizers.files import for_size, load_latents
 from hwm.tokenizers.sd_vae import DiffusersVAE, is_diffusers, load_vae
+from tests.models.toys import is_aligned
 from tests.tokenizers.test_cosmos_commands import Shelf, film
 
 SMALL = {"block_out_channels": (32, 32, 32, 32), "down_block_types": ("DownEncoderBlock2D",) * 4, "layers_per_block": 1}
@@ -43,6 +44,7 @@ def test_latents_are_the_scaled_means_of_the_encoder(tmp_path: Path, fields: dic
     vae = written(tmp_path / "vae", **fields)
     tokenizer = for_size(load_tokenizer(tmp_path / "vae"), (32, 48))
     assert (tokenizer.latent.grid, tokenizer.latent.channels, tokenizer.latent.stride) == ((4, 6), 4, 1)
+    assert all(is_aligned(w) for w in tokenizer.state_dict().values())
     latents = tokenizer.encode(video())
     assert latents.shape == (2, 3, 4, 4, 6)
     with torch.no_grad():

@@ -20,6 +20,7 @@ from hwm.train.checkpoint import find, load_model, load_step, save_model, save_s
 from hwm.train.optim import optimizers
 from hwm.types import ActionSpec, DataSpec, LatentSpec
 from hwm.weights import load_tensors, save_tensors
+from tests.models.toys import is_aligned
 from tests.train.toy import Toy
 
 SPEC = DataSpec(
@@ -344,3 +345,16 @@ def test_tensors_of_any_layout_are_saved(tmp_path: Path) -> None:
     for k, v in load_tensors(tmp_path / "x.safetensors").items():
         assert torch.equal(v, tensors[k])
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_tensors_of_any_type_are_read_as_they_were(tmp_path: Path) -> None:
+    kinds = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
+    tensors = {f"{i}": torch.arange(5).to(kind) for i, kind in enumerate(kinds)}
+    tensors |= {"scalar": torch.tensor(7.5), "empty": torch.zeros(0, 3), "wide": torch.randn(3, 1000)}
+    save_tensors(tmp_path / "x.safetensors", tensors)
+    found = load_tensors(tmp_path / "x.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, value in found.items():
+        assert value.dtype == tensors[name].dtype
+        assert torch.equal(value, tensors[name])
+        assert is_aligned(value)
