@@ -30,10 +30,10 @@ import torch.nn.functional as F
 from common import in_fresh_process, parser, report
 from torch import Tensor, nn
 
+from hwm.encode.files import encode_file
 from hwm.pictures.video import write_video
 from hwm.tokenizers import cosmos_video as ours
 from hwm.tokenizers.cosmos import CosmosVideo
-from hwm.tokenizers.files import encode_file
 from hwm.types import DataSpec, LatentSpec
 
 

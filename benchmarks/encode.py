@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from common import parser, report
 
-from hwm.data.encode import encode
 from hwm.data.sources import Source, SourceOptions, open_source
 from hwm.data.store import Header, Writer
 from hwm.devices import device_of
+from hwm.encode.episodes import encode
 from hwm.loading import load_tokenizer
 from hwm.pictures.video import to_video, write_video
 from hwm.types import Tokenizer

@@ -10,34 +10,32 @@ from hwm.errors import HwmError, unknown
 
 
 def _verbs() -> dict[str, tuple[str, Callable[[list[str]], Any]]]:
-    from hwm import commands as c
-    from hwm.challenge.commands import challenge
-    from hwm.convert.commands import convert
-    from hwm.data.commands import data
-    from hwm.evaluate import commands as evaluation
-    from hwm.interact import commands as interact
-    from hwm.tokenizers import commands as tokens
+    from hwm.commands import evaluation, play, stores, tokens, training
+    from hwm.commands.challenge import challenge
+    from hwm.commands.convert import convert
+    from hwm.commands.data import data
+    from hwm.commands.demo import demo
 
     return {
-        "demo": ("evaluate the shipped model, train a toy one for a minute, write a report with videos", c.demo),
-        "record": ("record the simulated humanoid as a store of video and actions", c.record),
+        "demo": ("evaluate the shipped model, train a toy one for a minute, write a report with videos", demo),
+        "record": ("record the simulated humanoid as a store of video and actions", stores.record),
         "encode": ("turn a recording or anybody's data into a store of latents, or videos into files", tokens.encode),
         "decode": ("turn files of latents into videos", tokens.decode),
         "tokenizer": ("fetch a published tokenizer, or measure how well one shows a video again", tokens.tokenizer),
         "data": ("fetch 1X's published data, or make a small set in its layout", data),
-        "merge": ("join stores into one", c.merge),
-        "view": ("show what is in a store or other data: episodes, statistics, a page or a contact sheet", c.view),
-        "export": ("write a recording, a store or other data as a LeRobot data set", c.export),
-        "train": ("train a recipe, or any importable function that returns one", c.train),
-        "bench": ("time a recipe's training step and prediction, with FLOP utilisation and memory", c.bench),
+        "merge": ("join stores into one", stores.merge),
+        "view": ("show what is in a store or other data: episodes, statistics, a page or a contact sheet", stores.view),
+        "export": ("write a recording, a store or other data as a LeRobot data set", stores.export),
+        "train": ("train a recipe, or any importable function that returns one", training.train),
+        "bench": ("time a recipe's training step and prediction, with FLOP utilisation and memory", training.bench),
         "evaluate": ("measure a model on held-out clips against honest baselines", evaluation.evaluate),
         "generate": ("write videos of a model's rollouts beside the truth", evaluation.generate),
-        "play": ("drive a humanoid through a model's world, in the browser", interact.play),
-        "presets": ("measure the named ways to sample a model: quality and frames a second", interact.presets),
-        "policies": ("judge policies in a model, and by the true simulator", interact.policies),
+        "play": ("drive a humanoid through a model's world, in the browser", play.play),
+        "presets": ("measure the named ways to sample a model: quality and frames a second", play.presets),
+        "policies": ("judge policies in a model, and by the true simulator", play.policies),
         "challenge": ("write and check submissions to the two tracks of the 1X World Model Challenge", challenge),
         "convert": ("turn a published checkpoint into one of this program, or back", convert),
-        "recipes": ("list the recipes, their exact parameter counts, and how they fit into memory", c.recipes),
+        "recipes": ("list the recipes, their exact parameter counts, and how they fit into memory", training.recipes),
     }
 
 

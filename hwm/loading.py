@@ -107,7 +107,7 @@ def _tokenizer_in(folder: Path, device: torch.device | str) -> tuple[Any, torch.
 
 def downloadable() -> Iterable[str]:
     """Names of tokenizers that `hwm tokenizer download` knows."""
-    from hwm.tokenizers.download import PUBLISHED
+    from hwm.convert.download import PUBLISHED
 
     return PUBLISHED
 

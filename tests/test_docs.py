@@ -28,9 +28,11 @@ import pytest
 import torch
 import tyro
 
-from hwm import cli, commands
+from hwm import cli
 from hwm.assets import ROOT as ASSETS
 from hwm.assets import STORES
+from hwm.commands.tokens import EncodeOptions
+from hwm.commands.training import count_parameters
 from hwm.config import REGISTRY
 from hwm.data.mixture import DataConfig
 from hwm.data.record import SimRecording
@@ -238,7 +240,7 @@ def test_readme_counts_every_recipe() -> None:
     readme = (ROOT / "README.md").read_text()
     stated = dict(re.findall(r"^\| `(\w+)` \|.*\| ([\d,]+) \|.*$", readme, flags=re.MULTILINE))
     shipped = {n: f for n, f in RECIPES.items() if f.__module__.startswith("hwm.")}
-    assert stated == {recipe: f"{commands.count_parameters(recipe):,}" for recipe in shipped}
+    assert stated == {recipe: f"{count_parameters(recipe):,}" for recipe in shipped}
 
 
 def test_pages_name_every_option_figure_and_action() -> None:
@@ -252,7 +254,7 @@ def test_pages_name_every_option_figure_and_action() -> None:
         assert f"`{figure}`" in evaluation, f"docs/evaluation.md lacks {figure}"
     for option in dataclasses.fields(SimRecording):
         assert f"`{option.name.replace('_', '-')}`" in data, f"docs/data.md lacks {option.name}"
-    for option in dataclasses.fields(commands.EncodeOptions):
+    for option in dataclasses.fields(EncodeOptions):
         assert option.name == "source" or f"--{option.name.replace('_', '-')}" in data, (
             f"docs/data.md lacks {option.name}"
         )

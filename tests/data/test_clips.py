@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwm.data.clips import Clips, fake_batch
-from hwm.data.encode import thin_actions
 from hwm.data.mixture import DataConfig
 from hwm.data.readers import open_store
 from hwm.data.store import Store, Writer
+from hwm.encode.episodes import thin_actions
 from hwm.errors import HwmError
 from hwm.types import ActionSpec, DataSpec, LatentSpec
 from tests.conftest import make_arrays, make_header, make_store

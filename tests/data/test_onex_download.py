@@ -14,9 +14,10 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 from hwm import cli
-from hwm.data.onex.download import DATASETS, TOKENS, HuggingFace, RemoteFile, download
+from hwm.data.onex.download import DATASETS, TOKENS, download
 from hwm.data.readers import open_store
 from hwm.errors import HwmError
+from hwm.hub import HuggingFace, RemoteFile
 from tests.data.onex_toys import make_v1, make_v2
 
 

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwm.data.clips import Clips
-from hwm.data.encode import encode
 from hwm.data.merge import merge
 from hwm.data.onex.raw import OneXRaw
 from hwm.data.onex.specs import ACTIONS_1X
@@ -19,6 +18,7 @@ from hwm.data.onex.write import ShardData, write_v2
 from hwm.data.readers import open_store
 from hwm.data.show import contact_sheet
 from hwm.data.store import StoreError
+from hwm.encode.episodes import encode
 from hwm.errors import HwmError
 from hwm.evaluate.camera import camera_video
 from hwm.loading import load_tokenizer

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from hwm.commands.evaluation import RolloutOptions
 from hwm.errors import HwmError
-from hwm.evaluate.commands import RolloutOptions
 from hwm.evaluate.evaluate import evaluate
 from hwm.evaluate.scenarios import SCENARIOS, autoregressive, fully_teacher_forced, temporally_teacher_forced
 from hwm.models.base import WorldModel

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hwm.commands import train_recipe
+from hwm.commands.training import train_recipe
 from hwm.data.mixture import DataConfig
 from hwm.errors import HwmError
 from hwm.loading import load

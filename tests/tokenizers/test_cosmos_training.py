@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from hwm import cli
-from hwm.commands import train_recipe
+from hwm.commands.training import train_recipe
 from hwm.data.mixture import DataConfig
 from hwm.data.readers import open_store
 from hwm.data.store import Header, Writer
+from hwm.encode.files import for_size
 from hwm.errors import HwmError
 from hwm.loading import load_tokenizer
 from hwm.objectives.reconstruction import Judges
 from hwm.recipes import Recipe
 from hwm.tokenizers.cosmos import Cosmos, CosmosImage, CosmosVideo
-from hwm.tokenizers.files import for_size
 from hwm.train.blocks import recompute
 from hwm.train.trainer import TrainConfig
 from hwm.types import Batch, DataSpec, LatentSpec

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hwm import cli
+from hwm.convert.download import download
+from hwm.encode.files import for_size, load_latents
 from hwm.errors import HwmError
 from hwm.loading import load_tokenizer
-from hwm.tokenizers.download import download
-from hwm.tokenizers.files import for_size, load_latents
 from hwm.tokenizers.sd_vae import DiffusersVAE, is_diffusers, load_vae
 from tests.models.toys import is_aligned
 from tests.tokenizers.test_cosmos_commands import Shelf, film

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwm.commands import train_recipe
+from hwm.commands.training import train_recipe
 from hwm.data.mixture import DataConfig
 from hwm.errors import CheckpointError, HwmError
 from hwm.models.base import WorldModel

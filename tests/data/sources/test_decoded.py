@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from hwm.data.encode import encode
 from hwm.data.sources.decoded import Decoded
+from hwm.encode.episodes import encode
 from hwm.errors import HwmError
 from hwm.pictures.video import to_uint8
 from hwm.types import LatentSpec, Tokenizer

@@ -12,9 +12,9 @@ import pytest
 
 from hwm.data.sources import Folder, SourceOptions, open_source, recognise
 from hwm.data.store import EpisodeError
+from hwm.encode.files import is_video
 from hwm.errors import HwmError
 from hwm.pictures.video import read_video, write_video
-from hwm.tokenizers.files import is_video
 from tests.conftest import make_frames
 
 

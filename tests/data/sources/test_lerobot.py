@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 
 from hwm.cli import main
-from hwm.data.encode import encode
 from hwm.data.lerobot_write import write_lerobot
 from hwm.data.sources import LeRobot, SourceOptions, open_source
 from hwm.data.sources.decoded import Decoded
 from hwm.data.sources.views import Cropped
 from hwm.data.store import EpisodeError
+from hwm.encode.episodes import encode
 from hwm.errors import HwmError
 from hwm.pictures.video import write_video
 from hwm.tokenizers.pixels import Pixels

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwm.data.encode import encode
 from hwm.data.sources import RLDS, SourceOptions, open_source, recognise
 from hwm.data.sources.rlds import open_x
 from hwm.data.store import EpisodeError
+from hwm.encode.episodes import encode
 from hwm.errors import HwmError
 from hwm.tokenizers.pixels import Pixels
 from tests.data.sources.test_tfrecord import write_records

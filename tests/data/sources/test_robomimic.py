@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwm.data.encode import encode
 from hwm.data.sources import SourceOptions, open_source, recognise
 from hwm.data.store import EpisodeError
+from hwm.encode.episodes import encode
 from hwm.errors import HwmError
 from hwm.tokenizers.pixels import Pixels
 from tests.conftest import make_frames

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwm.data.encode import thin_actions
 from hwm.data.sources import SourceOptions, open_source
 from hwm.data.sources.base import Episode, Source
 from hwm.data.sources.views import Cropped, Resampled, Selected, Split, middle
 from hwm.data.store import Header
+from hwm.encode.episodes import thin_actions
 from hwm.errors import HwmError
 from tests.conftest import make_store
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from hwm.data.encode import encode
+from hwm.encode.episodes import encode
 from hwm.tokenizers.pixels import Pixels
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hwm.convert.cosmos_tokenizer import HALVES
-from hwm.data.onex.download import Hub, HuggingFace, fetch_all
 from hwm.errors import HwmError, unknown
+from hwm.hub import Hub, HuggingFace, fetch_all
 from hwm.tokenizers.sd_vae import WEIGHTS
 
 LICENCE = "NVIDIA Open Model License (nvidia.com/en-us/agreements/enterprise-software/nvidia-open-model-license)"

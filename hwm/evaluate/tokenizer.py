@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from hwm.devices import device_of
+from hwm.encode.files import take_every, videos_in
 from hwm.errors import HwmError
 from hwm.evaluate import metrics
 from hwm.pictures.video import read_video, to_uint8, to_video
-from hwm.tokenizers.files import take_every, videos_in
 from hwm.types import Tokenizer, split_digits
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hwm.challenge.commands import VERBS
 from hwm.cli import main
+from hwm.commands.challenge import VERBS
 from hwm.tokenizers.tiny import TinyTokenizer
 from hwm.train.checkpoint import save_model
 from hwm.types import DataSpec, LatentSpec

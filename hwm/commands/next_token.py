@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from hwm.commands.evaluation import RolloutOptions, device, run_evaluation
 from hwm.errors import HwmError
-from hwm.evaluate.commands import RolloutOptions, device, run_evaluation
 from hwm.types import DataSpec
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from hwm import cli
+from hwm.commands.evaluation import SHIPPED, RolloutOptions
 from hwm.errors import HwmError
-from hwm.evaluate.commands import SHIPPED, RolloutOptions
 from hwm.loading import load_tokenizer
 from hwm.models.genie import Genie
 from hwm.tokenizers.tiny import TinyTokenizer

@@ -7,11 +7,11 @@ import random
 import time
 from pathlib import Path
 
-from hwm.data.encode import encode
 from hwm.data.store import Store
+from hwm.encode.episodes import encode
 from hwm.tokenizers.pixels import Pixels
 from tests.conftest import make_store
-from tests.data.killed import run
+from tests.encode.killed import run
 
 KILLS = 10
 
@@ -29,7 +29,7 @@ def test_ten_kills_lose_and_double_nothing(tmp_path: Path) -> None:
     whole = encode(recording.path, Pixels((16, 16)), tmp_path / "whole", keep_video=True)
     # children come from a server that has imported everything, so that they begin at once
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.data.killed"])
+    processes.set_forkserver_preload(["tests.encode.killed"])
     first = processes.Process(target=int)
     first.start()
     first.join()

@@ -116,7 +116,7 @@ def evaluate(args: list[str]) -> None:
     `hwm evaluate cosmos-ar CHECKPOINT` does as was published for those models.
     """
     if args[:1] == ["cosmos-ar"]:
-        from hwm.evaluate.next_token import evaluate_next_token
+        from hwm.commands.next_token import evaluate_next_token
 
         return evaluate_next_token(args[1:])
     o = tyro.cli(EvaluateOptions, args=args, prog="hwm evaluate")

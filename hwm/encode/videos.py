@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from hwm.data.store import Header, Store, Writer
+from hwm.encode.files import latents_of, take_every
 from hwm.errors import HwmError
-from hwm.tokenizers.files import latents_of, take_every
 from hwm.tokenizers.pixels import Pixels
 from hwm.types import Tokenizer
 

@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+
 from hwm.errors import HwmError
 
 #: constant commands that the model is asked to follow; values in the robot's units (rad/s, m/s)
@@ -36,14 +38,19 @@ class DemoOptions:
     store: str = "mini_heldout"
 
 
-def demo(o: DemoOptions) -> Path:
+def demo(args: list[str]) -> None:
+    """`hwm demo [--out DIR]`."""
+    run_demo(tyro.cli(DemoOptions, args=args, prog="hwm demo"))
+
+
+def run_demo(o: DemoOptions) -> Path:
     """Run the demo; returns the path of the report."""
     from rich.console import Console
 
-    from hwm.commands import train_recipe
+    from hwm.commands.evaluation import EvaluateOptions, run_evaluation
+    from hwm.commands.training import train_recipe
     from hwm.data.clips import Clips
     from hwm.data.readers import open_store
-    from hwm.evaluate.commands import EvaluateOptions, run_evaluation
     from hwm.evaluate.obey import obey
     from hwm.evaluate.report import write_report
     from hwm.evaluate.show import contact_sheet, save_examples

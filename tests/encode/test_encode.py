@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwm.data.encode import encode, thin_actions
 from hwm.data.merge import merge
 from hwm.data.store import Store, StoreError, Writer
+from hwm.encode.episodes import encode, thin_actions
 from hwm.errors import HwmError
 from hwm.pictures.video import read_video, write_video
 from hwm.tokenizers.pixels import Pixels

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from hwm.cli import main
-from hwm.data.encode import encode
 from hwm.data.merge import merge
 from hwm.data.sources import SourceOptions, open_source
 from hwm.data.sources.base import Episode
 from hwm.data.store import EpisodeError, Store, StoreError
+from hwm.encode.episodes import encode
 from hwm.errors import HwmError
 from hwm.pictures.video import read_video
 from hwm.tokenizers.pixels import Pixels

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import save_file
 
 from hwm import cli
-from hwm.data.onex.download import RemoteFile
+from hwm.convert.download import REPOSITORIES, download
+from hwm.encode.files import About, for_size, is_video, load_latents, save_latents
 from hwm.errors import HwmError
+from hwm.evaluate.tokenizer import use_of
+from hwm.hub import RemoteFile
 from hwm.loading import load_tokenizer
 from hwm.pictures.video import count_frames, read_video, to_uint8, to_video, write_video
 from hwm.tokenizers.cosmos import CosmosVideo
-from hwm.tokenizers.download import REPOSITORIES, download
-from hwm.tokenizers.files import About, for_size, is_video, load_latents, save_latents
 from hwm.tokenizers.pixels import Pixels
-from hwm.tokenizers.report import use_of
 from hwm.train.checkpoint import save_model
 from hwm.types import DataSpec, LatentSpec
 

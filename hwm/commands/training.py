@@ -1,0 +1,187 @@
+"""`hwm train`, `bench` and `recipes`: training runs, and what they take."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from hwm.errors import HwmError
+
+
+def train(args: list[str]) -> None:
+    """`hwm train RECIPE --out DIR [--train.* ...] [--model.* ...] [--data.* ...]`."""
+    import dataclasses
+
+    from hwm.recipes import RECIPES, Recipe, find_recipe
+
+    if not args or args[0].startswith("-"):
+        raise HwmError(f"say which recipe to train: hwm train RECIPE --out DIR. Recipes: {', '.join(sorted(RECIPES))}")
+    name, function = args[0], find_recipe(args[0])
+    recipe = function()
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Recipe):
+        out: Path = Path("runs") / name.replace(":", "_")
+        """Folder of the run: checkpoints, log, samples. If it holds a run, training resumes there."""
+        init: str | None = None
+        """Begin from these weights (a shipped model, a folder or a run) instead of at random."""
+
+    fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
+    o = tyro.cli(
+        Options, args=args[1:], prog=f"hwm train {name}", default=Options(**fields), description=function.__doc__
+    )
+    train_recipe(Recipe(**{name: getattr(o, name) for name in fields}), o.out, o.init)
+
+
+def bench(args: list[str]) -> None:
+    """`hwm bench RECIPE [--steps N] [--json] [--train.* ...] [--model.* ...]`."""
+    import dataclasses
+
+    from hwm.recipes import Recipe, find_recipe
+
+    if not args or args[0].startswith("-"):
+        raise HwmError("say which recipe to measure: hwm bench masked_hwm_mini")
+    recipe = find_recipe(args[0])()
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Recipe):
+        steps: int = 5
+        """Training steps that are timed, after a first that is not."""
+        json: bool = False
+        """Print one JSON object."""
+
+    fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
+    o = tyro.cli(Options, args=args[1:], prog=f"hwm bench {args[0]}", default=Options(**fields), description=bench_help)
+    if o.steps < 1:
+        raise HwmError(f"steps must be at least 1, got {o.steps}")
+    import torch
+
+    from hwm.train.bench import bench as run
+
+    if o.train.threads:
+        torch.set_num_threads(o.train.threads)
+    figures = run(args[0], o, o.steps)
+    print(json.dumps(dataclasses.asdict(figures), indent=1) if o.json else figures)
+
+
+bench_help = "Time a recipe on random clips: training steps and predictions, against this machine's matrix products."
+
+
+def train_recipe(recipe: Any, run: Path, init: str | None = None) -> Any:
+    """Train a recipe in a run folder; returns the trained module."""
+    import torch
+
+    from hwm.data.clips import Clips
+    from hwm.loading import load_tokenizer
+    from hwm.train.distributed import building, leading
+    from hwm.train.samples import show_progress
+    from hwm.train.trainer import Trainer, write_run
+
+    data = recipe.data.open()
+    held_out = recipe.data.open(validation=True) if recipe.data.paths(validation=True) else None
+    if held_out and (held_out.spec.latent, held_out.spec.tokenizer) != (data.spec.latent, data.spec.tokenizer):
+        raise HwmError(
+            f"training data is of tokenizer {data.spec.tokenizer!r}, held-out data of {held_out.spec.tokenizer!r}"
+        )
+    torch.manual_seed(recipe.train.seed)
+    with building(recipe.train.shard):
+        module = recipe.model.build(data.spec)
+    if init and not next(module.parameters()).is_meta:
+        from hwm.loading import copy_weights
+
+        copy_weights(init, module)
+    if leading():
+        count = sum(p.numel() for p in module.parameters())
+        print(f"{module.name}: {count:,} parameters; {data.describe()}")
+        write_run(run, recipe)
+    rollouts = None
+    if recipe.tokenizer and held_out:
+        try:
+            tokenizer, clips = load_tokenizer(held_out.spec.tokenizer or recipe.tokenizer), held_out.clips[0]
+            rollouts = Clips(clips.store, module.config.past + 8, stride=clips.stride), tokenizer
+        except HwmError as error:
+            print(f"no pictures of rollouts while training: {error}")
+    return Trainer(recipe.train, module, data, held_out, run, show_progress(rollouts)).run()
+
+
+def recipes(args: list[str]) -> None:
+    """`hwm recipes [--params] [--json]`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """List the recipes, all or those that are named."""
+
+        names: tyro.conf.Positional[tuple[str, ...]] = ()
+        params: bool = False
+        """Also count every recipe's parameters, exactly, without allocating them."""
+        memory: str = ""
+        """Also say how each can be trained in so much memory, such as 24GB, and what that takes."""
+        json: bool = False
+        """Print one JSON object."""
+
+    o = tyro.cli(Options, args=args, prog="hwm recipes")
+    from hwm.recipes import RECIPES, find_recipe
+
+    chosen = {name: find_recipe(name) for name in o.names} or dict(sorted(RECIPES.items()))
+    if o.memory:
+        print_memory(list(chosen), o.memory, o.json)
+        return
+    docs = {name: (function.__doc__ or "").strip().splitlines()[0] for name, function in chosen.items()}
+    counts = {name: count_parameters(name) for name in docs} if o.params else {}
+    if o.json:
+        print(json.dumps(counts or docs, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("recipe", *(["parameters"] if o.params else []), "what it is", box=None)
+    for name, doc in docs.items():
+        table.add_row(name, *([f"{counts[name]:,}"] if o.params else []), doc)
+    Console().print(table)
+
+
+def print_memory(names: list[str], size: str, as_json: bool) -> None:
+    """How recipes can be trained in so much memory: what each takes, and the options to add."""
+    from hwm.progress import track
+    from hwm.recipes import find_recipe
+    from hwm.train.memory import GIB, fit, read_size
+
+    limit = read_size(size)
+    out: dict[str, Any] = {}
+    shown = names if as_json else track(names, len(names), "looking at recipes", unit="recipes")
+    for name in shown:
+        made = find_recipe(name)()
+        spec = made.data.expects or made.data.open().spec
+        found = fit(made.model, spec, made.data.steps, made.train, limit)
+        if found is None:
+            out[name] = None
+            line = f"no options make it fit into {size}: divide it among GPUs with --train.shard 0"
+        else:
+            options, m = found.options(made.train), found.memory
+            out[name] = {"options": options, "bytes": m.total, "parameters": m.parameters}
+            static = (m.weights + m.gradients + m.average) / GIB
+            line = (
+                f"{m.parameters:,} parameters, {m.total / GIB:.2f} GiB: weights, gradients and average {static:.2f}, "
+                f"optimizer {m.optimizer / GIB:.2f}, activations {m.activations / GIB:.2f}\n  {options or 'as it is'}"
+            )
+        if not as_json:
+            print(f"{name}: {line}", flush=True)
+    if as_json:
+        print(json.dumps(out, indent=1))
+
+
+def count_parameters(name: str) -> int:
+    """Exact parameter count of a recipe's model, built on the meta device."""
+    import torch
+
+    from hwm.recipes import find_recipe
+
+    made = find_recipe(name)()
+    spec = made.data.expects or made.data.open().spec
+    with torch.device("meta"):
+        module = made.model.build(spec)
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,1 @@
+"""Pictures through tokenizers: data of any kind into stores, video files into stores or files of latents."""
