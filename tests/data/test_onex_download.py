@@ -67,7 +67,7 @@ def test_a_split_is_fetched_and_opens(remote: Path, tmp_path: Path) -> None:
     assert TOKENS in said[0]
     assert not (folder / "unpack_data.py").exists()
     # shard by shard, so that those that are there can be used
-    order = [RemoteFile(p, 0).shard for p in hub.fetched]
+    order = [shard_of(RemoteFile(p, 0)) for p in hub.fetched]
     assert order == [None, *[0] * 4, *[1] * 4, *[2] * 4]
     again = Folder(remote)
     download("1x-v2.0", "train", tmp_path / "data", hub=again, say=said.append)
