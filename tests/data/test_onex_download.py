@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 from hwm import cli
-from hwm.data.onex.download import DATASETS, TOKENS, download
+from hwm.data.onex.download import DATASETS, TOKENS, download, shard_of
 from hwm.data.readers import open_store
 from hwm.errors import HwmError
 from hwm.hub import HuggingFace, RemoteFile
