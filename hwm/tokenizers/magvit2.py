@@ -91,8 +91,8 @@ class Encoder(nn.Module):
     def __init__(self, config: MAGVIT2.Config) -> None:
         super().__init__()
         widths, count = config.widths, len(config.widths)
-        pairs = enumerate(pairwise((widths[0], *widths)))
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        pairs = enumerate(pairwise((config.base, *widths)))
+        self.conv_in = nn.Conv2d(3, config.base, 3, padding=1, bias=False)
         self.down = nn.Sequential(*(Down(a, b, config.blocks, i == count - 1) for i, (a, b) in pairs))
         self.mid_block = residuals(widths[-1], widths[-1], config.blocks)
         self.norm_out, self.conv_out = norm(widths[-1]), nn.Conv2d(widths[-1], config.bits, 1)
@@ -141,7 +141,7 @@ class MAGVIT2(Trainable, Tokenizer, name="magvit2"):
         Attributes:
             bits: channels of a cell.
             factors: digits that an id is read as by models: 2 of 512 values. The first has the lowest bits.
-            base: channels at full resolution.
+            base: channels before the first level.
             multipliers: of `base`, by level; each level after the first halves the resolution.
             blocks: residual blocks a level, and in the middle.
         """
@@ -167,7 +167,8 @@ class MAGVIT2(Trainable, Tokenizer, name="magvit2"):
     def __init__(self, config: Config, spec: DataSpec) -> None:
         super().__init__(config, spec)
         c, size = config, spec.latent.grid
-        if not c.multipliers or any(width % 32 or width < 32 for width in c.widths) or min(c.blocks, c.bits) < 1:
+        widths = (c.base, *c.widths)
+        if not c.multipliers or any(width % 32 or width < 32 for width in widths) or min(c.blocks, c.bits) < 1:
             raise HwmError(f"{c}: widths must be multiples of 32, and there must be levels, blocks and bits")
         if c.bits > 62 or c.factors < 1 or c.bits % c.factors:
             raise HwmError(f"{c}: at most 62 bits fit an id, and they must divide among the factors")

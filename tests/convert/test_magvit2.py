@@ -59,7 +59,9 @@ def test_the_moving_average_is_read_where_there_is_one(tmp_path: Path) -> None:
     assert equal(read(tmp_path / "same.safetensors", SIZE), average)
 
 
-@pytest.mark.parametrize("changes", [{"bits": 10}, {"blocks": 1}, {"multipliers": (1, 1)}, {"base": 64}])
+@pytest.mark.parametrize(
+    "changes", [{"bits": 10}, {"blocks": 1}, {"multipliers": (1, 1)}, {"multipliers": (2, 1)}, {"base": 64}]
+)
 def test_sizes_are_read_off_the_weights(tmp_path: Path, changes: dict[str, Any]) -> None:
     model = build(0, **changes)
     write(model, tmp_path)
@@ -69,6 +71,15 @@ def test_sizes_are_read_off_the_weights(tmp_path: Path, changes: dict[str, Any])
     assert (tmp_path / FILE).exists()
     video = torch.rand(1, 2, 3, *SIZE)
     assert torch.equal(found.encode(video), model.encode(video))
+
+
+def test_the_first_convolution_has_the_base_width_whatever_the_first_level_has() -> None:
+    shapes = {k: tuple(v.shape) for k, v in build(0, multipliers=(2, 1)).state_dict().items()}
+    assert shapes["encoder.conv_in.weight"] == (32, 3, 3, 3)
+    assert shapes["encoder.down.0.block.0.conv1.weight"] == (64, 32, 3, 3)
+    assert shapes["encoder.conv_out.weight"] == (18, 32, 1, 1)
+    assert shapes["decoder.conv_in.weight"] == (32, 18, 3, 3)
+    assert shapes["decoder.conv_out.weight"] == (3, 64, 3, 3)
 
 
 def test_pictures_are_of_the_published_size_by_default(tmp_path: Path) -> None:
