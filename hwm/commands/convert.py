@@ -25,12 +25,19 @@ class ConvertOptions:
         source: the published folder or file; with --to published a checkpoint folder or a run of this program.
         out: folder to write, which must be empty or absent.
         to: "hwm" for a checkpoint of this program, "published" for the layout of the original.
+        legacy: whether a published Cosmos tokenizer of video has a legacy decoder, where its files leave that open.
     """
 
     kind: tyro.conf.Positional[str]
     source: tyro.conf.Positional[Path]
     out: Path
     to: Literal["hwm", "published"] = "hwm"
+    legacy: Literal["yes", "no"] | None = None
+
+    @property
+    def answers(self) -> dict[str, Any]:
+        """What is said of the published files, by keywords of `Family.read`."""
+        return {} if self.legacy is None else {"legacy": self.legacy == "yes"}
 
 
 def run_convert(o: ConvertOptions) -> None:
@@ -46,8 +53,10 @@ def run_convert(o: ConvertOptions) -> None:
         raise HwmError(f"there is no {o.source}; nothing is downloaded here, fetch it first")
     if o.out.exists() and (not o.out.is_dir() or any(o.out.iterdir())):
         raise HwmError(f"{o.out} is there already and is not an empty folder; choose another --out")
+    if beside := [name for name in o.answers if o.to != "hwm" or name not in layouts[o.kind].asks]:
+        raise HwmError(f"--{beside[0]} says nothing of a {o.kind} to be read or written here: leave it out")
     if o.to == "hwm":
-        module = read(o.source)
+        module = read(o.source, **o.answers)
         save_model(o.out, module, converted_from=o.source.name)
     else:
         module = load_model(o.source)

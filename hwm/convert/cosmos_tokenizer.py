@@ -4,7 +4,8 @@ A release is a folder with `encoder.jit`, `decoder.jit` and `autoencoder.jit`. O
 their graphs have types and devices written into them. Newer releases add `model.pt` with the same weights.
 
 Which variant a file is of is told by names and shapes of its weights. An early module also held convolutions that it
-never ran, under the names of those that other variants run; of such a file only its own name (or its folder's) tells.
+never ran, under the names of those that other variants run. A graph tells which it reads; of other files with such
+weights only their own name (or their folder's) tells the variant, and nothing whether the decoder is a legacy one.
 
 Also what was recorded of the released code, computed by ours.
 """
@@ -12,7 +13,7 @@ Also what was recorded of the released code, computed by ours.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from hwm.convert.family import Family, Outputs, register
 from hwm.errors import CheckpointError, HwmError
 from hwm.tokenizers.cosmos import Cosmos, CosmosImage, CosmosVideo
 from hwm.tokenizers.cosmos_jit import TorchScriptCosmos
+from hwm.tokenizers.files import for_size
 from hwm.tokenizers.fsq import FSQ
 from hwm.types import DataSpec, LatentSpec
 from hwm.weights import read_weights, save_tensors, with_weights
@@ -40,17 +42,19 @@ LEVELS = (8, 8, 8, 5, 5, 5)
 VARIANT = re.compile(r"(?P<kind>[CD])(?P<medium>[VI])(?:(?P<time>\d+)x)?(?P<side>\d+)x(?P=side)(?![\dx])", re.I)
 
 
-def read(source: Path, size: tuple[int, int] = (256, 256)) -> Cosmos:
+def read(source: Path, size: tuple[int, int] = (256, 256), legacy: bool | None = None) -> Cosmos:
     """The tokenizer of a released folder, of one of its whole files, or of a safetensors file of the same names.
 
     Args:
         size: (height, width) of the pictures; the network takes any multiples of a cell.
+        legacy: whether it has a legacy decoder (`CosmosVideo.Config.legacy`); None: as names of weights tell it.
 
     Raises:
-        CheckpointError: a file is missing, damaged, half of a tokenizer, or of another variant than its name says.
+        CheckpointError: a file is missing, damaged, half of a tokenizer, or of another variant than its name says; or
+            its weights are of another decoder than `legacy` says, or leave it open and nothing is said.
     """
     weights = read_release(source)
-    return of_size(config_of(weights, source), weights, size, source)
+    return of_size(config_of(weights, source, legacy), weights, size, source)
 
 
 def read_release(source: Path) -> dict[str, Tensor]:
@@ -71,9 +75,18 @@ def read_release(source: Path) -> dict[str, Tensor]:
 
 def read_file(path: Path) -> dict[str, Tensor]:
     """The weights of a TorchScript, PyTorch or safetensors file."""
-    if path.suffix != ".jit":
-        return read_weights(path)
-    return dict(load_script(path).state_dict())
+    return read_weights(path) if path.suffix != ".jit" else weights_of(load_script(path))
+
+
+def weights_of(script: torch.jit.ScriptModule) -> dict[str, Tensor]:
+    """The weights and buffers of a traced module; of convolutions that resample, those alone which its graph reads."""
+    graph: Any = script.inlined_graph
+    names = dict[str, str]()
+    for node in graph.findAllNodes("prim::GetAttr"):  # each asks the module that an earlier one gave, or the whole
+        outer = names.get(node.input().debugName(), "")
+        names[node.output().debugName()] = f"{outer}.{node.s('name')}".removeprefix(".")
+    found = set(names.values())
+    return {k: v for k, v in script.state_dict().items() if "sample." not in k or k in found}
 
 
 def load_script(path: Path, device: torch.device | str = "cpu") -> torch.jit.ScriptModule:
@@ -107,8 +120,12 @@ def of_size(config: Cosmos.Config, weights: Mapping[str, Tensor], size: tuple[in
     return module
 
 
-def config_of(weights: Mapping[str, Tensor], source: Path) -> Cosmos.Config:
-    """The config that weights are of: sizes by shapes, the variant by names of weights or by the file's name."""
+def config_of(weights: Mapping[str, Tensor], source: Path, legacy: bool | None = None) -> Cosmos.Config:
+    """The config that weights are of: sizes by shapes, the variant by names of weights or by the file's name.
+
+    Args:
+        legacy: as of `read`.
+    """
     if not any(name.startswith(PARTS) for name in weights):
         raise CheckpointError(f"{source} holds no Cosmos tokenizer: it has no weights named {', '.join(PARTS)}")
     named = variant_named(source)
@@ -120,16 +137,48 @@ def config_of(weights: Mapping[str, Tensor], source: Path) -> Cosmos.Config:
                 f"{source} is named after a tokenizer of {'ids' if discrete else 'continuous latents'}, and holds one "
                 f"with {config.codes} channels: {found_variants(weights)}"
             )
-        return config
-    fits = fitting(weights, source)
-    if len(fits) == 1:
-        return fits[0]
+        fits = [c for c in fitting(weights, source) if c.variant == config.variant]
+        if not fits:
+            return config  # which the weights do not fit; that is said where they are loaded
+    else:
+        fits = fitting(weights, source)
     if not fits:
         raise CheckpointError(f"{source} is of no variant that is known: {found_variants(weights)}")
-    raise CheckpointError(
-        f"{source} may be any of {', '.join(c.variant for c in fits)}, which its weights do not tell apart: "
-        "name the file or its folder after the variant, for example Cosmos-Tokenizer-CV8x8x8"
-    )
+    if len({c.variant for c in fits}) > 1:
+        raise CheckpointError(
+            f"{source} may be any of {found_variants(weights)}, which its weights do not tell apart: "
+            "name the file or its folder after the variant, for example Cosmos-Tokenizer-CV8x8x8"
+        )
+    return with_decoder(fits, source, legacy)
+
+
+def with_decoder(fits: list[Cosmos.Config], source: Path, legacy: bool | None) -> Cosmos.Config:
+    """That config of a variant whose decoder is a legacy one or not, as weights tell or as it is said.
+
+    Raises:
+        CheckpointError: they do not tell and nothing is said, or what is said is not so.
+    """
+    wanted = [c for c in fits if legacy is None or legacy == is_legacy(c)]
+    if not wanted:
+        raise CheckpointError(
+            f"{source} has {'no' if legacy else 'a'} legacy decoder, as names and shapes of its weights tell: leave "
+            "out --legacy"
+        )
+    if len(wanted) > 1:
+        where = {is_legacy(c): [i for i, (_, time) in enumerate(c.up) if time]
+                 for c in wanted if isinstance(c, CosmosVideo.Config)}  # fmt: skip
+        raise CheckpointError(
+            f"{source} holds convolutions for two decoders, and neither names nor shapes tell which of them are run: a "
+            f"legacy one doubles time after decoder.up.{where[True]}, the other after decoder.up.{where[False]}. The "
+            "wrong one decodes to wrong pictures without an error. Say --legacy no (legacy=False; so are the published "
+            "configs) or --legacy yes; of a TorchScript file of the same release its graph tells"
+        )
+    return wanted[0]
+
+
+def is_legacy(config: Cosmos.Config) -> bool:
+    """Whether time doubles at the decoder's first levels."""
+    return isinstance(config, CosmosVideo.Config) and config.legacy
 
 
 def variant_named(source: Path) -> tuple[bool, type[Cosmos], dict[str, int]] | None:
@@ -151,45 +200,47 @@ def sizes(weights: Mapping[str, Tensor], source: Path | str, kind: type[Cosmos] 
     first, conv, dims = ("0.conv3d.", "conv3d.", 3) if video else ("", "", 2)
     try:
         shape = weights[f"encoder.conv_in.{first}weight"].shape
-        count = 1 + max(int(k.split(".")[2]) for k in weights if k.startswith("encoder.down."))
         blocks = 1 + max(int(k.split(".")[4]) for k in weights if k.startswith("encoder.down.0.block."))
-        widths = [weights[f"encoder.down.{i}.block.0.conv2.{first}weight"].shape[0] for i in range(count)]
+        widths = [level_widths(weights, half, f"conv2.{first}weight") for half in ("encoder.down", "decoder.up")]
         codes, z = weights[f"quant_conv.{conv}weight"].shape[:2]
     except (KeyError, ValueError, IndexError) as error:
         what = "of video" if video else "of pictures"
         raise CheckpointError(f"{source} holds no whole Cosmos tokenizer {what}: {error} is missing") from error
+    multipliers, decoder = (tuple(width // shape[0] for width in half) for half in widths)
     levels = next((v for k, v in weights.items() if k.endswith("quantizer._levels")), None)
     known = tuple(levels.flatten().tolist()) if levels is not None else LEVELS if codes == len(LEVELS) else ()
-    legacy: dict[str, Any] = {"legacy": _legacy(weights, count)} if video else {}
     return (CosmosVideo if video else CosmosImage).Config(
-        patch=round((shape[1] / 3) ** (1 / dims)), levels=known, channels=16 if known else codes, z=z,
-        base=shape[0], multipliers=tuple(w // shape[0] for w in widths), blocks=blocks, **legacy,
+        patch=round((shape[1] / 3) ** (1 / dims)), levels=known, channels=16 if known else codes, z=z, base=shape[0],
+        multipliers=multipliers, decoder_multipliers=() if decoder == multipliers else decoder, blocks=blocks,
     )  # fmt: skip
 
 
-def _legacy(weights: Mapping[str, Tensor], levels: int) -> bool:
-    """Whether time doubles at the decoder's first level and not at its second."""
-    in_time = [f"decoder.up.{levels - i}.upsample.conv1.conv3d.weight" in weights for i in (1, 2)]
-    return in_time == [True, False]
+def level_widths(weights: Mapping[str, Tensor], half: str, layer: str) -> list[int]:
+    """Channels of each level of `encoder.down` or `decoder.up`: those that a layer of its first block gives.
+
+    Raises:
+        KeyError: a level lacks its first block, or there are no levels; the message is the name.
+    """
+    count = 1 + max((int(k.split(".")[2]) for k in weights if k.startswith(f"{half}.")), default=0)
+    return [weights[f"{half}.{i}.block.0.{layer}"].shape[0] for i in range(count)]
 
 
 def fitting(weights: Mapping[str, Tensor], source: Path) -> list[Cosmos.Config]:
-    """Every config with these sizes whose weights have these names."""
-    base = sizes(weights, source)
-    count = len(base.multipliers)
+    """Every config with these sizes whose weights have these names: all of them, but where some are never run."""
+    base, names = sizes(weights, source), resampling(weights)
+    count, unused = len(base.multipliers), resamples_everywhere(weights)
     if isinstance(base, CosmosVideo.Config):
-        options = [{"space": base.patch << s, "time": base.patch << t} for s in range(count) for t in range(s + 1)]
-        if resamples_everywhere(weights):
-            return [replace(base, fields) for fields in options]
+        configs = [replace(base, {"space": base.patch << s, "time": base.patch << t, "legacy": legacy})
+                   for s in range(count) for t in range(s + 1) for legacy in (False, True)[: 1 + t]]  # fmt: skip
+        configs = [c for c in configs if c.doubles_as_it_halves]
     else:
-        options = [{"space": base.patch << s} for s in range(count + 1)]
-    names = resampling(weights)
-    return [c for c in (replace(base, fields) for fields in options) if resampling_of(c) == names]
+        configs = [replace(base, {"space": base.patch << s}) for s in range(count + 1)]
+    return [c for c in configs if (resampling_of(c) <= names if unused else resampling_of(c) == names)]
 
 
 def resampling_of(config: Cosmos.Config) -> set[str]:
     """The layers of a config that halve and double the resolution, by their published names."""
-    names, count = set(), len(config.multipliers)
+    names, count = set(), len(config.decoder_widths) - 1
     if isinstance(config, CosmosVideo.Config):
         for way, rows in (("encoder.down.{}.downsample", config.down), ("decoder.up.{}.upsample", config.up)):
             for i, (space, time) in enumerate(rows):
@@ -210,18 +261,20 @@ def resampling(weights: Mapping[str, Tensor]) -> set[str]:
 def resamples_everywhere(weights: Mapping[str, Tensor]) -> bool:
     """Whether there is every convolution that any variant runs: the mark of the early module."""
     found = resampling(weights)
-    levels = len({k.split(".")[2] for k in weights if k.startswith("encoder.down.")})
-    both = {f"encoder.down.{i}.downsample" for i in range(levels - 1)}
-    both |= {f"decoder.up.{i}.upsample" for i in range(1, levels)}
+    down, up = (
+        len({k.split(".")[2] for k in weights if k.startswith(half)}) for half in ("encoder.down.", "decoder.up.")
+    )
+    both = {f"encoder.down.{i}.downsample" for i in range(down - 1)}
+    both |= {f"decoder.up.{i}.upsample" for i in range(1, up)}
     return bool(both) and {f"{x}.conv{n}.conv3d" for x in both for n in (1, 2, 3)} <= found
 
 
 def found_variants(weights: Mapping[str, Tensor]) -> str:
     """In words, what these weights are of."""
     try:
-        fits = [c.variant for c in fitting(weights, Path())]
+        fits = dict.fromkeys(c.variant for c in fitting(weights, Path()))
     except HwmError:
-        fits = []
+        fits = {}
     return " or ".join(fits) or "weights that are not those of any variant, or not all of them"
 
 
@@ -241,7 +294,7 @@ def load_torchscript(folder: Path, size: tuple[int, int] = (256, 256), device: s
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}: the graphs of both halves are needed to run them")
     encoder, decoder = (load_script(folder / name, device) for name in HALVES)
-    weights = dict(encoder.state_dict()) | dict(decoder.state_dict())
+    weights = weights_of(encoder) | weights_of(decoder)
     config = config_of(weights, folder)
     of_size(config, weights, size, folder)  # refused here, and not by latents that mean nothing
     return TorchScriptCosmos(encoder, decoder, config, size)
@@ -255,6 +308,7 @@ class Published:
         name: DV, CV, DI or CI.
         embedding_dim, latent_channels: of ids and of continuous latents.
         resolution: by which the released code decides where there is attention; the network takes any.
+        num_quantizers: of another quantiser than the published ones; of no effect.
     """
 
     name: str
@@ -268,6 +322,7 @@ class Published:
     latent_channels: int = 16
     embedding_dim: int = 6
     levels: tuple[int, ...] = LEVELS
+    num_quantizers: int = 1
     legacy_mode: bool = False
     attn_resolutions: tuple[int, ...] = (32,)
     resolution: int = 1024
@@ -313,41 +368,64 @@ class Published:
 
 
 def build(fields: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Cosmos:
-    """The tokenizer of a released config's fields and of its weights.
+    """The tokenizer of a released config's fields and of its weights, which tell the levels of the decoder.
 
     Raises:
         HwmError: a field is unknown, of another type or of no published network; or a tensor is missing, unknown or of
             another shape.
     """
     published = from_json(Published, dict(fields))
-    return of_size(published.config(), weights, (published.resolution,) * 2, "the state dict")
+    config, source = published.config(), "the state dict"
+    if any(name.startswith("decoder.up.") for name in weights):
+        # the released module makes other levels than the field says where frames are joined by four
+        decoder = sizes(weights, source).decoder_multipliers
+        config = replace(config, {"decoder_multipliers": decoder})
+    return of_size(config, weights, (published.resolution,) * 2, source)
 
 
 def outputs(model: Cosmos, case: Case) -> Outputs:
-    """Latents before quantisation, ids, codes and reconstruction of videos of any size, (B, 3, F, H, W) in [-1, 1].
+    """Latents before quantisation, ids, codes and reconstruction of videos or pictures of any size in [-1, 1].
 
-    What comes after the ids is computed from our own: that they are the recorded ones is another output.
+    Videos are (B, 3, F, H, W), named `video...`; pictures are (B, 3, H, W), named `image...`, and so is what is made of
+    them. Ids are those of `Cosmos.encode`; reconstructions are compared before they are clamped as `decode` does. What
+    comes after the codes is computed from our own: that they are the recorded ones is another output.
     """
-    found: dict[str, Any] = {}
-    for name in (name.removeprefix("video") for name in case.given):
-
-        @cache
-        def latent(name: str = name) -> Tensor:
-            return model.analyse(case.given[f"video{name}"].transpose(1, 2), None)
-
-        @cache
-        def codes(latent: Any = latent) -> Tensor:
-            quantised: Tensor = model.quantizer(latent())
-            return quantised
-
-        def indices(codes: Any = codes) -> Tensor:
-            return model.quantizer.ids(codes())
-
-        def recon(codes: Any = codes) -> Tensor:
-            return model.synthesise(codes(), None).transpose(1, 2)
-
-        found |= {f"latent{name}": latent, f"codes{name}": codes, f"indices{name}": indices, f"recon{name}": recon}
+    found: dict[str, Callable[[], Tensor]] = {}
+    for name in case.given:
+        found |= outputs_of(model, case.given[name], re.sub("^(video|image)", "", name))
     return found
+
+
+def outputs_of(model: Cosmos, x: Tensor, name: str) -> Outputs:
+    """The outputs for one video (B, 3, F, H, W) or for pictures (B, 3, H, W)."""
+    video_BFCHW = x.transpose(1, 2) if x.ndim == 5 else x[:, None]
+
+    def of_input(y: Tensor, time: int) -> Tensor:
+        """What has the axes of a video, as the input has them."""
+        return y if x.ndim == 5 else y.squeeze(time)
+
+    @cache
+    def latent() -> Tensor:
+        return model.analyse(video_BFCHW, None)
+
+    @cache
+    def codes() -> Tensor:
+        quantised: Tensor = model.quantizer(latent())
+        return quantised
+
+    def indices() -> Tensor:
+        height, width = x.shape[-2:]
+        return for_size(model, (height, width)).encode((video_BFCHW + 1) / 2)
+
+    def recon() -> Tensor:
+        return model.synthesise(codes(), None).transpose(1, 2)
+
+    return {
+        f"latent{name}": lambda: of_input(latent(), 2),
+        f"codes{name}": lambda: of_input(codes(), 2),
+        f"indices{name}": lambda: of_input(indices(), 1),
+        f"recon{name}": lambda: of_input(recon(), 2),
+    }
 
 
 def quantiser(fields: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FSQ:
@@ -366,5 +444,8 @@ def quantised(model: FSQ, case: Case) -> Outputs:
 
 
 MODELS = (CosmosVideo.name, CosmosImage.name)
-register("cosmos-tokenizer", Family(build=build, outputs=outputs, read=read, write=write, models=MODELS))
+register(
+    "cosmos-tokenizer",
+    Family(build=build, outputs=outputs, read=read, asks=("legacy",), write=write, models=MODELS),
+)
 register("fsq", Family(build=quantiser, outputs=quantised))

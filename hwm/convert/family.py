@@ -33,13 +33,15 @@ class Family:
         outputs: our model and a recorded case -> for each output that can be recorded, by name, the function that
             computes it from the case's inputs, in the recorded shape. What two outputs share is best computed once.
         read: a published file or folder -> our model; None where there is no layout but that of the state dict.
+        asks: keywords of `read` for what files may leave open, each an option of `hwm convert`.
         write: our model -> a published file or folder.
         models: public names of our classes that `write` takes, where that is not the family's own name.
     """
 
     build: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Any]
     outputs: Callable[[Any, Case], Outputs]
-    read: Callable[[Path], Any] | None = None
+    read: Callable[..., Any] | None = None
+    asks: tuple[str, ...] = ()
     write: Callable[[Any, Path], None] | None = None
     models: tuple[str, ...] = ()
 

@@ -62,6 +62,8 @@ class Cosmos(Trainable, Tokenizer):
             z: channels between encoder and quantiser.
             base: channels before the first level.
             multipliers: of `base`, by level.
+            decoder_multipliers: the same of the decoder's levels, where they are others (2, 4 in the published
+                CV4x8x8); empty: those of the encoder.
             blocks: residual blocks of a level of the encoder; the decoder has one more.
             judges: what reconstructions are judged by in training.
         """
@@ -73,6 +75,7 @@ class Cosmos(Trainable, Tokenizer):
         z: int = 16
         base: int = 128
         multipliers: tuple[int, ...] = (2, 4, 4)
+        decoder_multipliers: tuple[int, ...] = ()
         blocks: int = 2
         judges: Judges = field(default_factory=Judges)
 
@@ -83,7 +86,13 @@ class Cosmos(Trainable, Tokenizer):
 
         @property
         def widths(self) -> tuple[int, ...]:
+            """Channels before the encoder's first level, and of each level."""
             return (self.base, *(self.base * m for m in self.multipliers))
+
+        @property
+        def decoder_widths(self) -> tuple[int, ...]:
+            """The same of the decoder, finest level first."""
+            return (self.base, *(self.base * m for m in self.decoder_multipliers or self.multipliers))
 
         @property
         def frames(self) -> int:
@@ -108,7 +117,11 @@ class Cosmos(Trainable, Tokenizer):
         for name, ratio in (("space", c.space / c.patch), ("frames a step", c.frames / min(c.patch, c.frames))):
             if ratio < 1 or math.log2(ratio) % 1 or c.patch & (c.patch - 1) or c.patch < 1:
                 raise HwmError(f"{c}: {name} must be a power of two times the patch, and the patch a power of two")
-        if not c.multipliers or min(*c.widths, c.blocks, c.z, c.codes) < 1 or min(c.levels, default=2) < 2:
+        if (
+            not c.multipliers
+            or min(*c.widths, *c.decoder_widths, c.blocks, c.z, c.codes) < 1
+            or min(c.levels, default=2) < 2
+        ):
             raise HwmError(f"{c}: there must be levels, blocks and channels, and at least 2 values of an FSQ level")
         if spec.latent.channels != 3 or size[0] % c.space or size[1] % c.space or min(size) < c.space:
             raise HwmError(f"this tokenizer takes pictures whose sides are multiples of {c.space}, got {spec.latent}")
@@ -227,7 +240,7 @@ class CosmosVideo(Cosmos, name="cosmos-video"):
         Attributes:
             time: frames that a latent step holds after the first.
             legacy: resolution doubles in time at the decoder's first levels, where otherwise at those after it. Which
-                it is, names of weights tell.
+                it is, names of weights tell, or their file must.
             reach: latent steps that attention over time sees, its own included. In the published networks it sees all;
                 their longest clips, of 121 frames, have 16.
         """
@@ -256,10 +269,16 @@ class CosmosVideo(Cosmos, name="cosmos-video"):
             """(space, time) of each level of the decoder, finest first: whether its resolution is doubled."""
             space, time = self.halvings
             rows = []
-            for i in reversed(range(len(self.multipliers))):
+            for i in reversed(range(len(self.decoder_widths) - 1)):
                 in_time = i < time if self.legacy else 0 < i < time + 1
                 rows.append((in_time or (i < space and space > time), in_time))
             return tuple(rows)
+
+        @property
+        def doubles_as_it_halves(self) -> bool:
+            """Whether there are levels enough to halve the resolution as often as asked, and to double it again."""
+            counts = tuple(sum(column) for rows in (self.down, self.up) for column in zip(*rows, strict=True))
+            return counts == 2 * self.halvings
 
     config: Config
 
@@ -273,16 +292,15 @@ class CosmosVideo(Cosmos, name="cosmos-video"):
             raise HwmError(f"{config}: frames a step ({config.time}) must be a multiple of the patch")
         super().__init__(config, spec)
         c, (space, time) = config, config.halvings
-        counts = tuple(sum(column) for rows in (c.down, c.up) for column in zip(*rows, strict=True))
         if config.reach < 1:
             raise HwmError(f"{c}: attention over time must see at least its own step")
-        if counts != (space, time, space, time):
+        if not c.doubles_as_it_halves:
             raise HwmError(
-                f"{c}: {len(c.multipliers)} levels cannot halve the resolution {space} times in space and {time} times "
-                "in time and double it again"
+                f"{c}: {len(c.down)} levels of the encoder and {len(c.up)} of the decoder cannot halve the resolution "
+                f"{space} times in space and {time} times in time and double it again"
             )
         self.encoder = cosmos_video.Encoder(c.z, c.patch, c.widths, c.blocks, c.down, c.reach)
-        self.decoder = cosmos_video.Decoder(c.z, c.patch, c.widths, c.blocks, c.up, c.reach)
+        self.decoder = cosmos_video.Decoder(c.z, c.patch, c.decoder_widths, c.blocks, c.up, c.reach)
         self.quant_conv, self.post_quant_conv = cosmos_video.Conv(c.z, c.codes), cosmos_video.Conv(c.codes, c.z)
         # as activations lie; else each convolution would turn its weights over first
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -322,10 +340,10 @@ class CosmosImage(Cosmos, name="cosmos-image"):
     def __init__(self, config: Config, spec: DataSpec) -> None:
         super().__init__(config, spec)
         c, halvings = config, (config.space // config.patch).bit_length() - 1
-        if halvings > len(c.multipliers) or c.base % 32:
+        if halvings >= min(len(c.widths), len(c.decoder_widths)) or c.base % 32:
             raise HwmError(f"{c}: more halvings than levels, or channels that are no multiples of 32")
         self.encoder = cosmos_image.Encoder(c.z, c.patch, c.widths, c.blocks, halvings)
-        self.decoder = cosmos_image.Decoder(c.z, c.patch, c.widths, c.blocks, halvings)
+        self.decoder = cosmos_image.Decoder(c.z, c.patch, c.decoder_widths, c.blocks, halvings)
         self.quant_conv, self.post_quant_conv = nn.Conv2d(c.z, c.codes, 1), nn.Conv2d(c.codes, c.z, 1)
 
     def units(self) -> list[nn.Module]:

@@ -21,6 +21,7 @@ from hwm.data.onex.specs import onex_v2
 from hwm.errors import CheckpointError, HwmError
 from hwm.loading import load_tokenizer
 from hwm.tokenizers.cosmos import Cosmos, CosmosImage, CosmosVideo
+from hwm.tokenizers.cosmos_video import Down, Up
 from hwm.tokenizers.fsq import FSQ
 from hwm.types import DataSpec, LatentSpec
 from hwm.weights import save_tensors
@@ -28,10 +29,13 @@ from tests.parity import FOLDER, recorded_path
 
 SIZE = (16, 32)
 Shelf = Callable[[Cosmos.Config], Path]
-CASES = ("cosmos-tokenizer-cv8x8x8", "cosmos-tokenizer-dv4x8x8-patch2", "cosmos-tokenizer-dv8x16x16",
+CASES = ("cosmos-image-ci8x8", "cosmos-image-di16x16-patch2", "cosmos-tokenizer-cv4x8x8-decoder",
+         "cosmos-tokenizer-cv8x8x8", "cosmos-tokenizer-dv4x8x8-patch2", "cosmos-tokenizer-dv8x16x16",
          "cosmos-tokenizer-dv8x8x8", "fsq-64000")  # fmt: skip
 DV8, DI8 = replace(CosmosVideo.tiny(), multipliers=(1, 2, 2)), CosmosImage.tiny()
 CV8 = replace(DV8, levels=(), channels=16)
+LEGACY = replace(CV8, legacy=True)
+SHORT = replace(CV8, decoder_multipliers=(1, 2))  # levels of its decoder
 
 
 def build(config: Cosmos.Config, seed: int = 0) -> Cosmos:
@@ -110,7 +114,9 @@ def test_recorded_outputs_are_ours(name: str) -> None:
 def test_every_recorded_case_is_listed() -> None:
     if not FOLDER.is_dir():
         pytest.skip("the recorded outputs of the public implementation are not here")
-    there = {p.stem for kind in ("cosmos-tokenizer", "fsq") for p in FOLDER.glob(f"{kind}-*.safetensors")}
+    there = {
+        p.stem for kind in ("cosmos-tokenizer", "cosmos-image", "fsq") for p in FOLDER.glob(f"{kind}-*.safetensors")
+    }
     assert there == set(CASES)
 
 
@@ -135,7 +141,10 @@ def test_a_release_is_read(shelf: Shelf, config: Cosmos.Config) -> None:
         replace(DV8, space=16, legacy=True),
         replace(DV8, time=4),
         replace(CV8, space=16, time=4, patch=2, multipliers=(1, 1, 2, 2)),
+        replace(SHORT, time=4),
+        replace(SHORT, time=4, patch=2, space=4),
         replace(DI8, levels=(), space=4),
+        replace(DI8, multipliers=(1, 2, 2), decoder_multipliers=(2, 1)),
         replace(DI8, blocks=2),
     ],
     ids=lambda c: c.variant,
@@ -190,7 +199,7 @@ def test_graphs_of_one_half_are_not_enough(shelf: Shelf, tmp_path: Path) -> None
         load_torchscript(folder, SIZE)
     with pytest.raises(CheckpointError, match=r"decoder.jit missing, and none of autoencoder.jit"):
         read(folder, SIZE)
-    with pytest.raises(CheckpointError, match=r"decoder.* missing.*found: DV8x8x8|not all of them"):
+    with pytest.raises(CheckpointError, match=r"no whole Cosmos tokenizer of video: 'decoder.up.0.* is missing"):
         read(folder / "encoder.jit", SIZE)
 
 
@@ -207,29 +216,111 @@ def test_half_precision_buffers_and_whole_files(tmp_path: Path) -> None:
         assert torch.equal(found.home, model.home.to(torch.bfloat16).float())
 
 
+def resamplers(config: CosmosVideo.Config) -> dict[str, nn.Module]:
+    """Every resampling layer of the early module, with every convolution, by its name."""
+    down, up = config.widths[1:-1], config.decoder_widths[2:]
+    layers: dict[str, nn.Module] = {f"encoder.down.{i}.downsample": Down(c, True, True) for i, c in enumerate(down)}
+    return layers | {f"decoder.up.{i}.upsample": Up(c, True, True) for i, c in enumerate(up, 1)}
+
+
 def early(config: CosmosVideo.Config) -> dict[str, Tensor]:
     """Weights of the early module, which has every resampling convolution, whether it runs it or not."""
-    both = replace(config, space=16, time=16)
-    weights = dict(build(config).state_dict())
-    for i in (0, 1):
-        weights |= {
-            k.replace("down.0", f"down.{i}"): v for k, v in build(both).state_dict().items() if "down.0.downs" in k
-        }
-        weights |= {
-            k.replace("up.1", f"up.{i + 1}"): v for k, v in build(both).state_dict().items() if "up.1.upsample" in k
-        }
-    return weights | build(config).state_dict()
+    layers = resamplers(config)
+    unused = {f"{name}.{k}": v for name, layer in layers.items() for k, v in layer.state_dict().items()}
+    return unused | build(config).state_dict()
 
 
 def test_convolutions_that_are_never_run_are_left_out_where_the_name_tells_the_variant(tmp_path: Path) -> None:
-    weights = early(CV8)
-    assert len(weights) == len(build(CV8).state_dict()) + 12
-    save_tensors(tmp_path / "Cosmos-Tokenizer-CV8x8x8.safetensors", weights)
-    found = read(tmp_path / "Cosmos-Tokenizer-CV8x8x8.safetensors", SIZE)
-    assert equal(found, build(CV8))
+    config = replace(CV8, time=4)
+    weights = early(config)
+    assert len(weights) == len(build(config).state_dict()) + 16
+    save_tensors(tmp_path / "Cosmos-Tokenizer-CV4x8x8.safetensors", weights)
+    found = read(tmp_path / "Cosmos-Tokenizer-CV4x8x8.safetensors", SIZE)
+    assert found.config == config
+    assert equal(found, build(config))
     save_tensors(tmp_path / "weights.safetensors", weights)
-    with pytest.raises(CheckpointError, match=r"may be any of .*CV8x8x8.* name the file or its folder"):
+    with pytest.raises(CheckpointError, match=r"may be any of .*CV4x8x8.* name the file or its folder"):
         read(tmp_path / "weights.safetensors", SIZE)
+
+
+@pytest.mark.parametrize("config", [CV8, LEGACY, replace(CV8, space=16), replace(LEGACY, space=16)])
+def test_which_decoder_it_is_must_be_said_where_weights_leave_it_open(
+    tmp_path: Path, config: CosmosVideo.Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"Cosmos-Tokenizer-{config.variant}.safetensors"
+    save_tensors(path, early(config))
+    with pytest.raises(
+        CheckpointError, match=r"legacy one .* decoder.up.\[2\].* decoder.up.\[1\].*--legacy no .*--legacy yes"
+    ):
+        read(path, SIZE)
+    assert cli.main(["convert", "cosmos-tokenizer", str(path), "--out", str(tmp_path / "ours")]) == 2
+    assert "--legacy" in capsys.readouterr().err
+    said = ["--legacy", "yes" if config.legacy else "no"]
+    assert cli.main(["convert", "cosmos-tokenizer", str(path), "--out", str(tmp_path / "ours"), *said]) == 0
+    assert equal(load_tokenizer(tmp_path / "ours"), build(config))
+    found = read(path, SIZE, legacy=config.legacy)
+    latents = torch.randn(1, 2, 16, *found.latent.grid)
+    assert torch.equal(found.decode(latents), build(config).decode(latents))
+    other = read(path, SIZE, legacy=not config.legacy)
+    assert not torch.allclose(other.decode(latents), found.decode(latents), atol=0.01), "the wrong one is wrong"
+
+
+def test_shapes_tell_which_decoder_it_is_where_the_other_does_not_fit(tmp_path: Path) -> None:
+    config = replace(SHORT, legacy=True)  # of two levels, of which only the first can double anything
+    save_tensors(tmp_path / "CV8x8x8.safetensors", early(config))
+    for said in (None, True):
+        assert read(tmp_path / "CV8x8x8.safetensors", SIZE, said).config == config
+    with pytest.raises(CheckpointError, match=r"has a legacy decoder, as names and shapes .*leave out --legacy"):
+        read(tmp_path / "CV8x8x8.safetensors", SIZE, False)
+
+
+@pytest.mark.parametrize("config", [CV8, LEGACY], ids=["current", "legacy"])
+def test_a_graph_tells_which_convolutions_it_runs(tmp_path: Path, config: CosmosVideo.Config) -> None:
+    model = build(config)
+    for name, layer in resamplers(config).items():
+        level, _, way = name.rpartition(".")
+        if not hasattr(model.get_submodule(level), way):
+            model.get_submodule(level).add_module(way, layer)
+    assert model.state_dict().keys() == early(config).keys() > build(config).state_dict().keys()
+    folder = release(model, tmp_path / "weights")
+    assert read(folder, SIZE).config == config
+    assert equal(read(folder, SIZE), build(config))
+    assert load_torchscript(folder, SIZE).twin.config == config
+
+
+def test_the_question_is_answered_only_where_it_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(build(DV8), tmp_path / "plain")
+    write(build(DI8), tmp_path / "pictures")
+    for folder, kind, message in (
+        ("plain", "cosmos-tokenizer", "has no legacy decoder"),
+        ("pictures", "cosmos-tokenizer", "has no legacy decoder"),
+        ("plain", "magvit2", "--legacy says nothing of a magvit2"),
+    ):
+        words = ["convert", kind, str(tmp_path / folder), "--out", str(tmp_path / "ours"), "--legacy", "yes"]
+        assert cli.main(words) == 2
+        assert message in capsys.readouterr().err
+    words = ["convert", "cosmos-tokenizer", str(tmp_path / "plain"), "--out", str(tmp_path / "ours"), "--legacy", "no"]
+    assert cli.main(words) == 0
+    words = [
+        "convert",
+        "cosmos-tokenizer",
+        str(tmp_path / "ours"),
+        "--out",
+        str(tmp_path / "back"),
+        "--to",
+        "published",
+    ]
+    assert cli.main([*words, "--legacy", "no"]) == 2
+
+
+def test_the_levels_of_a_decoder_are_read_off_its_weights() -> None:
+    """A released config does not say them."""
+    config = replace(SHORT, time=4)
+    fields = {"name": "CV", "spatial_compression": 8, "temporal_compression": 4, "channels": config.base,
+              "channels_mult": [1, 2, 2], "num_res_blocks": 1, "z_channels": config.z}  # fmt: skip
+    assert from_reference("cosmos-tokenizer", fields, build(config).state_dict()).config == config
+    both = replace(config, decoder_multipliers=())
+    assert from_reference("cosmos-tokenizer", fields, build(both).state_dict()).config == both
 
 
 def test_another_variant_than_the_name_says_is_refused(tmp_path: Path) -> None:

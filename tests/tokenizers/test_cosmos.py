@@ -30,6 +30,7 @@ VARIANTS = {
     "dv4x8x8": replace(CosmosVideo.tiny(), time=4),
     "dv4x8x8-patch2": replace(CosmosVideo.tiny(), time=4, patch=2),
     "cv8x8x8": CONTINUOUS,
+    "cv4x8x8": replace(CONTINUOUS, time=4, decoder_multipliers=(2, 4)),
 }
 
 
@@ -102,6 +103,54 @@ def test_recorded_videos_are_encoded_and_decoded(name: str) -> None:
         torch.testing.assert_close(found, case.out["latent17"].transpose(1, 2), rtol=0, atol=case.tolerance["latent17"])
     shown = (case.out["recon17"].transpose(1, 2).clamp(-1, 1) + 1) / 2
     torch.testing.assert_close(model.decode(found), shown, rtol=0, atol=case.tolerance["recon17"])
+
+
+@pytest.mark.parametrize(
+    ("name", "picture"), [("ci8x8", "32x48"), ("di16x16-patch2", "32x48"), ("di16x16-patch2", "64x64")]
+)
+def test_recorded_pictures_are_encoded_and_decoded(name: str, picture: str) -> None:
+    case = recorded(f"cosmos-image-{name}")
+    video = case.given[f"image{picture}"][:, None]
+    made = from_reference("cosmos-tokenizer", case.config, case.weights)
+    model = made.config.build(pictures(*video.shape[3:])).eval()
+    model.load_state_dict(made.state_dict())
+    found = model.encode((video + 1) / 2)
+    if model.latent.vocab:
+        assert torch.equal(found[:, 0], case.out[f"indices{picture}"])
+    else:
+        allowed = case.tolerance[f"latent{picture}"]
+        torch.testing.assert_close(found[:, 0], case.out[f"latent{picture}"], rtol=0, atol=allowed)
+    shown = (case.out[f"recon{picture}"].clamp(-1, 1) + 1) / 2
+    torch.testing.assert_close(model.decode(found)[:, 0], shown, rtol=0, atol=case.tolerance[f"recon{picture}"])
+
+
+ROWS, COLUMNS = torch.tensor([1.0, -1.0]).repeat(4)[:, None], torch.tensor([1.0, -1.0]).repeat(4)[None]
+COARSE_ROWS, COARSE_COLUMNS = (torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(2).view(s) for s in ((8, 1), (1, 8)))
+
+
+@pytest.mark.parametrize(
+    ("patch", "picture", "band"),
+    [
+        (2, torch.ones(1), 0),
+        (2, ROWS, 1),
+        (2, COLUMNS, 2),
+        (2, ROWS * COLUMNS, 3),
+        (4, torch.ones(1), 0),
+        (4, ROWS, 1),
+        (4, COLUMNS, 2),
+        (4, COARSE_ROWS, 4),
+        (4, COARSE_COLUMNS, 8),
+        (4, COARSE_ROWS * COARSE_COLUMNS, 12),
+        (4, COARSE_COLUMNS * ROWS, 9),
+    ],
+)
+def test_bands_of_pictures_are_in_the_published_order(patch: int, picture: Tensor, band: int) -> None:
+    """The mean, what changes from row to row, from column to column, and both; the last level of it is outermost."""
+    x_NCHW = torch.tensor([1.0, 0.5, -0.25])[:, None, None] * picture.expand(1, 1, 8, 8)
+    expected = torch.zeros(1, 3 * patch**2, 8 // patch, 8 // patch)
+    expected[:, 3 * band : 3 * band + 3] = torch.tensor([1.0, 0.5, -0.25])[:, None, None]
+    assert torch.equal(cosmos_image.patches(x_NCHW, patch), expected)
+    assert torch.equal(cosmos_image.unpatched(expected, patch), x_NCHW)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
