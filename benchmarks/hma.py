@@ -24,9 +24,9 @@ import torch
 from common import in_fresh_process, parser, report
 from torch import Tensor
 
-from hwm.models.genie import Cache
 from hwm.models.hma_continuous import HMAContinuous, MARSampler
-from hwm.models.hma_discrete import HMADiscrete, Window
+from hwm.models.hma_discrete import HMADiscrete
+from hwm.nn.causal import CausalCache, CausalWindow
 from hwm.objectives import diffusion, maskgit
 from hwm.objectives.maskgit import MaskGITSampler, masked_counts, remask, uniform_like
 from hwm.types import ActionSpec, Batch, DataSpec, LatentSpec
@@ -54,8 +54,8 @@ def continuous(quick: bool) -> tuple[Any, Batch]:
     return model, Batch(torch.randn(1, PAST, 4, side, side), torch.randn(1, PAST + 1, 1, 2), "robot")
 
 
-def nothing_kept(model: Any, batch: Batch) -> Window:
-    return Window(Cache((), 0), model.told(batch.actions, "robot", batch.actions.shape[1]), "robot")
+def nothing_kept(model: Any, batch: Batch) -> CausalWindow:
+    return CausalWindow(CausalCache(), model.told(batch.actions, "robot", batch.actions.shape[1]), "robot")
 
 
 def whole_windows(model: HMADiscrete, batch: Batch, generator: torch.Generator) -> Tensor:

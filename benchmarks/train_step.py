@@ -33,15 +33,13 @@ from torch import Tensor
 
 from hwm.config import Trainable
 from hwm.data.clips import fake_batch
-from hwm.models import genie
 from hwm.models.cosmos_ar import CosmosAR
-from hwm.models.genie import Cache, noise
 from hwm.models.hma_continuous import HMAContinuous
-from hwm.models.hma_discrete import Window
 from hwm.models.masked import MaskedModel
-from hwm.nn import attention
+from hwm.nn import attention, causal
+from hwm.nn.causal import CausalCache, CausalWindow
 from hwm.objectives import diffusion
-from hwm.objectives.maskgit import cosine_mask
+from hwm.objectives.maskgit import clip_rates, cosine_mask
 from hwm.objectives.reconstruction import reconstruction_loss
 from hwm.recipes import find_recipe
 from hwm.tokenizers.cosmos import CosmosVideo
@@ -79,9 +77,9 @@ def savings_taken_out(fused: bool = False) -> Iterator[None]:
         for place, name, plain in (
             (attention, "FLOAT32", attention.Plain(keys=0, first=0)),  # all goes to the function that follows
             (F, "scaled_dot_product_attention", F.scaled_dot_product_attention if fused else scores_written_out),
-            (genie, "recomputed", lambda function, *given: function(*given)),
-            (genie, "in_parts", lambda function, axis, *given: function(*given)),
-            (genie, "added", operator.add),
+            (causal, "recomputed", lambda function, *given: function(*given)),
+            (causal, "in_parts", lambda function, axis, *given: function(*given)),
+            (causal, "added", operator.add),
         ):
             stack.enter_context(patch.object(place, name, plain))
         yield
@@ -128,9 +126,9 @@ def every_patch(model: HMAContinuous, batch: Batch) -> Tensor:
     """The objective of masked patches, with a diffusion head that runs on all of them, as released code has it."""
     c, x_BTSE = model.config, model.tokens(batch.latents)
     B, T, S, _ = x_BTSE.shape
-    _, ratio_BT = noise(B, T, max_corrupt=0.0, non_mlm=c.non_mlm, prompt=c.prompt, device=x_BTSE.device)
+    _, ratio_BT = clip_rates(B, T, max_corrupt=0.0, non_mlm=c.non_mlm, prompt=c.prompt, device=x_BTSE.device)
     masked_BTS = cosine_mask(ratio_BT, S) & (ratio_BT > 0)[..., None]
-    window = Window(Cache((), 0), model.told(batch.actions, batch.embodiment, T), batch.embodiment)
+    window = CausalWindow(CausalCache(), model.told(batch.actions, batch.embodiment, T), batch.embodiment)
     told_BTSD = model.run(window, model.hidden(x_BTSE, masked_BTS[..., None]))[0]
     # the draws of ours in their places; what is drawn for the others does not matter
     x_NE, step_BTS, noise_BTSE = x_BTSE[masked_BTS], torch.zeros_like(masked_BTS, dtype=torch.long), x_BTSE.clone()

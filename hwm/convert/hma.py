@@ -24,7 +24,7 @@ from hwm.data.onex.specs import onex_v1
 from hwm.errors import CheckpointError, HwmError
 from hwm.models.hma_continuous import HMAContinuous, MARSampler
 from hwm.models.hma_discrete import HMADiscrete
-from hwm.models.hma_trunk import key_of
+from hwm.nn.actions import module_key
 from hwm.types import ActionSpec, DataSpec, LatentSpec
 from hwm.weights import with_weights
 
@@ -186,7 +186,7 @@ class Published:
         return dict(
             num_layers=c.depth, num_heads=c.heads, d_model=c.dim, T=c.past + 1, use_mup=c.mup,
             non_mlm_ratio=c.non_mlm, num_prompt_frames=c.prompt, init_actions=True,
-            action_domains=tuple(key_of(e) for e in actions),
+            action_domains=tuple(module_key(e) for e in actions),
             d_actions=tuple(a.per_step * a.dim for a in actions.values()),
             action_stats=tuple((a.mean, a.std) for a in actions.values()), action_network="+".join(ways),
             action_token_size=c.action_tokens, qkv_bias=c.qkv_bias, proj_bias=c.proj_bias, qk_norm=c.qk_norm,
@@ -346,7 +346,7 @@ def common_to_theirs(model: Any, beginnings: Names) -> dict[str, Tensor]:
     theirs[ACTION_MASK] = theirs.pop("action_mask")[None, :, None]
     for name, action in model.spec.actions.items():
         for part, values in (("mean", action.mean), ("std", action.std)):
-            theirs[f"{STATISTICS}{key_of(name)}.{part}"] = torch.tensor(values)
+            theirs[f"{STATISTICS}{module_key(name)}.{part}"] = torch.tensor(values)
     return theirs
 
 

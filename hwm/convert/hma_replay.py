@@ -12,9 +12,9 @@ from torch import Tensor
 from hwm.convert.cases import Case
 from hwm.convert.family import Outputs
 from hwm.convert.replay import ReleasedSampler
-from hwm.models.genie import Cache
 from hwm.models.hma_continuous import HMAContinuous, MARSampler
-from hwm.models.hma_discrete import HMADiscrete, Window
+from hwm.models.hma_discrete import HMADiscrete
+from hwm.nn.causal import CausalCache, CausalWindow
 from hwm.objectives.diffusion import denoising_loss
 from hwm.types import ActionSpec, Generator
 
@@ -40,7 +40,7 @@ class Recorded:
     def look(self, ids_BTS: Tensor, masked_BTS: Tensor, name: str) -> Tensor:
         """States that the head reads, of all steps in one pass; told nothing where no robot is named."""
         told = self.model.trunk.read(self.actions(name), name, ids_BTS.shape[1]) if name else None
-        return self.model.look(Window(Cache((), 0), told, name), ids_BTS, masked_BTS)
+        return self.model.look(CausalWindow(CausalCache(), told, name), ids_BTS, masked_BTS)
 
     def logits(self, name: str) -> Tensor:
         """Of a clip that is shown whole: (B, V, T, H, W)."""
@@ -128,7 +128,7 @@ class RecordedContinuous:
     def told(self, x_BTSE: Tensor, name: str) -> Tensor:
         """What the head is told of each patch (B, T, S, D)."""
         told = self.model.trunk.read(self.actions(name), name, x_BTSE.shape[1]) if name else None
-        return self.model.run(Window(Cache((), 0), told, name), x_BTSE)[0]
+        return self.model.run(CausalWindow(CausalCache(), told, name), x_BTSE)[0]
 
     def as_recorded(self, told_BTSD: Tensor) -> Tensor:
         return told_BTSD.movedim(-1, 1).unflatten(-1, self.model.side)

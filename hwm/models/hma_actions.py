@@ -21,11 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from hwm.errors import HwmError
-from hwm.models.hma_trunk import Trunk, key_of
+from hwm.models.hma_trunk import Trunk
+from hwm.nn.actions import module_key
+from hwm.nn.causal import CausalModel
 from hwm.types import Batch, DataSpec, Generator
 
 
-class ActionModel:
+class ActionModel(CausalModel):
     """The part of a model that is about its actions. A model says how its heads guess (`action_error`, `guess`), and
     what the states of a window are whose last steps are masked whole (`expectation`)."""
 
@@ -42,7 +44,7 @@ class ActionModel:
         self.action_mask = nn.Parameter(torch.zeros(self.trunk.steps, c.dim)) if heads or c.action_drop > 0 else None
         if heads:
             self.action_heads = nn.ModuleDict(
-                {key_of(e): head(a.per_step * a.dim) for e, a in self.spec.actions.items()}
+                {module_key(e): head(a.per_step * a.dim) for e, a in self.spec.actions.items()}
             )
 
     def told(self, actions_BTKA: Tensor, embodiment: str, steps: int) -> Tensor:
@@ -87,7 +89,7 @@ class ActionModel:
         true_BTE = self.trunk.stem(batch.embodiment).normalised(batch.actions[:, : len(x_TBXD)]).flatten(2)
         which = hidden_BT[:, 1:]
         states_ND = self.action_states(x_TBXD)[which]
-        error_N = self.action_error(self.action_heads[key_of(batch.embodiment)], states_ND, true_BTE[:, 1:][which])
+        error_N = self.action_error(self.action_heads[module_key(batch.embodiment)], states_ND, true_BTE[:, 1:][which])
         return error_N.sum() / max(1, len(error_N))
 
     def action_states(self, x_TBXD: Tensor) -> Tensor:
@@ -124,7 +126,7 @@ class ActionModel:
         known = batch.actions[:, :past]
         unknown = torch.full_like(batch.actions[:, past:], torch.nan)
         x_TBXD = self.expectation(replace(batch, actions=torch.cat([known, unknown], 1)))
-        head, spec = self.action_heads[key_of(batch.embodiment)], self.spec.actions[batch.embodiment]
+        head, spec = self.action_heads[module_key(batch.embodiment)], self.spec.actions[batch.embodiment]
         states_BHD = self.action_states(x_TBXD)[:, -missing:]
         x_BHE = self.guess(head, states_BHD, sampler or c.sampler, generator)
         return self.trunk.stem(batch.embodiment).in_units(x_BHE.unflatten(-1, (spec.per_step, spec.dim)))

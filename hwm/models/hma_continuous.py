@@ -21,14 +21,13 @@ from torch import Tensor, nn
 
 from hwm.errors import HwmError
 from hwm.models.base import WorldModel
-from hwm.models.genie import BASE_WIDTH, Cache, noise
 from hwm.models.hma_actions import ActionModel
-from hwm.models.hma_discrete import Window
 from hwm.models.hma_trunk import HMAFields, Trunk
+from hwm.nn.causal import CausalCache, CausalWindow, mup_width
 from hwm.nn.denoiser import Denoiser
 from hwm.nn.layers import constant, init_weights
 from hwm.objectives import diffusion
-from hwm.objectives.maskgit import cosine_mask, masked_counts, remask, uniform_like
+from hwm.objectives.maskgit import clip_rates, cosine_mask, masked_counts, remask, uniform_like
 from hwm.types import Batch, DataSpec, Generator, Prediction
 
 
@@ -112,7 +111,7 @@ class HMAContinuous(ActionModel, WorldModel, name="hma_continuous"):
             raise HwmError(f"a grid of {latent.grid} does not split into patches of {c.patch} x {c.patch}")
         self.side = latent.grid[0] // c.patch, latent.grid[1] // c.patch  # rows and columns of patches
         self.cells, numbers = self.side[0] * self.side[1], latent.channels * c.patch**2
-        self.mup_width = c.dim / BASE_WIDTH if c.mup else 1.0
+        self.mup_width = mup_width(c)
         self.mask_cell = nn.Parameter(torch.zeros(latent.channels))
         self.embed = nn.Linear(numbers, c.dim, bias=False)
         rows = latent.cells + c.action_tokens if c.published_positions else None
@@ -125,7 +124,7 @@ class HMAContinuous(ActionModel, WorldModel, name="hma_continuous"):
             lambda numbers: nn.ModuleDict({"net": Denoiser(numbers, c.dim, c.head_width, c.head_depth)})
         )
         init_weights(self)
-        self.trunk.scale_for_mup()
+        self.trunk.blocks.scale_for_mup(self.mup_width)
 
     def units(self) -> Iterable[nn.Module]:
         return self.trunk.blocks
@@ -158,9 +157,11 @@ class HMAContinuous(ActionModel, WorldModel, name="hma_continuous"):
         return torch.where(masked, self.mask_cell.repeat(self.config.patch**2).to(x_BTSE.dtype), x_BTSE)
 
     # ------------------------------------------------------------------ the transformer
-    def states(self, window: Window, x_BTSE: Tensor, *, keep: int = 0, first: int = 0) -> tuple[Tensor, Cache]:
+    def states(
+        self, window: CausalWindow, x_BTSE: Tensor, *, keep: int = 0, first: int = 0
+    ) -> tuple[Tensor, CausalCache]:
         """States of all tokens (T - first, B, X, D) of the steps after those of the window's cache; see `Trunk`."""
-        found: tuple[Tensor, Cache] = self.trunk(
+        found: tuple[Tensor, CausalCache] = self.trunk(
             self.embed(x_BTSE.transpose(0, 1)), window.actions, window.embodiment, window.cache, keep=keep, first=first
         )
         return found
@@ -170,18 +171,17 @@ class HMAContinuous(ActionModel, WorldModel, name="hma_continuous"):
         told_BTSD = self.norm_out(self.out(x_TBXD[:, :, : self.cells])).transpose(0, 1)
         return told_BTSD + self.position_out[start : start + len(x_TBXD)]
 
-    def run(self, window: Window, x_BTSE: Tensor, *, keep: int = 0, first: int = 0) -> tuple[Tensor, Cache]:
+    def run(self, window: CausalWindow, x_BTSE: Tensor, *, keep: int = 0, first: int = 0) -> tuple[Tensor, CausalCache]:
         """What the head is told of each patch (B, T - first, S, D), of the steps after those of the window's cache."""
         x_TBXD, kept = self.states(window, x_BTSE, keep=keep, first=first)
         return self.conditions(x_TBXD, window.cache.steps + first), kept
 
     def observe(
-        self, x_BPSE: Tensor, actions_BTKA: Tensor, embodiment: str, missing: int, cache: Cache | None = None
-    ) -> Window:
+        self, x_BPSE: Tensor, actions_BTKA: Tensor, embodiment: str, missing: int, cache: CausalCache | None = None
+    ) -> CausalWindow:
         """All that the looks at the last `missing` steps need of the past, and of the actions."""
         past = x_BPSE.shape[1]
-        told_MBD = self.told(actions_BTKA, embodiment, past + missing)
-        window = Window(cache or Cache((), 0), told_MBD, embodiment)
+        window = self.window(actions_BTKA, embodiment, past + missing, cache)
         new = past - window.cache.steps
         if new:
             window = window._replace(cache=self.run(window, x_BPSE[:, -new:], keep=new, first=new)[1])
@@ -196,14 +196,13 @@ class HMAContinuous(ActionModel, WorldModel, name="hma_continuous"):
         (B, T, S, _), c, device = x_BTSE.shape, self.config, x_BTSE.device
         if not 2 <= T <= self.trunk.steps:
             raise HwmError(f"HMA trains on clips of 2 to past + horizon = {self.trunk.steps}, not {T}")
-        _, ratio_BT = noise(
+        _, ratio_BT = clip_rates(
             B, T, max_corrupt=0.0, non_mlm=c.non_mlm, prompt=c.prompt, fully_masked=c.fully_masked, device=device
         )
         masked_BTS = cosine_mask(ratio_BT, S) & (ratio_BT > 0)[..., None]
         shown, hidden_BT = self.forget(batch) if c.action_drop or c.action_loss else (batch, None)
-        told_TBD = self.told(shown.actions, batch.embodiment, T)
-        shown_BTSE = self.hidden(x_BTSE, masked_BTS[..., None])
-        x_TBXD, _ = self.states(Window(Cache((), 0), told_TBD, batch.embodiment), shown_BTSE)
+        window = self.window(shown.actions, batch.embodiment, T)
+        x_TBXD, _ = self.states(window, self.hidden(x_BTSE, masked_BTS[..., None]))
         told_BTSD = self.conditions(x_TBXD, 0)
         error_N, bound_N = self.denoising(x_BTSE[masked_BTS], told_BTSD[masked_BTS])
         metrics = {"error": error_N.mean(), "bound": bound_N.mean(), "masked": masked_BTS[:, 1:].float().mean()}
@@ -234,7 +233,7 @@ class HMAContinuous(ActionModel, WorldModel, name="hma_continuous"):
         past, missing = batch.latents.shape[1], batch.missing
         x_BTSE = F.pad(self.tokens(batch.latents), (0, 0, 0, 0, 0, missing))
         masked_T11 = (torch.arange(past + missing, device=x_BTSE.device) >= past)[:, None, None]
-        window = Window(Cache((), 0), self.told(batch.actions, batch.embodiment, past + missing), batch.embodiment)
+        window = self.window(batch.actions, batch.embodiment, past + missing)
         return self.states(window, self.hidden(x_BTSE, masked_T11))[0]
 
     # ------------------------------------------------------------------ sampling
@@ -269,9 +268,9 @@ class HMAContinuous(ActionModel, WorldModel, name="hma_continuous"):
         embodiment: str,
         missing: int,
         sampler: MARSampler,
-        cache: Cache | None = None,
+        cache: CausalCache | None = None,
         generator: Generator = None,
-    ) -> tuple[Tensor, Window]:
+    ) -> tuple[Tensor, CausalWindow]:
         """Patches (B, H, S, E) of the `missing` steps, and the window looked at."""
         window = self.observe(x_BPSE, actions_BTKA, embodiment, missing, cache)
         x_BHSE = torch.zeros_like(x_BPSE[:, :1]).repeat_interleave(missing, 1)

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwm.errors import HwmError
-from hwm.models.genie import BASE_WIDTH, Block, Cache, Memory
-from hwm.nn.actions import CLAMP
+from hwm.nn.actions import CLAMP, module_key
+from hwm.nn.causal import CausalBlock, CausalCache, CausalFields, CausalStack, TimeMemory
 from hwm.nn.conditioning import WAYS
 from hwm.nn.layers import constant
 from hwm.types import ActionSpec, DataSpec
@@ -27,16 +27,13 @@ EPSILON = 1e-10  # added to standard deviations, as released
 
 
 @dataclass(frozen=True, kw_only=True)
-class HMAFields:
+class HMAFields(CausalFields):
     """The part of the config that both models have. The defaults are those of the published models.
 
     Attributes:
         action_network: how blocks are told the actions, in this order: names of `hwm.nn.conditioning.WAYS`, and
             "concatenate", by which each step has `action_tokens` more tokens beside its cells, all made of its actions.
         action_tokens: how many; each has a learned position of its own.
-        mup: attention scale 8 / d, and hidden matrices that start and learn as is right for their width (see GENIE).
-        qk_norm: LayerNorm on queries and keys of a block's attention, and no norms before its parts.
-        qkv_bias, proj_bias, mlp_bias: which Linear layers of a block have biases.
         clamp_actions: to five standard deviations. Published models were trained without.
         following_actions: as published models have it, a step is told the actions that follow it, and knows those that
             lead to it from the step before. Those that follow the last step are not known when it is predicted: it is
@@ -51,21 +48,11 @@ class HMAFields:
 
     action_network: tuple[str, ...] = ("concatenate", "modulate")
     action_tokens: int = 64
-    mup: bool = True
-    qk_norm: bool = False
-    qkv_bias: bool = False
-    proj_bias: bool = True
-    mlp_bias: bool = True
     clamp_actions: bool = True
     following_actions: bool = False
     action_drop: float = 0.0
     action_loss: float = 0.0
     action_heads: bool = False
-
-
-def key_of(embodiment: str) -> str:
-    """Module names hold no dots."""
-    return embodiment.replace(".", "_")
 
 
 class Stem(nn.Module):
@@ -115,8 +102,8 @@ class Stem(nn.Module):
         return torch.where(known_BT1, told_BTD, unknown_TD[:steps].to(told_BTD.dtype)).transpose(0, 1)
 
 
-class ConditionedBlock(Block):
-    """GENIE's block, told the actions before its attention over time."""
+class ConditionedBlock(CausalBlock):
+    """A causal block that is told the actions before its attention over time."""
 
     def __init__(self, config: Any, embodiments: tuple[str, ...]) -> None:
         super().__init__(config)
@@ -127,13 +114,13 @@ class ConditionedBlock(Block):
     def forward(  # type: ignore[override]
         self,
         x_TBSD: Tensor,
-        actions_MBD: Tensor | None = None,
-        embodiment: str = "",
-        memory: Memory = (),
+        memory: TimeMemory = (),
         first: int = 0,
         keep: int = 0,
-    ) -> tuple[Tensor, Memory]:
-        """As GENIE's block.
+        actions_MBD: Tensor | None = None,
+        embodiment: str = "",
+    ) -> tuple[Tensor, TimeMemory]:
+        """As `CausalBlock.forward`.
 
         Args:
             actions_MBD: what the stem made of the actions of the window's steps; without it nothing is told.
@@ -185,25 +172,18 @@ class Trunk(nn.Module):
             )
         self.config, self.cells = c, cells
         self.steps: int = c.past + c.horizon
-        keys = tuple(key_of(e) for e in spec.actions)
+        keys = tuple(module_key(e) for e in spec.actions)
         if len(set(keys)) < len(keys):
             raise HwmError(f"embodiments whose names differ in nothing but dots and underscores: {sorted(keys)}")
-        stems = {key_of(e): Stem(a, c.dim, spec.latent.stride, c.clamp_actions) for e, a in spec.actions.items()}
+        stems = {module_key(e): Stem(a, c.dim, spec.latent.stride, c.clamp_actions) for e, a in spec.actions.items()}
         self.stems = nn.ModuleDict(stems)
         self.position = nn.Parameter(torch.zeros(self.steps, rows or cells + c.action_tokens, c.dim))
         self.norm = norm if norm is not None else nn.Identity()
-        self.blocks = nn.ModuleList(ConditionedBlock(c, keys) for _ in range(c.depth))
+        self.blocks = CausalStack(ConditionedBlock(c, keys) for _ in range(c.depth))
 
     def of_robots(self) -> tuple[str, ...]:
         """Prefixes of what each robot has of its own: a further robot's begin at random (`Trainable.fresh`)."""
         return "trunk.stems.", *(f"trunk.blocks.{i}.told." for i in range(len(self.blocks))), "action_"
-
-    def scale_for_mup(self) -> None:
-        """Initial weights of hidden matrices as they suit the width."""
-        if self.config.mup:
-            for module in self.blocks.modules():
-                if isinstance(module, nn.Linear):
-                    module.weight.data.mul_((self.config.dim / BASE_WIDTH) ** -0.5)
 
     def read(self, actions_BTKA: Tensor, embodiment: str, steps: int, unknown_TD: Tensor | None = None) -> Tensor:
         """What the steps of a window are told of its actions, (steps, B, D).
@@ -221,25 +201,24 @@ class Trunk(nn.Module):
         return found
 
     def stem(self, embodiment: str) -> Stem:
-        return cast(Stem, self.stems[key_of(embodiment)])
+        return cast(Stem, self.stems[module_key(embodiment)])
 
     def forward(
         self,
         x_TBSD: Tensor,
         actions_MBD: Tensor | None,
         embodiment: str,
-        cache: Cache,
+        cache: CausalCache,
         *,
         keep: int = 0,
         first: int = 0,
-    ) -> tuple[Tensor, Cache]:
+    ) -> tuple[Tensor, CausalCache]:
         """The steps after those of a cache through all blocks.
 
         Args:
             x_TBSD: embedded cells, without their positions.
             actions_MBD: what all steps of the window up to these, or further, are told (`read`); None tells nothing.
-            keep: how many of these steps are to be remembered.
-            first: from which step on anyone reads the states that come out.
+            keep, first: as for `CausalStack`.
 
         Returns:
             states of the cells, and behind them of the action tokens, (T - first, B, S, D), and, if any steps are kept,
@@ -252,9 +231,6 @@ class Trunk(nn.Module):
                 told_TB1D = actions_MBD[start:, :, None]
                 x_TBSD = torch.cat([x_TBSD, told_TB1D.expand(-1, -1, self.config.action_tokens, -1)], 2)
         x_TBSD = self.norm(x_TBSD + self.position[start:stop, None, : x_TBSD.shape[2]])
-        memory, last, key = [], len(self.blocks) - 1, key_of(embodiment)
-        for i, block in enumerate(self.blocks):
-            old = cache.memory[i] if cache.memory else ()
-            x_TBSD, so_far = block(x_TBSD, actions_MBD, key, old, first if i == last else 0, keep)
-            memory.append(so_far)
-        return x_TBSD, Cache(tuple(memory), start + keep) if keep else cache
+        told = actions_MBD, module_key(embodiment)
+        found: tuple[Tensor, CausalCache] = self.blocks(x_TBSD, cache, *told, keep=keep, first=first)
+        return found

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hwm.types import Generator, HwmError
+from hwm.errors import HwmError
+from hwm.types import Generator, join_digits, split_digits
 
 # Logits that the loss holds at a time, 128 MiB in float32: 524 tokens of a vocabulary of 64,000.
 LOGITS_AT_ONCE = 2**25
@@ -133,6 +134,61 @@ def mask_future(
     ratio_BH = torch.cos(math.pi / 2 * uniform(batch, steps))
     ratio_BH = torch.where(uniform(batch, steps) < fully_masked, 1.0, ratio_BH)
     return visible, cosine_mask(ratio_BH, cells, generator) & late_BH[..., None]
+
+
+def clip_rates(
+    batch: int,
+    steps: int,
+    *,
+    max_corrupt: float = 0.2,
+    non_mlm: float = 0.5,
+    prompt: int = 8,
+    fully_masked: float = 0.0,
+    least_kept: float = 0.25,
+    device: torch.device | str = "cpu",
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """How strongly each step of a training clip is corrupted and masked, as documented for the released training code.
+
+    1. Every digit of every token, of the first step too, is replaced with probability u, u ~ U(0, max_corrupt).
+    2. With probability `non_mlm` a clip is "closer to autoregressive": the first masked step f is uniform on
+       prompt..T-1, and from f on every digit is also replaced with probability 1 - c, where c starts at
+       U(least_kept, 1) and is multiplied by a U(0.9, 1) at f and at every step after it. Else f = 1.
+    3. Each step from f on has its own mask ratio cos(pi/2 U(0, 1)).
+
+    The release draws u and f once a batch; here each clip draws its own. Both replacements of a digit are uniform, so
+    they are made as one, with probability 1 - (1 - u) c.
+
+    Args:
+        fully_masked: share of the masked steps that are masked whole. 0 in the release.
+
+    Returns:
+        rate (B, T): the probability that a digit is replaced. ratio (B, T): that a token is masked; 0 before f.
+    """
+
+    def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        return low + (high - low) * torch.rand(*shape, device=device, generator=generator)
+
+    step_T, prompt = torch.arange(steps, device=device), max(1, min(prompt, steps - 1))
+    keep_B1 = 1 - uniform(batch, 1, high=max_corrupt)
+    autoregressive_B1 = uniform(batch, 1) < non_mlm
+    drawn_B1 = (prompt + (uniform(batch, 1) * (steps - prompt)).long()).clamp(max=steps - 1)
+    late_BT = step_T >= torch.where(autoregressive_B1, drawn_B1, 1)
+    shrink_BT = torch.where(late_BT, uniform(batch, steps, low=0.9), 1.0).cumprod(1)
+    drift_BT = torch.where(autoregressive_B1 & late_BT, uniform(batch, 1, low=least_kept) * shrink_BT, 1.0)
+    ratio_BT = torch.cos(math.pi / 2 * uniform(batch, steps))
+    ratio_BT = torch.where(uniform(batch, steps) < fully_masked, 1.0, ratio_BT)
+    return 1 - keep_B1 * drift_BT, torch.where(late_BT, ratio_BT, 0.0)
+
+
+def corrupt_digits(
+    ids_BTS: Tensor, rate_BT: Tensor, levels: tuple[int, ...], generator: torch.Generator | None = None
+) -> Tensor:
+    """Replace each digit of each token by itself, with a step's probability, by a uniform one."""
+    digits = split_digits(ids_BTS, levels)
+    drawn = [torch.randint(n, ids_BTS.shape, device=ids_BTS.device, generator=generator) for n in levels]
+    hit = torch.rand(digits.shape, device=ids_BTS.device, generator=generator) < rate_BT[..., None, None]
+    return join_digits(torch.where(hit, torch.stack(drawn, -1), digits), levels)
 
 
 def masked_counts(steps: int, cells: int) -> tuple[int, ...]:

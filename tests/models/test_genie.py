@@ -18,9 +18,9 @@ from hwm.convert.replay import ReleasedSampler
 from hwm.data.onex.specs import onex_v1
 from hwm.errors import HwmError
 from hwm.loading import copy_weights
-from hwm.models.genie import Genie, corrupt_digits, noise
+from hwm.models.genie import Genie
 from hwm.nn import layers
-from hwm.objectives.maskgit import MaskGITSampler, masked_counts
+from hwm.objectives.maskgit import MaskGITSampler, clip_rates, corrupt_digits, masked_counts
 from hwm.train.checkpoint import save_model
 from hwm.train.optim import optimizers
 from hwm.train.trainer import TrainConfig, Trainer
@@ -86,7 +86,7 @@ def test_an_untrained_model_knows_nothing() -> None:
 @given(st.integers(2, 20), st.integers(1, 25), st.sampled_from([0.0, 1.0]), st.integers(0, 2**31))
 def test_which_steps_are_corrupted_and_masked(steps: int, prompt: int, non_mlm: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    rate, ratio = noise(32, steps, max_corrupt=0.2, non_mlm=non_mlm, prompt=prompt, generator=generator)
+    rate, ratio = clip_rates(32, steps, max_corrupt=0.2, non_mlm=non_mlm, prompt=prompt, generator=generator)
     late = ratio > 0
     assert rate.min() >= 0
     assert rate.max() <= 1
@@ -107,14 +107,14 @@ def test_which_steps_are_corrupted_and_masked(steps: int, prompt: int, non_mlm: 
 
 def test_how_much_is_corrupted_and_masked() -> None:
     generator = torch.Generator().manual_seed(0)
-    rate, ratio = noise(40_000, 16, prompt=8, generator=generator)
+    rate, ratio = clip_rates(40_000, 16, prompt=8, generator=generator)
     # a masked step has a mean ratio of 2 / pi; 15 steps of 16 are, or 8 to 1 of them, with equal chances
     assert ratio.mean().item() == pytest.approx(2 / math.pi * (15 + 4.5) / 32, abs=5e-3)
     assert rate[:, 0].mean().item() == pytest.approx(0.1, abs=2e-3)
     # the last step is kept at a mean rate of 0.9 without drift, and 0.9 * 0.625 * 0.95^n, n = 1..8, with it
     drift = sum(0.95**n for n in range(1, 9)) / 8 * 0.625
     assert 1 - rate[:, -1].mean().item() == pytest.approx(0.9 * (1 + drift) / 2, abs=5e-3)
-    assert noise(100, 16, fully_masked=1.0)[1][:, 8:].eq(1).any()
+    assert clip_rates(100, 16, fully_masked=1.0)[1][:, 8:].eq(1).any()
 
 
 def test_digits_are_corrupted_each_by_itself() -> None:

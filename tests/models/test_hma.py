@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from hwm.errors import HwmError
 from hwm.loading import copy_weights
-from hwm.models.genie import Cache
 from hwm.models.hma_continuous import HMAContinuous, MARSampler
 from hwm.models.hma_discrete import HMADiscrete
 from hwm.models.hma_trunk import Stem
+from hwm.nn.causal import CausalCache
 from hwm.nn.conditioning import WAYS
 from hwm.objectives.maskgit import MaskGITSampler
 from hwm.train.checkpoint import save_model
@@ -248,7 +248,7 @@ def test_clips_and_robots_that_do_not_fit_are_refused() -> None:
         model.loss(replace(toy_batch(toy_spec(), 5), embodiment="leg"))
     with pytest.raises(HwmError, match="nothing but dots"):
         build(spec=replace(toy_spec(), actions={"a.b": TWO, "a_b": TWO}))
-    assert model.observe(torch.zeros(1, 4, 16, dtype=torch.long), torch.zeros(1, 5, 2, 3), "arm", 1, Cache((), 0))
+    assert model.observe(torch.zeros(1, 4, 16, dtype=torch.long), torch.zeros(1, 5, 2, 3), "arm", 1, CausalCache())
 
 
 # ---------------------------------------------------------------------- continuous latents
