@@ -25,10 +25,10 @@ from torch import Tensor
 from hwm.config import from_json, replace
 from hwm.convert.cases import Case
 from hwm.convert.family import Family, Outputs, register
+from hwm.encode.files import for_size
 from hwm.errors import CheckpointError, HwmError
 from hwm.tokenizers.cosmos import Cosmos, CosmosImage, CosmosVideo
 from hwm.tokenizers.cosmos_jit import TorchScriptCosmos
-from hwm.tokenizers.files import for_size
 from hwm.tokenizers.fsq import FSQ
 from hwm.types import DataSpec, LatentSpec
 from hwm.weights import read_weights, save_tensors, with_weights
