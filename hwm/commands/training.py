@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,8 @@ def train_recipe(recipe: Any, run: Path, init: str | None = None) -> Any:
     if leading():
         count = sum(p.numel() for p in module.parameters())
         print(f"{module.name}: {count:,} parameters; {data.describe()}")
+        for text in [*data.warnings(data.spec), *(held_out.warnings(data.spec) if held_out else ())]:
+            print(text, file=sys.stderr)
         write_run(run, recipe)
     rollouts = None
     if recipe.tokenizer and held_out:

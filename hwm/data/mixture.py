@@ -19,6 +19,7 @@ import tyro
 from torch.utils.data import DataLoader, IterableDataset
 
 from hwm.data.clips import Clips
+from hwm.data.statistics import Statistics, pooled, warning
 from hwm.data.store import Store
 from hwm.errors import HwmError, unknown
 from hwm.types import ActionSpec, Batch, DataSpec
@@ -145,6 +146,9 @@ def split_names(split: str) -> tuple[str, ...]:
 class Mixture:
     """Several `Clips` with weights; one embodiment a batch.
 
+    Its spec has the statistics of all stores together, of actions those of each embodiment: every step counts once,
+    however often its store is drawn.
+
     Args:
         clips: windows of each store.
         exponent, motion, workers: see `DataConfig`.
@@ -185,7 +189,29 @@ class Mixture:
                     raise HwmError(
                         f"{c.store.path}: embodiment {name!r} has other actions than in the stores before it"
                     )
-        return replace(first, actions=actions)
+        pool = {name: self._pooled(name, specs) for name in actions}
+        actions = {name: replace(a, mean=pool[name][0], std=pool[name][1]) for name, a in actions.items()}
+        if not first.latent_mean:
+            return replace(first, actions=actions)
+        mean, std = pooled([(c.steps, s.latent_mean, s.latent_std) for c, s in zip(self.clips, specs, strict=True)])
+        return replace(first, actions=actions, latent_mean=mean, latent_std=std)
+
+    def _pooled(self, embodiment: str, specs: list[DataSpec]) -> Statistics:
+        """Statistics of one embodiment's actions over all of its stores: every action counts once."""
+        return pooled(
+            [
+                (c.steps * c.store.header.actions_per_step, s.actions[embodiment].mean, s.actions[embodiment].std)
+                for c, s in zip(self.clips, specs, strict=True)
+                if embodiment in s.actions
+            ]
+        )
+
+    def warnings(self, spec: DataSpec) -> list[str]:
+        """What there is to say of stores whose actions the statistics of a spec, this mixture's or another, do not
+        suit: a store each."""
+        known = [(c.store, spec.actions[c.embodiment]) for c in self.clips if c.embodiment in spec.actions]
+        found = (warning(store, (action.mean, action.std)) for store, action in known)
+        return [text for text in found if text]
 
     def draw(self, seed: int, step: int, size: int) -> tuple[int, np.ndarray]:
         """Which store, and which of its windows, make up the global batch of a step."""

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from hwm.data.arrays import Array, Lazy, moments, pieces
+from hwm.data.statistics import Statistics
 from hwm.data.store import Episode, Store, StoreError
 from hwm.files import write_atomically
 
 STATISTICS = "hwm_statistics.json"
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class Episodes(Sequence[Episode]):
