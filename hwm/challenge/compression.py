@@ -26,6 +26,7 @@ from hwm.data.readers import open_store
 from hwm.data.store import Store
 from hwm.devices import device_of
 from hwm.errors import HwmError
+from hwm.evaluate.camera import episode_of
 from hwm.models.base import WorldModel
 from hwm.progress import track
 from hwm.types import Batch
@@ -63,6 +64,11 @@ class Questions(Protocol):
     def names(self) -> list[str]: ...
 
     @property
+    def episodes(self) -> list[str]:
+        """The episode of each sample."""
+        ...
+
+    @property
     def store(self) -> Store: ...
 
     def ask(self, number: int) -> Question: ...
@@ -80,6 +86,7 @@ class HeldOut:
         count = min(clips or TopFormat.samples, len(self.windows))
         self.chosen = np.unique(np.linspace(0, len(self.windows) - 1, count).round().astype(int))
         self.names = [str(i) for i in self.chosen]
+        self.episodes = [episode_of(self.windows, int(i)).id for i in self.chosen]
 
     def ask(self, number: int) -> Question:
         batch = self.windows.batch([int(self.chosen[number])])
@@ -95,6 +102,7 @@ class FromTest:
             raise HwmError(f"{store.path}: a test sample shows {store.clip_steps} steps, so the prompt is not {prompt}")
         self.store, self.horizon = store, horizon
         self.names = [str(i) for i in range(len(store.episodes))][:clips]
+        self.episodes = self.names
 
     def ask(self, number: int) -> Question:
         return Question(self.names[number], self.store.batch([number], self.horizon), None)
@@ -219,16 +227,18 @@ class Scores:
 
     Attributes:
         of: who -> figure -> (clips, T); empty where no truth is known.
+        episodes: (clips,) which episode each clip is from.
         vocab: how many ids there are.
     """
 
     of: dict[str, dict[str, np.ndarray]]
+    episodes: list[str]
     vocab: int
 
     def json(self) -> dict[str, Any]:
         """Who -> figure -> its summary over clips, and the mean of every step; and the score of a uniform guess."""
         found: dict[str, Any] = {
-            who: {name: summary(v.mean(1)) | {"steps": v.mean(0).tolist()} for name, v in all_of.items()}
+            who: {name: summary(v.mean(1), self.episodes) | {"steps": v.mean(0).tolist()} for name, v in all_of.items()}
             for who, all_of in self.of.items()
         }
         return {"uniform": math.log(self.vocab), **found}
@@ -280,7 +290,7 @@ def write_compression(
             entry.add(name, file_of(found), marks)
     finally:
         model.train(training)
-    return entry, _gather(entry.scores() if scored else {}, asked.names, vocab)
+    return entry, _gather(entry.scores() if scored else {}, asked, vocab)
 
 
 def _beside(question: Question, baselines: Baselines | None, vocab: int) -> dict[str, dict[str, list[float]]]:
@@ -296,10 +306,11 @@ def _beside(question: Question, baselines: Baselines | None, vocab: int) -> dict
     }
 
 
-def _gather(scores: dict[str, Any], names: list[str], vocab: int) -> Scores:
+def _gather(scores: dict[str, Any], asked: Questions, vocab: int) -> Scores:
     found: dict[str, dict[str, list[Any]]] = {}
-    for name in names:
+    for name in asked.names:
         for who, all_of in scores.get(name, {}).items():
             for figure, values in all_of.items():
                 found.setdefault(who, {}).setdefault(figure, []).append(values)
-    return Scores({w: {f: np.array(v) for f, v in a.items()} for w, a in found.items()}, vocab)
+    episodes = [episode for name, episode in zip(asked.names, asked.episodes, strict=True) if name in scores]
+    return Scores({w: {f: np.array(v) for f, v in a.items()} for w, a in found.items()}, episodes, vocab)

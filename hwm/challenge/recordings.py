@@ -57,6 +57,7 @@ class Recordings(Protocol):
     Attributes:
         path: where they are from.
         names: a name a sample.
+        episodes: the episode that each sample is from.
         known, target: see `KNOWN` and `TARGET`.
         rate: rows of actions a frame.
         embodiment: whose actions these are.
@@ -65,6 +66,7 @@ class Recordings(Protocol):
 
     path: Path
     names: list[str]
+    episodes: list[str]
     known: int
     target: int
     rate: int
@@ -129,6 +131,7 @@ class FromStore:
         frames = chosen - (ends - places)[number]
         self.places = [Place(store.episodes[int(n)], int(f)) for n, f in zip(number, frames, strict=True)]
         self.names = [f"{place.episode.id}_{place.frame:06d}" for place in self.places]
+        self.episodes = [place.episode.id for place in self.places]
 
     def sample(self, number: int, wanted: Collection[int]) -> Sample:
         place = self.places[number]
@@ -171,6 +174,7 @@ class RawTest:
         files = shard_files(path, ".mp4", ("video", "states"))
         self.files = dict(list(files.items())[:clips])
         self.names = [str(number) for number in self.files]
+        self.episodes = self.names
         for file in self.files.values():
             size = file["states"].stat().st_size
             rows, rest = divmod(size, 4 * STATES)

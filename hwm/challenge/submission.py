@@ -23,6 +23,7 @@ import numpy as np
 from hwm.challenge.formats import FIELDS, FORMATS, Format, readme_problems
 from hwm.config import from_json, to_json
 from hwm.errors import HwmError, unknown
+from hwm.evaluate.uncertainty import estimate
 from hwm.files import write_atomically
 from hwm.progress import track as shown
 
@@ -165,10 +166,19 @@ class Submission:
         return final
 
 
-def summary(values: np.ndarray) -> dict[str, Any]:
-    """A figure of every sample as its mean, the standard error of that (of one sample there is none), and how many."""
-    error = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
-    return {"mean": float(values.mean()), "standard_error": error, "clips": len(values)}
+def summary(values_N: np.ndarray, episodes: Sequence[str]) -> dict[str, Any]:
+    """A figure of every sample as its mean, the standard error of that, and how many.
+
+    Args:
+        episodes: (N,) which episode each sample is from, by which the error is clustered; of one there is none.
+    """
+    found = estimate(values_N, episodes)
+    return {
+        "mean": found.mean,
+        "standard_error": found.known_error,
+        "clips": len(values_N),
+        "episodes": found.episodes,
+    }
 
 
 def _differences(known: dict[str, Any], mine: dict[str, Any]) -> Any:

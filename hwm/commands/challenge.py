@@ -158,7 +158,7 @@ def make_sampling(o: SamplingOptions) -> Made:
     }  # fmt: skip
     print("\n".join(track.describe(painter, data)))
     entry, figures = track.write_sampling(painter, data, o.out, settings=settings)
-    scores = {name: summary(values) for name, values in figures.items()}
+    scores = {name: summary(values, data.episodes) for name, values in figures.items()}
     found = {"track": "sampling", "samples": len(entry.names), "drawn": o.samples, "scores": scores}
     notes = [track.SAME] if o.samples > 1 and "spread" in scores and not scores["spread"]["mean"] else []
     return Made(entry, found, [_sampling_table(scores, o.samples)] if scores else [], track.UNKNOWN, notes)

@@ -20,6 +20,7 @@ import tyro
 
 from hwm.commands.evaluation import RolloutOptions, device, run_evaluation
 from hwm.errors import HwmError
+from hwm.evaluate.uncertainty import Estimate, estimate
 from hwm.types import DataSpec
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from hwm.evaluate.results import Results
     from hwm.models.base import WorldModel
 
-Means = dict[str, tuple[float, float]]
-"""Figure -> its mean, and the standard error over clips."""
+Means = dict[str, Estimate]
+"""Figure -> its mean over clips, with its standard error."""
 
 TOLD = {
     "fully_teacher_forced": "each token told all true tokens before it",
@@ -153,6 +154,7 @@ def tokens_alone(o: NextTokenOptions) -> tuple[dict[str, Any], dict[str, Means]]
     from hwm.data.clips import Clips
     from hwm.data.mixture import stride_of
     from hwm.data.readers import open_store
+    from hwm.evaluate.camera import episode_of
 
     if o.threads:
         torch.set_num_threads(o.threads)
@@ -169,7 +171,9 @@ def tokens_alone(o: NextTokenOptions) -> tuple[dict[str, Any], dict[str, Means]]
         "sampler": to_json(sampler), "seed": o.seed, "batch_size": min(o.batch_size, len(indices)),
         "tokens": model.spec.latent.cells * o.horizon,
     }  # fmt: skip
-    return about, {name: {k: mean_and_error(v) for k, v in found.items()} for name, found in scores.items()}
+    episodes = [episode_of(clips, int(i)).id for i in indices]
+    about["episodes"] = len(set(episodes))
+    return about, {name: {k: estimate(v, episodes) for k, v in found.items()} for name, found in scores.items()}
 
 
 def score_tokens(
@@ -213,15 +217,12 @@ def by_clip(values_BT: torch.Tensor) -> np.ndarray:
     return np.asarray(values_BT.double().mean(1).cpu().numpy())
 
 
-def mean_and_error(values_N: np.ndarray) -> tuple[float, float]:
-    error = values_N.std(ddof=1) / len(values_N) ** 0.5 if len(values_N) > 1 else float("nan")
-    return float(values_N.mean()), float(error)
-
-
 def plain(means: Means) -> dict[str, float | None]:
     """As `Results.json` gives figures."""
-    pairs = {k: v for name, (mean, error) in means.items() for k, v in ((name, mean), (f"{name}_stderr", error))}
-    return {k: v if np.isfinite(v) else None for k, v in pairs.items()}
+    out: dict[str, float | None] = {}
+    for name, found in means.items():
+        out |= {name: found.mean, f"{name}_stderr": found.known_error}
+    return out
 
 
 def lines(about: Mapping[str, Any], means: Mapping[str, Means]) -> list[str]:
@@ -241,7 +242,8 @@ def lines(about: Mapping[str, Any], means: Mapping[str, Means]) -> list[str]:
             ("psnr", "PSNR", " dB", 2, {"psnr_copy_reconstruction": "the last step repeated"}),
         ):
             if name in found:
-                value, error = found[name]
-                beside = "".join(f"; {what} {found[n][0]:.{digits}f}" for n, what in rivals.items() if n in found)
-                out.append(f"  {label} {value:.{digits}f} +- {error:.{digits}f}{unit}{beside}")
+                mean = found[name]
+                error = "n/a (one episode)" if mean.known_error is None else f"{mean.error:.{digits}f}"
+                beside = "".join(f"; {what} {found[n].mean:.{digits}f}" for n, what in rivals.items() if n in found)
+                out.append(f"  {label} {mean.mean:.{digits}f} +- {error}{unit}{beside}")
     return out

@@ -145,6 +145,7 @@ def evaluate(
         steps_per_second=spec.fps,
         frames_per_step=spec.latent.stride,
         moving=copy[:, -1] < MOVING_DB,
+        episodes=np.array([episode_of(clips, int(i)).id for i in indices]),
         figures=joined,
         seconds_per_step={name: float(np.median(values)) for name, values in seconds.items()},
         swap_distance=run.swap_distance,

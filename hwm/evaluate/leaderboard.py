@@ -51,7 +51,7 @@ def add_rows(path: str | Path, results: Results) -> Path:
 def _row(results: Results, scenario: str) -> list[str]:
     def mean(name: str, places: int) -> str:
         found = results.overall(name, scenario=scenario)
-        return "" if found is None else f"{found[0]:.{places}f}"
+        return "" if found is None else f"{found.mean:.{places}f}"
 
     nats = results.overall("ce", scenario=scenario)
     return [
@@ -63,7 +63,7 @@ def _row(results: Results, scenario: str) -> list[str]:
         str(results.horizon),
         str(results.clips),
         mean("ce", 4),
-        "" if nats is None else f"{perplexity(nats[0]):.1f}",
+        "" if nats is None else f"{perplexity(nats.mean):.1f}",
         mean("accuracy", 4),
         mean("accuracy_copy", 4),
         mean("lpips_reconstruction_reference", 4),

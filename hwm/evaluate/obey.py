@@ -21,8 +21,9 @@ from hwm.data.clips import Clips
 from hwm.data.store import Store
 from hwm.devices import device_of
 from hwm.errors import HwmError, unknown
-from hwm.evaluate.camera import camera_video, decode
+from hwm.evaluate.camera import camera_video, decode, episode_of
 from hwm.evaluate.evaluate import action_bounds
+from hwm.evaluate.uncertainty import Estimate, estimate
 from hwm.models.base import WorldModel
 from hwm.pictures.video import to_uint8
 from hwm.types import Batch, Tokenizer
@@ -41,6 +42,7 @@ class Obedience:
         told: the same within the range of the data: what the model was told.
         motion: command -> (N, T, M) pixels a step.
         expected: command -> (M,) pixels a step that the camera would show, or None where that is not known.
+        episodes: (N,) which episode each start is from: standard errors are clustered by it.
         videos: command -> (N, F, H, W, 3) uint8, context and prediction.
         context: how many of the frames are context.
         steps_per_second, frames_per_step: of the latents.
@@ -50,6 +52,7 @@ class Obedience:
     told: dict[str, dict[str, float]]
     motion: dict[str, np.ndarray]
     expected: dict[str, np.ndarray] | None
+    episodes: np.ndarray
     videos: dict[str, np.ndarray]
     context: int
     steps_per_second: float
@@ -59,25 +62,25 @@ class Obedience:
     def starts(self) -> int:
         return len(next(iter(self.motion.values())))
 
-    def mean(self, command: str, motion: str = "shift") -> tuple[float, float]:
-        """Pixels a step under a command, averaged over starts and steps, and the standard error over starts."""
-        return _mean(self.motion[command][..., MOTIONS.index(motion)].mean(1))
+    def mean(self, command: str, motion: str = "shift") -> Estimate:
+        """Pixels a step under a command, averaged over starts and steps, with its standard error."""
+        return estimate(self.motion[command][..., MOTIONS.index(motion)].mean(1), self.episodes)
 
     def by_step(self, command: str, motion: str = "shift") -> list[float]:
         """Pixels a step under a command, averaged over starts, by step."""
         return [float(x) for x in self.motion[command][..., MOTIONS.index(motion)].mean(0)]
 
-    def contrast(self, one: str, other: str, motion: str = "shift") -> tuple[float, float]:
-        """How much more the picture moves under `one` than under `other`, start by start, and its standard error."""
+    def contrast(self, one: str, other: str, motion: str = "shift") -> Estimate:
+        """How much more the picture moves under `one` than under `other`, start by start, with its standard error."""
         m = MOTIONS.index(motion)
-        return _mean((self.motion[one] - self.motion[other])[..., m].mean(1))
+        return estimate((self.motion[one] - self.motion[other])[..., m].mean(1), self.episodes)
 
-    def response(self, motion: str = "shift") -> tuple[float, float] | None:
+    def response(self, motion: str = "shift") -> Estimate | None:
         """How far the picture moves for what the camera would: 1 as far, 0 not at all, below 0 the wrong way.
 
         Pairs of commands that should differ in this motion more than in the others are compared: the slope, through
-        the origin, of the difference that was predicted on the difference that the camera would show, and its standard
-        error over starts. None when no such pair should differ by a quarter of a pixel a step.
+        the origin, of the difference that was predicted on the difference that the camera would show, with its standard
+        error. None when no such pair should differ by a quarter of a pixel a step.
         """
         if self.expected is None:
             return None
@@ -91,7 +94,7 @@ class Obedience:
         if not expected or max(np.abs(expected)) < 0.25:
             return None
         e = np.array(expected)
-        return _mean(e @ np.stack(moved) / (e @ e))
+        return estimate(e @ np.stack(moved) / (e @ e), self.episodes)
 
     def json(self) -> dict[str, Any]:
         """Plain values for a report or a file."""
@@ -101,7 +104,7 @@ class Obedience:
                 c: {
                     "asked": self.asked[c],
                     "told": self.told[c],
-                    **{m: round(self.mean(c, m)[0], 4) for m in MOTIONS},
+                    **{m: round(self.mean(c, m).mean, 4) for m in MOTIONS},
                     **{f"{m}_by_step": [round(x, 4) for x in self.by_step(c, m)] for m in MOTIONS},
                     **(
                         {}
@@ -111,7 +114,7 @@ class Obedience:
                 }
                 for c in self.motion
             },
-            "response": {m: None if r is None else round(r[0], 4) for m in MOTIONS for r in [self.response(m)]},
+            "response": {m: None if r is None else round(r.mean, 4) for m in MOTIONS for r in [self.response(m)]},
         }
 
 
@@ -183,6 +186,7 @@ def obey(
         told=told,
         motion=motion,
         expected=expectation(tokenizer, clips, told, reference) if reference else None,
+        episodes=np.array([episode_of(clips, int(i)).id for i in indices]),
         videos=videos,
         context=spec.latent.frames(prompt),
         steps_per_second=spec.fps,
@@ -306,8 +310,3 @@ def horizontal_shift(before: Tensor, after: Tensor, finer: int = 8) -> Tensor:
 
 def _hann(size: int) -> Tensor:
     return torch.hann_window(size + 2, periodic=False)[1:-1]
-
-
-def _mean(values: np.ndarray) -> tuple[float, float]:
-    spread = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
-    return float(values.mean()), spread

@@ -113,14 +113,14 @@ def _tiles(results: Results) -> str:
             tiles.append((f"{mine[step]:.1f} dB", what))
     delta, wins = results.overall("delta_psnr", moving), results.overall(f"win_rate_{rival}", moving)
     if delta is not None:
-        spread = f" (± {delta[1]:.2f})" if np.isfinite(delta[1]) else ""
-        tiles.append((f"{delta[0]:.2f} dB", f"lost{spread} when told wrong actions that do not jump, {of}"))
+        spread = f" (± {delta.error:.2f})" if np.isfinite(delta.error) else ""
+        tiles.append((f"{delta.mean:.2f} dB", f"lost{spread} when told wrong actions that do not jump, {of}"))
     if wins is not None:
-        tiles.append((f"{wins[0]:.0%}", f"of comparisons won against the better copy, {of}"))
+        tiles.append((f"{wins.mean:.0%}", f"of comparisons won against the better copy, {of}"))
     accuracy = results.overall("accuracy")
     if accuracy is not None:
-        copied = results.overall("accuracy_copy") or (0.0, 0.0)
-        tiles.append((f"{accuracy[0]:.0%}", f"of tokens exactly right, all clips; repeating gets {copied[0]:.0%}"))
+        copied = results.overall("accuracy_copy") or accuracy
+        tiles.append((f"{accuracy.mean:.0%}", f"of tokens exactly right, all clips; repeating gets {copied.mean:.0%}"))
     seconds = results.seconds_per_step[results.scenario]
     at = f"predicted on {_device(results)}, {results.batch_size} clips at once, not decoded"
     tiles.append((f"{float(f'{1 / seconds:.3g}'):,g} steps/s", at))
@@ -167,7 +167,7 @@ def _swap_words(results: Results) -> str:
         "<p>Delta-PSNR is what a prediction loses when it is given wrong actions: zero for a model that ignores them. "
         "The jump-free swap adds another clip's changes of command onto the clip's own last command, so that nothing "
         "jumps; it is the one that counts. The other two make commands jump, which disturbs any model and flatters the "
-        "figure. Bands are two standard errors."
+        "figure. Bands are 95 % confidence intervals, episodes taken as independent."
         + (f" Distance of the wrong actions from the right ones in standard deviations: {escape(far)}." if far else "")
         + "</p>"
     )
@@ -189,11 +189,11 @@ def _series(
 ) -> list[Series]:
     out = []
     for name, colour, dash, marker in curves:
-        mean, spread = results.mean(name, moving), results.stderr(name, moving)
-        if mean is not None:
-            band = [2 * e for e in spread] if errors and spread is not None else None
-            steps = range(1, len(mean) + 1)
-            out.append(Series(LABELS[name], steps, mean, colour, dash, marker, band))
+        found = results.by_step(name, moving)
+        if found is not None:
+            band = [each.margin for each in found] if errors and found[0].known_error is not None else None
+            steps, means = range(1, len(found) + 1), [each.mean for each in found]
+            out.append(Series(LABELS[name], steps, means, colour, dash, marker, band))
     return out
 
 
@@ -227,8 +227,8 @@ def _commands(obedience: Obedience, scratch: Path) -> str:
         told = ", ".join(f"{k} {v:.2g}" for k, v in obedience.told[name].items())
         cells = []
         for m, motion in enumerate(MOTIONS):
-            mean, error = obedience.mean(name, motion)
-            cells.append(f"{mean:+.2f}" + (f" ± {error:.2f}" if np.isfinite(error) else ""))
+            found = obedience.mean(name, motion)
+            cells.append(f"{found.mean:+.2f}" + (f" ± {found.error:.2f}" if np.isfinite(found.error) else ""))
             cells.append("n/a" if obedience.expected is None else f"{obedience.expected[name][m]:+.2f}")
         rows.append([name, *cells, told])
     head = ["command", "shift", "of the camera", "expansion", "of the camera", "told"]
@@ -281,7 +281,8 @@ def _about(results: Results, data: str) -> str:
         "model": f"{results.model}, {results.parameters:,} parameters",
         "trained on": data,
         "evaluated on": f"{results.store}: {results.source}" if results.source else results.store,
-        "clips": f"{results.clips}, spread evenly over the store; {int(results.moving.sum())} of them move",
+        "clips": f"{results.clips} of {len(set(results.episodes))} episodes, spread evenly over the store; "
+        f"{int(results.moving.sum())} of them move",
         "task": f"{results.prompt} steps of context, {results.horizon} predicted, {results.steps_per_second:g} steps/s",
         "scenario": "; ".join(scenarios.get(s, s) for s in results.figures),
         "sampling": _sampling(results),

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hwm.data.store import write_atomically
+from hwm.evaluate.uncertainty import Estimate, estimate, estimates
 
 MOVING_DB = 20.0
 """A clip moves when the copy of its last context frame scores below this at the last step of the horizon."""
@@ -23,6 +24,8 @@ MOVING_RULE = (
     f"A clip counts as moving when its last context frame, repeated, scores below {MOVING_DB:g} dB PSNR against the "
     "truth at the last step of the horizon. The rule looks at the recording only, never at a prediction."
 )
+
+ONE_EPISODE = "All clips are of one episode: how certain the figures are cannot be told, and standard errors are n/a."
 
 LABELS = {
     "psnr": "prediction",
@@ -124,6 +127,7 @@ class Results:
         reference: what predictions are compared with, `camera` or, for a store without video, `reconstruction`.
         steps_per_second, frames_per_step: of the latents.
         moving: (N,) bool, see `MOVING_RULE`.
+        episodes: (N,) which episode each clip is from: standard errors are clustered by it, see `uncertainty`.
         figures: scenario -> name -> (N, T), or None for a figure that does not apply.
         seconds_per_step: scenario -> wall time of one step of one clip at `batch_size`, without decoding.
         swap_distance: swap -> (N, T), see `swaps.distance`.
@@ -153,6 +157,7 @@ class Results:
     steps_per_second: float
     frames_per_step: int
     moving: np.ndarray
+    episodes: np.ndarray
     figures: dict[str, dict[str, np.ndarray | None]]
     seconds_per_step: dict[str, float]
     swap_distance: dict[str, np.ndarray] = field(default_factory=dict)
@@ -183,24 +188,22 @@ class Results:
         if name == "perplexity":
             nats = self.mean("ce", moving, scenario)
             return None if nats is None else [perplexity(v) for v in nats]
-        values = self._values(name, moving, scenario)
-        return None if values is None or not len(values) else [float(v) for v in values.mean(0)]
+        found = self.by_step(name, moving, scenario)
+        return None if found is None else [each.mean for each in found]
 
-    def stderr(self, name: str, moving: bool = False, scenario: str | None = None) -> list[float] | None:
-        """Standard error of that mean, by step, taking the clips as independent; None for fewer than two clips."""
+    def by_step(self, name: str, moving: bool = False, scenario: str | None = None) -> list[Estimate] | None:
+        """Mean over the clips with its standard error, by step; None as for `mean`."""
         values = self._values(name, moving, scenario)
-        if values is None or len(values) < 2:
-            return None
-        return [float(v) for v in values.std(0, ddof=1) / np.sqrt(len(values))]
+        return None if values is None else estimates(values, self.episodes_of(moving))
 
-    def overall(self, name: str, moving: bool = False, scenario: str | None = None) -> tuple[float, float] | None:
-        """Mean over clips and steps, and its standard error over clips (nan for a single clip)."""
+    def overall(self, name: str, moving: bool = False, scenario: str | None = None) -> Estimate | None:
+        """Mean over clips and steps with its standard error; None as for `mean`."""
         values = self._values(name, moving, scenario)
-        if values is None or not len(values):
-            return None
-        each = values.mean(1)
-        spread = float(each.std(ddof=1) / np.sqrt(len(each))) if len(each) > 1 else float("nan")
-        return float(each.mean()), spread
+        return None if values is None else estimate(values.mean(1), self.episodes_of(moving))
+
+    def episodes_of(self, moving: bool = False) -> np.ndarray:
+        """The episode of each clip, of all or of those that move."""
+        return self.episodes[self.moving] if moving else self.episodes
 
     def rival(self, moving: bool = False, scenario: str | None = None) -> str:
         """The copy that is harder to beat, by mean PSNR: `copy` or `copy_reconstruction`.
@@ -208,11 +211,13 @@ class Results:
         It need not be the camera's frame: a tokenizer's blur raises PSNR where the picture has moved.
         """
         names = ("copy", "copy_reconstruction")
-        return max(names, key=lambda n: (self.overall(f"psnr_{n}", moving, scenario) or (0.0, 0.0))[0])
+        means = {n: self.overall(f"psnr_{n}", moving, scenario) for n in names}
+        return max(names, key=lambda n: 0.0 if (found := means[n]) is None else found.mean)
 
     def _values(self, name: str, moving: bool, scenario: str | None) -> np.ndarray | None:
         values = self.figures[scenario or self.scenario].get(name)
-        return values if values is None or not moving else values[self.moving]
+        values = values if values is None or not moving else values[self.moving]
+        return None if values is None or not len(values) else values
 
     # ------------------------------------------------------------------ out
     def json(self) -> dict[str, Any]:
@@ -233,6 +238,8 @@ class Results:
             "scenarios": list(self.figures),
             "clips": self.clips,
             "clips_moving": int(self.moving.sum()),
+            "episodes": len(set(self.episodes)),
+            "episodes_moving": len(set(self.episodes_of(moving=True))),
             "share_moving": _plain(float(self.moving.mean())),
             "moving_rule": MOVING_RULE,
             **self._means(False, self.scenario),
@@ -263,10 +270,11 @@ class Results:
             else:
                 out[name] = by_step
             if name in ("psnr", "gain_copy", "gain_copy_reconstruction") or name.startswith("delta_psnr"):
-                error = self.stderr(name, moving, scenario)
-                out[f"{name}_stderr"] = None if error is None else [_plain(v) for v in error]
+                found = self.by_step(name, moving, scenario)
+                known = found is not None and found[0].known_error is not None
+                out[f"{name}_stderr"] = [_plain(each.error) for each in found] if found is not None and known else None
         nats, each = self.overall("ce", moving, scenario), self.mean("perplexity", moving, scenario)
-        out["perplexity"] = None if nats is None else _plain(perplexity(nats[0]))
+        out["perplexity"] = None if nats is None else _plain(perplexity(nats.mean))
         out["perplexity_by_step"] = None if each is None else [_plain(v) for v in each]
         return out
 
@@ -291,6 +299,8 @@ class Results:
                 parts.append(Text(f"{name}: {value:,.2f}"))
             parts.append(Text(f"{step:.1f} ms a step and clip{each} at batch {self.batch_size}, without decoding"))
         parts.append(Text(MOVING_RULE, style="dim"))
+        if len(set(self.episodes)) < 2:
+            parts.append(Text(ONE_EPISODE, style="yellow"))
         parts.append(Text("* best of the rows that compete; ceilings and swapped actions do not compete", style="dim"))
         if self.reference != "camera":
             parts.append(Text("The store has no video: the decoded latents stand in for the camera.", style="yellow"))

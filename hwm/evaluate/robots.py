@@ -45,7 +45,7 @@ def by_robot(results: Sequence[Results]) -> list[dict[str, Any]]:
     rows = []
     for r in results:
         means = {name: r.overall(name) for name in (*FIGURES, f"gain_{r.rival()}", "ce")}
-        row: dict[str, Any] = {name: None if mean is None else round(mean[0], 5) for name, mean in means.items()}
+        row: dict[str, Any] = {name: None if mean is None else round(mean.mean, 5) for name, mean in means.items()}
         row |= {name: round(value, 5) for name, value in r.distances.get(r.scenario, {}).items() if name in FIGURES}
         row["gain"], nats = row.pop(f"gain_{r.rival()}"), row.pop("ce")
         row["perplexity"] = None if nats is None else round(perplexity(nats), 5)

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from hwm.evaluate.obey import MOTIONS, Obedience
-from hwm.evaluate.results import Results, perplexity, quoted
+from hwm.evaluate.results import ONE_EPISODE, Results, perplexity, quoted
+from hwm.evaluate.uncertainty import Estimate
 
 COPIES = {
     "copy": "the last camera frame repeated",
@@ -81,10 +82,14 @@ def cautions(results: Results) -> list[str]:
             f"The jump-free swap changed the actions by only {distance.mean():.2f} standard deviations on average; "
             "delta-PSNR is small by construction when the actions hardly differ."
         )
-    out.append(
-        "Standard errors take the clips as independent; windows of one episode resemble each other, so the truth is "
-        "somewhat less certain than they say."
-    )
+    episodes = len(set(results.episodes))
+    if episodes < 2:
+        out.append(ONE_EPISODE)
+    else:
+        out.append(
+            f"The clips are of {episodes} episodes, by which standard errors are clustered: what holds in these need "
+            "not hold in others of another kind."
+        )
     out.append(
         "PSNR rewards blur: a picture that is unsure everywhere can score above a sharp one that is a little off, so "
         "look at the videos too."
@@ -92,36 +97,31 @@ def cautions(results: Results) -> list[str]:
     return out
 
 
-def sure(mean: float, error: float) -> bool:
-    """Whether a mean differs from 0 by more than two standard errors (never, when there is no error to go by)."""
-    return math.isfinite(error) and abs(mean) > 2 * error
-
-
 def _tone(results: Results, name: str, moving: bool) -> str | None:
     found = results.overall(name, moving)
     if found is None:
         return None
-    if not sure(*found):
+    if not found.sure:
         return "even"
-    return "good" if found[0] > 0 else "bad"
+    return "good" if found.mean > 0 else "bad"
 
 
 def _against_copies(results: Results, moving: bool) -> Finding:
     def value(name: str) -> float:
         found = results.overall(name, moving)
         assert found is not None
-        return found[0]
+        return found.mean
 
     count = int(results.moving.sum())
     who = f"On the {count} clips that move" if moving else f"Over all {results.clips} clips"
     rival = results.rival(moving)
     other = "copy" if rival == "copy_reconstruction" else "copy_reconstruction"
-    gain, error = results.overall(f"gain_{rival}", moving) or (0.0, math.nan)
+    gain = results.overall(f"gain_{rival}", moving) or Estimate(0.0, math.nan, 0)
     tone = _tone(results, f"gain_{rival}", moving) or "even"
     text = (
         f"{who} the prediction scores {value('psnr'):.2f} dB on average over {_steps(results.horizon)}, "
-        f"{_than(gain, tone)} {COPIES[rival]}, the stronger baseline ({value(f'psnr_{rival}'):.2f} dB, difference "
-        f"{gain:+.2f}{_error(error)}); the other, {COPIES[other]}, scores {value(f'psnr_{other}'):.2f} dB."
+        f"{_than(gain.mean, tone)} {COPIES[rival]}, the stronger baseline ({value(f'psnr_{rival}'):.2f} dB, difference "
+        f"{gain.mean:+.2f}{_error(gain.error)}); the other, {COPIES[other]}, scores {value(f'psnr_{other}'):.2f} dB."
     )
     gains = results.mean(f"gain_{rival}", moving) or []
     behind = [t + 1 for t, g in enumerate(gains) if g < 0]
@@ -131,7 +131,7 @@ def _against_copies(results: Results, moving: bool) -> Finding:
         text += " It is behind the stronger one at every step."
     wins = results.overall(f"win_rate_{rival}", moving)
     if wins is not None:
-        text += f" It wins {wins[0]:.0%} of the comparisons."
+        text += f" It wins {wins.mean:.0%} of the comparisons."
     return Finding(tone, text)
 
 
@@ -141,12 +141,11 @@ def _actions(results: Results) -> list[Finding]:
     found = results.overall("delta_psnr", moving)
     if found is None:
         return []
-    cost, error = found
     who = "On moving clips, wrong" if moving else "Wrong"
-    said = f"{who} actions that continue smoothly cost {cost:.2f}{_error(error)} dB of PSNR"
-    if not sure(cost, error):
+    said = f"{who} actions that continue smoothly cost {found.mean:.2f}{_error(found.error)} dB of PSNR"
+    if not found.sure:
         out = [Finding("even", f"{said}. That is within chance: it does not show that the model listens.")]
-    elif cost > 0:
+    elif found.mean > 0:
         out = [Finding("good", f"{said}: the model listens to what it is told.")]
     else:
         out = [Finding("bad", f"{said}: predictions are better with wrong actions, so something is amiss.")]
@@ -155,7 +154,7 @@ def _actions(results: Results) -> list[Finding]:
         "other": results.overall("delta_psnr_other_clip", moving),
     }
     parts = [
-        f"{what} cost {pair[0]:.2f} dB"
+        f"{what} cost {pair.mean:.2f} dB"
         for what, pair in (("random actions", loud["random"]), ("another clip's actions", loud["other"]))
         if pair is not None
     ]
@@ -172,9 +171,9 @@ def _obedience(obedience: Obedience) -> list[Finding]:
         response = obedience.response(motion)
         if response is None:
             continue
-        share, error = response
+        share, error = response.mean, response.error
         verb = "turns" if motion == "shift" else "moves ahead"
-        if not sure(share, error):
+        if not response.sure:
             tone, end = "even", f"that is within chance: it does not show that it {verb} when told to"
         elif share < 0:
             tone, end = "bad", "it moves the wrong way"
@@ -191,11 +190,11 @@ def _obedience(obedience: Obedience) -> list[Finding]:
 def _ceiling(results: Results) -> list[Finding]:
     ceiling, copy = results.overall("psnr_reconstruction"), results.overall("psnr_copy_reconstruction")
     mine = results.overall("psnr")
-    if results.reference != "camera" or ceiling is None or copy is None or mine is None or ceiling[0] > 50:
+    if results.reference != "camera" or ceiling is None or copy is None or mine is None or ceiling.mean > 50:
         return []  # a tokenizer that loses nothing sets no ceiling
-    text = f"The tokenizer's own pictures score {ceiling[0]:.2f} dB, about the best that can be predicted through it"
-    if ceiling[0] > copy[0] + 0.1:
-        covered = (mine[0] - copy[0]) / (ceiling[0] - copy[0])
+    text = f"The tokenizer's own pictures score {ceiling.mean:.2f} dB, about the best that can be predicted through it"
+    if ceiling.mean > copy.mean + 0.1:
+        covered = (mine.mean - copy.mean) / (ceiling.mean - copy.mean)
         way = "Of the way from standing still to that ceiling the model has covered"
         text += f". {way} {covered:.0%}" if covered > 0 else f". {way} nothing"
     return [Finding("even", text + ".")]
@@ -205,10 +204,10 @@ def _tokens(results: Results) -> list[Finding]:
     entropy, hits, copy = results.overall("ce"), results.overall("accuracy"), results.overall("accuracy_copy")
     parts = []
     if entropy is not None:
-        unsure = quoted("perplexity", perplexity(entropy[0]))
-        parts.append(f"cross-entropy {entropy[0]:.2f} nats a token, a perplexity of {unsure}")
+        unsure = quoted("perplexity", perplexity(entropy.mean))
+        parts.append(f"cross-entropy {entropy.mean:.2f} nats a token, a perplexity of {unsure}")
     if hits is not None and copy is not None:
-        parts.append(f"{hits[0]:.1%} of tokens exactly right, where repeating the last step gets {copy[0]:.1%}")
+        parts.append(f"{hits.mean:.1%} of tokens exactly right, where repeating the last step gets {copy.mean:.1%}")
     if not parts:
         return []
     text = "; ".join(parts)

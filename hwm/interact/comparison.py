@@ -15,8 +15,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-CLEAR = 2.0
-"""A difference of two policies is clear when it is more than so many standard errors from 0."""
+from hwm.evaluate.uncertainty import Estimate, estimate
 
 
 @dataclass
@@ -29,6 +28,7 @@ class Comparison:
         steps, seconds: length of an episode.
         seed: of the model and of random policies.
         policies, starts: names.
+        episodes: of each start, the recording that it is from: standard errors are clustered by it.
         model: (P, N) returns.
         simulator: (P, N) returns, NaN where there are none.
         note: why the simulator has none, or nothing.
@@ -42,6 +42,7 @@ class Comparison:
     seed: int
     policies: tuple[str, ...]
     starts: tuple[str, ...]
+    episodes: tuple[str, ...]
     model: np.ndarray
     simulator: np.ndarray
     note: str = ""
@@ -51,17 +52,19 @@ class Comparison:
         """(N,) which starts were also run in the simulator."""
         return np.isfinite(self.simulator).all(0)
 
-    def mean(self, where: str) -> list[tuple[float, float]]:
-        """For each policy its mean return in the `model` or the `simulator`, and the standard error over starts.
+    def mean(self, where: str) -> list[Estimate]:
+        """For each policy its mean return in the `model` or the `simulator`, with its standard error.
 
         Over the starts that both know, where there are any, so that the two are means of the same."""
-        values: np.ndarray = getattr(self, where)
-        return [_mean(row) for row in (values[:, self.known] if self.known.any() else values)]
+        return [self._estimate(row) for row in getattr(self, where)]
+
+    def _estimate(self, returns_N: np.ndarray) -> Estimate:
+        chosen = self.known if self.known.any() else np.ones(len(self.starts), bool)
+        return estimate(returns_N[chosen], np.array(self.episodes)[chosen])
 
     def ranking(self, where: str) -> list[str]:
         """The policies, best first."""
-        means = [m for m, _ in self.mean(where)]
-        return [self.policies[i] for i in np.argsort([-m for m in means], kind="stable")]
+        return [self.policies[i] for i in np.argsort([-found.mean for found in self.mean(where)], kind="stable")]
 
     def correlation(self, of: str = "pearson", means: bool = False) -> float | None:
         """Correlation of the returns in the model with those in the simulator: `pearson`, or of ranks, `spearman`.
@@ -88,27 +91,25 @@ class Comparison:
         """
         if not self.known.any():
             return None
-        model = np.array([m for m, _ in self.mean("model")])
-        true = np.array([m for m, _ in self.mean("simulator")])
+        model, true = (np.array([found.mean for found in self.mean(where)]) for where in ("model", "simulator"))
         wrong = np.sign(model[:, None] - model) != np.sign(true[:, None] - true)
         return float((np.abs(true[:, None] - true) * wrong).max(1).mean())
 
     def pairs(self) -> list[dict[str, Any]]:
-        """Every two policies: by how much the first is better, in the model and in the simulator, with standard errors
-        over starts; whether the simulator's difference is clear; whether the model's has the same sign."""
+        """Every two policies: by how much the first is better, in the model and in the simulator, with standard errors;
+        whether the simulator's difference is clear; whether the model's has the same sign."""
         out = []
         for i, j in combinations(range(len(self.policies)), 2):
-            dreamt, spread = _mean((self.model[i] - self.model[j])[self.known])
-            true, true_spread = _mean((self.simulator[i] - self.simulator[j])[self.known])
+            dreamt, true = (self._estimate(returns[i] - returns[j]) for returns in (self.model, self.simulator))
             out.append(
                 {
                     "policies": [self.policies[i], self.policies[j]],
-                    "model": _plain(dreamt),
-                    "model_stderr": _plain(spread),
-                    "simulator": _plain(true),
-                    "simulator_stderr": _plain(true_spread),
-                    "clear": bool(abs(true) > CLEAR * true_spread),
-                    "agrees": bool(np.sign(dreamt) == np.sign(true)),
+                    "model": _plain(dreamt.mean),
+                    "model_stderr": _plain(dreamt.error),
+                    "simulator": _plain(true.mean),
+                    "simulator_stderr": _plain(true.error),
+                    "clear": true.sure,
+                    "agrees": bool(np.sign(dreamt.mean) == np.sign(true.mean)),
                 }
             )
         return out if self.known.any() else []
@@ -132,8 +133,8 @@ class Comparison:
         )
         right = sum(p["agrees"] for p in clear)
         return (
-            f"{said}. Of {len(pairs)} pairs of policies, {len(clear)} differ clearly in the simulator (by more than "
-            f"{CLEAR:g} standard errors); the model has {right} of these the right way round."
+            f"{said}. Of {len(pairs)} pairs of policies, {len(clear)} differ clearly in the simulator (95 % "
+            f"confidence); the model has {right} of these the right way round."
         )
 
     def json(self) -> dict[str, Any]:
@@ -142,9 +143,9 @@ class Comparison:
         for i, name in enumerate(self.policies):
             out = returns[name] = {}
             for where in ("model", "simulator"):
-                mean, spread = self.mean(where)[i]
+                found = self.mean(where)[i]
                 out[where] = [_plain(float(x)) for x in getattr(self, where)[i]]
-                out[f"{where}_mean"], out[f"{where}_stderr"] = _plain(mean), _plain(spread)
+                out[f"{where}_mean"], out[f"{where}_stderr"] = _plain(found.mean), _plain(found.error)
         known = bool(self.known.any())
         return {
             "world": self.world,
@@ -154,6 +155,7 @@ class Comparison:
             "seconds": self.seconds,
             "seed": self.seed,
             "starts": list(self.starts),
+            "episodes": len(set(self.episodes)),
             "starts_in_simulator": int(self.known.sum()),
             "policies": returns,
             "ranking_model": self.ranking("model"),
@@ -185,10 +187,11 @@ class Comparison:
             i = self.policies.index(name)
             cells = []
             for where in ("model", "simulator"):
-                mean, spread = self.mean(where)[i]
-                shown = np.isfinite(mean)
+                found = self.mean(where)[i]
+                shown = np.isfinite(found.mean)
+                spread = "n/a" if found.known_error is None else f"{found.error:.3f}"
                 cells += [
-                    f"{mean:.3f} ± {spread:.3f}" if shown else "-",
+                    f"{found.mean:.3f} ± {spread}" if shown else "-",
                     str(order[where].index(name) + 1) if shown else "-",
                 ]
             table.add_row(name, *cells)
@@ -208,13 +211,6 @@ def ranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse]
-
-
-def _mean(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard error; NaN where there are too few values."""
-    if not len(values):
-        return float("nan"), float("nan")
-    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
 def _plain(value: float | None) -> float | None:

@@ -307,6 +307,7 @@ def evaluate_policies(
         seed=seed,
         policies=tuple(policies),
         starts=tuple(start.name for start in chosen),
+        episodes=tuple(start.episode or start.name for start in chosen),
         model=dreamt,
         simulator=true,
         note=note or "",

@@ -36,6 +36,7 @@ class Start:
         actions: (T, K, A).
         embodiment: whose actions these are.
         origin: how to put the true simulator in the same place; None where the start is of no simulator.
+        episode: the recording that it is from; empty where it is from none, and has nothing in common with others.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Start:
     actions: np.ndarray
     embodiment: str
     origin: Origin | None = None
+    episode: str = ""
 
 
 class Gallery:
@@ -116,6 +118,7 @@ class Gallery:
             np.array(self.store.actions[rows], np.float32),
             h.embodiment,
             origin,
+            episode.id,
         )
 
 

@@ -99,6 +99,10 @@ class ClockRecordings:
     def names(self) -> list[str]:
         return ["a", "b"]
 
+    @property
+    def episodes(self) -> list[str]:
+        return self.names
+
     def sample(self, number: int, wanted: Collection[int]) -> Sample:
         end = self.target + 1 if self.scored else self.known
         frames = {i: np.full((SIDE, SIDE, 3), i, np.uint8) for i in wanted if i < end}

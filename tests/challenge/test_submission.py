@@ -147,9 +147,8 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_figures_are_summed_up_with_their_error() -> None:
-    assert summary(np.array([1.0, 2.0, 6.0])) == {
-        "mean": 3.0,
-        "standard_error": pytest.approx(7**0.5 / 3**0.5),
-        "clips": 3,
-    }
-    assert summary(np.array([2.0]))["standard_error"] is None
+    once = {"mean": 3.0, "standard_error": pytest.approx(7**0.5 / 3**0.5), "clips": 3, "episodes": 3}
+    assert summary(np.array([1.0, 2.0, 6.0]), ["a", "b", "c"]) == once
+    twice = summary(np.array([1.0, 1.0, 2.0, 2.0, 6.0, 6.0]), ["a", "a", "b", "b", "c", "c"])
+    assert twice == once | {"clips": 6}, "a second clip of the same episode says nothing new here"
+    assert summary(np.array([2.0, 3.0]), ["a", "a"])["standard_error"] is None

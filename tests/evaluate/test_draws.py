@@ -25,7 +25,7 @@ def test_the_mean_of_several_draws_is_judged(worlds) -> None:
         return float(np.mean([(p[context:] - p[context - 1]) ** 2 for p, context in pictures]))
 
     assert np.array_equal(found[1].figures["autoregressive"]["psnr"], again.figures["autoregressive"]["psnr"])
-    psnr = [found[n].overall("psnr")[0] for n in (1, 2, 16)]
+    psnr = [found[n].overall("psnr").mean for n in (1, 2, 16)]
     assert psnr == sorted(psnr)
     assert psnr[2] > psnr[0] + 0.5
     # the model repeats the last picture, plus noise of which a mean of n keeps 1 / n of the variance

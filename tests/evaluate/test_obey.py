@@ -61,10 +61,11 @@ def test_an_oracle_obeys(worlds) -> None:
     assert o.by_step("left")[-1] == pytest.approx(4, abs=0.5)
     assert o.by_step("right")[-1] == pytest.approx(-4, abs=0.5)
     assert o.by_step("still")[-1] == pytest.approx(0, abs=0.25)
-    difference, error = o.contrast("left", "right")
-    assert difference > 4 * error
+    difference = o.contrast("left", "right")
+    assert difference.episodes == 3
+    assert difference.mean > 4 * difference.error
     assert o.expected["left"][0] == pytest.approx(4, abs=0.8), "the camera moves two pixels a slot, two slots a step"
-    share, error = o.response("shift")
+    share = o.response("shift").mean
     assert 0.6 < share < 1.2
     assert o.response("expansion") is None, "none of these commands should make the picture expand"
     assert all(v.shape == (3, 8, *pan_world.SIZE, 3) for v in o.videos.values())
@@ -76,8 +77,8 @@ def test_a_copy_does_not_obey(worlds) -> None:
     tokenizer, clips = worlds["pairs"]
     o = obey(build(CopyLast, clips), tokenizer, clips, COMMANDS, starts=2, steps=4)
     assert o.context == 3
-    assert o.response("shift")[0] == pytest.approx(0, abs=1e-6)
-    assert o.contrast("left", "right")[0] == 0
+    assert o.response("shift").mean == pytest.approx(0, abs=1e-6)
+    assert o.contrast("left", "right").mean == 0
 
 
 def test_commands_stay_within_the_data(worlds) -> None:

@@ -4,33 +4,16 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hwm.errors import HwmError
-from hwm.evaluate.results import Results
 from hwm.evaluate.robots import FIGURES, by_robot, controllability, save, summary, table
+from tests.evaluate.toy_results import results
 
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-def results(clips: int = 6, steps: int = 3, **changes: object) -> Results:
-    rng = np.random.default_rng(clips)
-    names = (
-        "psnr", "psnr_copy", "psnr_copy_reconstruction", "psnr_random_actions", "ssim", "accuracy", "ce", "delta_psnr",
-        "delta_psnr_random", "gain_copy", "gain_copy_reconstruction",
-    )  # fmt: skip
-    figures: dict[str, np.ndarray | None] = {name: rng.random((clips, steps)) for name in names}
-    made = Results(
-        model="toy", config={}, parameters=1, embodiment="arm", store="arms", source="", tokenizer="t", prompt=2,
-        horizon=steps, seed=0, batch_size=2, sampler=None, device="cpu", torch="", date="", reference="camera",
-        steps_per_second=10.0, frames_per_step=1, moving=np.ones(clips, bool), figures={"autoregressive": figures},
-        seconds_per_step={"autoregressive": 0.1},
-    )  # fmt: skip
-    return replace(made, **changes)  # type: ignore[arg-type]
 
 
 def test_a_row_is_the_means_of_its_robot() -> None:

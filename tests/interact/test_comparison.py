@@ -13,10 +13,12 @@ from rich.console import Console
 from hwm.interact.comparison import Comparison, ranks
 
 
-def compare(model: np.ndarray, simulator: np.ndarray, note: str = "") -> Comparison:
+def compare(
+    model: np.ndarray, simulator: np.ndarray, note: str = "", episodes: tuple[str, ...] | None = None
+) -> Comparison:
     policies = tuple("abcdef"[: len(model)])
     starts = tuple(f"start:{i}" for i in range(model.shape[1]))
-    return Comparison("toy", "turn", "pixels", 20, 2.0, 0, policies, starts, model, simulator, note)
+    return Comparison("toy", "turn", "pixels", 20, 2.0, 0, policies, starts, episodes or starts, model, simulator, note)
 
 
 def shown(comparison: Comparison) -> str:
@@ -54,8 +56,8 @@ def test_a_model_that_is_the_simulator_but_for_scale_agrees(seed: int, scale: fl
 
 
 def test_two_that_are_swapped() -> None:
-    true = np.array([[3.0, 3.2], [1.0, 1.2], [0.5, 1.5]])
-    model = np.array([[3.0, 3.2], [0.0, 0.0], [2.0, 2.2]])
+    true = np.tile([[3.0, 3.2], [1.0, 1.2], [0.5, 1.5]], 2)
+    model = np.tile([[3.0, 3.2], [0.0, 0.0], [2.0, 2.2]], 2)
     c = compare(model, true)
     assert (c.ranking("model"), c.ranking("simulator")) == (["a", "c", "b"], ["a", "b", "c"])
     assert c.rank_violation() == pytest.approx((0 + 0.1 + 0.1) / 3)
@@ -63,7 +65,7 @@ def test_two_that_are_swapped() -> None:
     assert [pairs[k]["agrees"] for k in (("a", "b"), ("a", "c"), ("b", "c"))] == [True, True, False]
     assert [pairs[k]["clear"] for k in (("a", "b"), ("a", "c"), ("b", "c"))] == [True, True, False]
     assert pairs["b", "c"]["simulator"] == pytest.approx(0.1)
-    assert pairs["b", "c"]["simulator_stderr"] == pytest.approx(np.std([0.5, -0.3], ddof=1) / 2**0.5)
+    assert pairs["b", "c"]["simulator_stderr"] == pytest.approx(np.std([0.5, -0.3] * 2, ddof=1) / 2)
     assert "does NOT rank" in c.verdict()
     assert "wrong about b and c" in c.verdict()
     assert "2 differ clearly" in c.verdict()
@@ -97,6 +99,19 @@ def test_without_a_simulator_nothing_is_claimed() -> None:
     assert plain["pairs"] == []
     assert "it cannot run here" in plain["verdict"]
     assert "2.333" in shown(c)
+
+
+def test_starts_of_one_room_count_as_one() -> None:
+    true = np.array([[2.0, 2.5, 3.0], [1.0, 1.4, 1.9]])
+    apart = compare(true, true)
+    rooms = ("x", "y", "z")
+    again = compare(np.repeat(true, 9, 1), np.repeat(true, 9, 1), episodes=tuple(np.repeat(rooms, 9)))
+    assert [pair["clear"] for pair in apart.pairs()] == [True]
+    for one, other in zip(apart.pairs(), again.pairs(), strict=True):
+        assert other == one
+    single = compare(true, true, episodes=("x",) * 3)
+    assert not single.pairs()[0]["clear"]
+    assert "± n/a" in shown(single)
 
 
 def test_one_start_has_no_standard_error() -> None:
