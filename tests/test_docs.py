@@ -37,7 +37,7 @@ from hwm.config import REGISTRY
 from hwm.data.mixture import DataConfig
 from hwm.data.record import SimRecording
 from hwm.data.store import Store
-from hwm.evaluate import evaluate, results
+from hwm.evaluate import evaluate, metrics, results
 from hwm.objectives.flow import FlowSampler
 from hwm.objectives.maskgit import MaskGITSampler
 from hwm.objectives.next_token import NextTokenSampler
@@ -105,7 +105,7 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.Mod
     monkeypatch.setitem(sys.modules, "page", module)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    tables = (REGISTRY, RECIPES, evaluate.METRICS, evaluate.SWAPS, evaluate.SCENARIOS)
+    tables = (REGISTRY, RECIPES, metrics.METRICS, evaluate.SWAPS, evaluate.SCENARIOS)
     kept, loaded = [dict(t) for t in tables], set(sys.modules)
     random, threads = torch.get_rng_state(), torch.get_num_threads()
     yield module
@@ -247,8 +247,7 @@ def test_pages_name_every_option_figure_and_action() -> None:
     training, evaluation, data = ((ROOT / "docs" / f"{p}.md").read_text() for p in ("training", "evaluation", "data"))
     for option in dataclasses.fields(TrainConfig):
         assert f"`{option.name.replace('_', '-')}`" in training, f"docs/training.md lacks {option.name}"
-    figures = {*results.LABELS, *(n for names in results.GROUPS.values() for n in names)}
-    figures |= {f"psnr_{n}" for n in evaluate.SWAPPED.values()} | set(evaluate.DELTA.values())
+    figures = set(results.LABELS) | {f"psnr_{n}" for n in evaluate.SWAPPED.values()} | set(evaluate.DELTA.values())
     figures |= {f.name for f in dataclasses.fields(results.Results)} - {"figures", "examples"}
     for figure in figures:
         assert f"`{figure}`" in evaluation, f"docs/evaluation.md lacks {figure}"

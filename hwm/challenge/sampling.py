@@ -35,8 +35,8 @@ SIZE = (512, 512)
 UNKNOWN = (
     "everything about a submission's files (here: ID.png, 8-bit RGB, the number of the sample, beside a README.txt as "
     "in the other track)",
-    "how PSNR is taken (here: of each 8-bit picture, 10 log10(255^2 / MSE) over all pixels and colours, at most 60 dB, "
-    "then the mean over samples)",
+    "how PSNR is taken (here: of each 8-bit picture, 10 log10(255^2 / MSE) over all pixels and colours, at most 100 "
+    "dB, then the mean over samples)",
     "what the states after the 77th of a test sample are for (here: nothing)",
 )
 

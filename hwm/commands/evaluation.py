@@ -124,9 +124,10 @@ def evaluate(args: list[str]) -> None:
 
     extra = {}
     if o.lpips or o.lpips_weights:
+        from hwm.evaluate.metrics import Metric
         from hwm.networks.lpips import load_lpips
 
-        extra["lpips"] = load_lpips(o.lpips_weights, device())
+        extra["lpips"] = Metric(load_lpips(o.lpips_weights, device()), lower_is_better=True, title="LPIPS")
     features: dict[str, Any] = {}
     if o.fid or o.fvd:
         from hwm.networks.features import i3d, inception

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -25,6 +25,7 @@ from hwm.errors import HwmError, unknown
 from hwm.evaluate import metrics
 from hwm.evaluate.camera import camera_video, decode, episode_of, future, per_step
 from hwm.evaluate.frechet import Distances, Features
+from hwm.evaluate.metrics import METRICS, Metric
 from hwm.evaluate.results import MOVING_DB, Example, Results
 from hwm.evaluate.rollout import rollout_clips
 from hwm.evaluate.scenarios import SCENARIOS
@@ -36,11 +37,6 @@ from hwm.types import Batch, Prediction, Tokenizer
 SWAPPED = {"jump_free": "swapped_actions", "random": "random_actions", "other_clip": "other_clip_actions"}
 DELTA = {"jump_free": "delta_psnr", "random": "delta_psnr_random", "other_clip": "delta_psnr_other_clip"}
 """How the figures of a swap are called."""
-Metric = Callable[[Tensor, Tensor], Tensor]
-"""Pictures and truth, both (..., C, H, W) in [0, 1], to a value a picture (...)."""
-
-METRICS: dict[str, Metric] = {"psnr": metrics.psnr, "ssim": metrics.ssim}
-"""Metrics of pictures; each is taken of the prediction and of every baseline."""
 
 Figures = dict[str, np.ndarray | None]
 """Name -> a value for each clip and step, (B, T); None for a figure that does not apply."""
@@ -148,6 +144,7 @@ def evaluate(
         episodes=np.array([episode_of(clips, int(i)).id for i in indices]),
         figures=joined,
         seconds_per_step={name: float(np.median(values)) for name, values in seconds.items()},
+        metrics=table,
         swap_distance=run.swap_distance,
         draws=draws,
         distances={name: d.figures() for name, d in distances.items() if features},
@@ -186,7 +183,7 @@ class _Look:
                 ("copy_reconstruction_reference", copy_rebuilt, self.rebuilt),
                 ("reconstruction", self.rebuilt, self.truth),
             ):
-                self.figures[f"{name}_{figure}"] = _numpy(per_step(metric, pictures.expand_as(truth), truth))
+                self.figures[f"{name}_{figure}"] = _numpy(per_step(metric.of, pictures.expand_as(truth), truth))
 
 
 class _Run:
@@ -327,8 +324,8 @@ class _Run:
         for name, frames in shown.copies.items():
             distances.add(name, frames.expand_as(truth))
         for name, metric in self.table.items():
-            out[name] = _numpy(per_step(metric, pictures, truth))
-            out[f"{name}_reconstruction_reference"] = _numpy(per_step(metric, pictures, shown.rebuilt))
+            out[name] = _numpy(per_step(metric.of, pictures, truth))
+            out[f"{name}_reconstruction_reference"] = _numpy(per_step(metric.of, pictures, shown.rebuilt))
         psnr, swapped = _numpy(per_step(metrics.psnr, pictures, truth)), None
         for swap, actions in wrong.items():
             # the same random numbers, so that only the actions differ; no logits, so that its time is that of playing

@@ -7,6 +7,8 @@ ruled by the few worst. (The two differ: compare figures only with figures that 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -15,9 +17,26 @@ from torch import Tensor
 
 from hwm.types import Prediction
 
-PSNR_CAP = 60.0
-"""dB at which PSNR ends: about what rounding to 8 bits costs. Identical pictures, of a robot that stands still, have
-an infinite PSNR, and a mean over clips would tell of nothing else."""
+PSNR_CAP = 100.0
+"""dB at which PSNR ends. Identical pictures, of a robot that stands still, have an infinite PSNR, and a mean over clips
+would tell of nothing else."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of pictures, and what tables must know of it.
+
+    Attributes:
+        of: pictures and truth, both (..., C, H, W) in [0, 1], to a value a picture (...).
+        lower_is_better: whether the smallest value is the best.
+        title: what it is called above its rows; by default its name in `METRICS`.
+        places: decimals that it is quoted with.
+    """
+
+    of: Callable[[Tensor, Tensor], Tensor]
+    lower_is_better: bool = False
+    title: str = ""
+    places: int = 3
 
 
 def psnr(pictures: Tensor, truth: Tensor) -> Tensor:
@@ -83,3 +102,10 @@ def cross_entropy(prediction: Prediction, target_BTHW: Tensor) -> Tensor | None:
         part = Prediction(prediction.latents[one], prediction.logits[one], prediction.levels)
         rows.append(part.cross_entropy(target_BTHW[one]))
     return torch.stack([row for row in rows if row is not None])
+
+
+METRICS: dict[str, Metric] = {
+    "psnr": Metric(psnr, title="PSNR in dB", places=2),
+    "ssim": Metric(ssim, title="SSIM"),
+}
+"""Metrics of pictures; each is taken of the prediction and of every baseline."""

@@ -13,7 +13,7 @@ import numpy as np
 from hwm.data.store import write_atomically
 from hwm.evaluate import show
 from hwm.evaluate.obey import MOTIONS, Obedience
-from hwm.evaluate.results import GROUPS, LABELS, MOVING_RULE, Results, best, quoted, shown_steps
+from hwm.evaluate.results import LABELS, MOVING_RULE, Results, label, shown_steps
 from hwm.evaluate.words import Finding, cautions, findings, verdict
 from hwm.pictures.files import save_video
 from hwm.pictures.page import html_page, section, training_section
@@ -250,18 +250,15 @@ def _figures(results: Results, scenario: str, moving: bool) -> str:
     columns = shown_steps(results.horizon)
     who = f"the {count} clips that move" if moving else f"all {count} clips"
     body = []
-    for group, names in GROUPS.items():
-        means = {name: results.mean(name, moving, scenario) for name in names}
-        rows = {name: row for name, row in means.items() if row is not None}
-        if rows:
-            body.append(f'<tr class="group"><th colspan="{len(columns) + 1}">{escape(group)}</th></tr>')
+    for group, rows in results.groups(moving, scenario).items():
+        body.append(f'<tr class="group"><th colspan="{len(columns) + 1}">{escape(group)}</th></tr>')
         for name, row in rows.items():
             cells = []
             for t in columns:
-                wins, loses = name in best(rows, t), name.startswith("delta") and row[t] <= 0
+                wins, loses = name in results.best(rows, t), results.loses(name, row[t])
                 kind = ' class="best"' if wins else ' class="below"' if loses else ""
-                cells.append(f"<td{kind}>{quoted(name, row[t])}</td>")
-            body.append(f"<tr><td>{escape(LABELS[name])}</td>{''.join(cells)}</tr>")
+                cells.append(f"<td{kind}>{results.quoted(name, row[t])}</td>")
+            body.append(f"<tr><td>{escape(label(name))}</td>{''.join(cells)}</tr>")
     head = "".join(f"<th>{t + 1}</th>" for t in columns)
     title = f"{scenario.replace('_', ' ')}, {who}"
     return (

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hwm.data.store import write_atomically
+from hwm.evaluate.metrics import METRICS, Metric
 from hwm.evaluate.uncertainty import Estimate, estimate, estimates
 
 MOVING_DB = 20.0
@@ -27,29 +28,22 @@ MOVING_RULE = (
 
 ONE_EPISODE = "All clips are of one episode: how certain the figures are cannot be told, and standard errors are n/a."
 
+PICTURED = {
+    "": "prediction",
+    "_copy": "last camera frame repeated",
+    "_copy_reconstruction": "its reconstruction repeated",
+    "_reconstruction": "tokenizer alone (ceiling)",
+    "_reconstruction_reference": "against the reconstruction",
+    "_copy_reconstruction_reference": "repeated, against it",
+}
+"""What a metric of pictures is taken of: the end of the figure's name, and what its row is called."""
+
 LABELS = {
-    "psnr": "prediction",
-    "psnr_copy": "last camera frame repeated",
-    "psnr_copy_reconstruction": "its reconstruction repeated",
-    "psnr_reconstruction": "tokenizer alone (ceiling)",
+    **{f"{metric}{end}": label for metric in ("psnr", "ssim", "lpips") for end, label in PICTURED.items()},
     "psnr_swapped_actions": "prediction, wrong actions",
-    "psnr_reconstruction_reference": "against the reconstruction",
-    "psnr_copy_reconstruction_reference": "repeated, against it",
     "delta_psnr": "jump-free swap",
     "delta_psnr_other_clip": "another clip's actions",
     "delta_psnr_random": "random actions",
-    "ssim": "prediction",
-    "ssim_copy": "last camera frame repeated",
-    "ssim_copy_reconstruction": "its reconstruction repeated",
-    "ssim_reconstruction": "tokenizer alone (ceiling)",
-    "ssim_reconstruction_reference": "against the reconstruction",
-    "ssim_copy_reconstruction_reference": "repeated, against it",
-    "lpips": "prediction",
-    "lpips_copy": "last camera frame repeated",
-    "lpips_copy_reconstruction": "its reconstruction repeated",
-    "lpips_reconstruction": "tokenizer alone (ceiling)",
-    "lpips_reconstruction_reference": "against the reconstruction",
-    "lpips_copy_reconstruction_reference": "repeated, against it",
     "win_rate_copy": "against the repeated frame",
     "win_rate_copy_reconstruction": "against its reconstruction",
     "ce": "cross-entropy in nats",
@@ -59,31 +53,13 @@ LABELS = {
 }
 """What the rows of tables and the lines of charts are called."""
 
-GROUPS: dict[str, tuple[str, ...]] = {
-    "PSNR in dB": (
-        "psnr", "psnr_copy", "psnr_copy_reconstruction", "psnr_reconstruction", "psnr_swapped_actions",
-        "psnr_reconstruction_reference", "psnr_copy_reconstruction_reference",
-    ),
-    "delta-PSNR in dB": ("delta_psnr", "delta_psnr_other_clip", "delta_psnr_random"),
-    "SSIM": (
-        "ssim", "ssim_copy", "ssim_copy_reconstruction", "ssim_reconstruction", "ssim_reconstruction_reference",
-        "ssim_copy_reconstruction_reference",
-    ),
-    "LPIPS, lower is better": (
-        "lpips", "lpips_copy", "lpips_copy_reconstruction", "lpips_reconstruction", "lpips_reconstruction_reference",
-        "lpips_copy_reconstruction_reference",
-    ),
+DELTAS = ("delta_psnr", "delta_psnr_other_clip", "delta_psnr_random")
+AFTER_PSNR = {"delta-PSNR in dB": DELTAS}
+AT_THE_END = {
     "share of clips won": ("win_rate_copy", "win_rate_copy_reconstruction"),
     "tokens": ("ce", "perplexity", "accuracy", "accuracy_copy"),
-}  # fmt: skip
-"""The figures in the order of the tables."""
-
-CONTESTS = (
-    *((m, f"{m}_copy", f"{m}_copy_reconstruction") for m in ("psnr", "ssim", "lpips")),
-    *((f"{m}_reconstruction_reference", f"{m}_copy_reconstruction_reference") for m in ("psnr", "ssim", "lpips")),
-    ("accuracy", "accuracy_copy"),
-)
-"""Rows that compete; the best of them is marked. Ceilings and swapped actions do not compete."""
+}
+"""Groups of rows that are of no metric of pictures."""
 
 
 @dataclass
@@ -130,6 +106,7 @@ class Results:
         episodes: (N,) which episode each clip is from: standard errors are clustered by it, see `uncertainty`.
         figures: scenario -> name -> (N, T), or None for a figure that does not apply.
         seconds_per_step: scenario -> wall time of one step of one clip at `batch_size`, without decoding.
+        metrics: the metrics of pictures that were taken, by name.
         swap_distance: swap -> (N, T), see `swaps.distance`.
         draws: of how many predictions the mean was judged.
         distances: scenario -> Frechet distance -> value, with the number of its examples, see `frechet.Distances`.
@@ -160,6 +137,7 @@ class Results:
     episodes: np.ndarray
     figures: dict[str, dict[str, np.ndarray | None]]
     seconds_per_step: dict[str, float]
+    metrics: Mapping[str, Metric] = field(default_factory=lambda: dict(METRICS))
     swap_distance: dict[str, np.ndarray] = field(default_factory=dict)
     draws: int = 1
     distances: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -242,6 +220,7 @@ class Results:
             "episodes_moving": len(set(self.episodes_of(moving=True))),
             "share_moving": _plain(float(self.moving.mean())),
             "moving_rule": MOVING_RULE,
+            "metrics": {name: {"lower_is_better": metric.lower_is_better} for name, metric in self.metrics.items()},
             **self._means(False, self.scenario),
             "rival": self.rival(),
             "moving": {**self._means(True, self.scenario), "rival": self.rival(True)},
@@ -269,7 +248,7 @@ class Results:
                 out[f"{name}_by_step"] = by_step
             else:
                 out[name] = by_step
-            if name in ("psnr", "gain_copy", "gain_copy_reconstruction") or name.startswith("delta_psnr"):
+            if name in ("psnr", "gain_copy", "gain_copy_reconstruction", *DELTAS):
                 found = self.by_step(name, moving, scenario)
                 known = found is not None and found[0].known_error is not None
                 out[f"{name}_stderr"] = [_plain(each.error) for each in found] if found is not None and known else None
@@ -319,28 +298,54 @@ class Results:
         table.add_column("step", no_wrap=True)
         for step in columns:
             table.add_column(f"{step + 1} ", justify="right", no_wrap=True)
-        for group, names in GROUPS.items():
-            rows = {name: self.mean(name, moving, scenario) for name in names}
-            present = {name: row for name, row in rows.items() if row is not None}
-            if not present:
-                continue
+        for group, rows in self.groups(moving, scenario).items():
             table.add_row(Text(group, style="dim"))
-            for name, row in present.items():
-                cells = [_cell(name, row[t], name in best(present, t)) for t in columns]
-                table.add_row(Text(f"  {LABELS[name]}"), *cells)
+            for name, row in rows.items():
+                cells = [
+                    _cell(self.quoted(name, row[t]), name in self.best(rows, t), self.loses(name, row[t]))
+                    for t in columns
+                ]
+                table.add_row(Text(f"  {label(name)}"), *cells)
         return table
 
+    def groups(self, moving: bool = False, scenario: str | None = None) -> dict[str, dict[str, list[float]]]:
+        """The means of the tables, in their order: heading -> figure -> values by step, of those that apply."""
+        groups: dict[str, tuple[str, ...]] = {}
+        for metric, about in self.metrics.items():
+            heading = (about.title or metric.replace("_", " ")) + ", lower is better" * about.lower_is_better
+            groups[heading] = pictured(metric)
+            if metric == "psnr":
+                groups |= {heading: (*pictured(metric)[:4], "psnr_swapped_actions", *pictured(metric)[4:])} | AFTER_PSNR
+        found = {
+            heading: {name: row for name in names if (row := self.mean(name, moving, scenario)) is not None}
+            for heading, names in (groups | AT_THE_END).items()
+        }
+        return {heading: rows for heading, rows in found.items() if rows}
 
-def best(rows: Mapping[str, Sequence[float]], step: int) -> set[str]:
-    """Names of the rows that are the best of their contest at a step; ties within a thousandth share it."""
-    winners: set[str] = set()
-    for contest in CONTESTS:
-        values = {name: rows[name][step] for name in contest if name in rows}
-        if len(values) > 1:
-            sign = -1 if contest[0].startswith("lpips") else 1
-            top = max(sign * value for value in values.values())
-            winners |= {name for name, value in values.items() if sign * value > top - 1e-3}
-    return winners
+    def best(self, rows: Mapping[str, Sequence[float]], step: int) -> set[str]:
+        """Names of the rows that are the best of those that they compete with; ties within a thousandth share it.
+
+        Ceilings and swapped actions do not compete. Which way is better is declared with the metric.
+        """
+        contests: list[tuple[int, tuple[str, ...]]] = [(1, ("accuracy", "accuracy_copy"))]
+        for metric, about in self.metrics.items():
+            figure, sign = pictured(metric), -1 if about.lower_is_better else 1
+            contests += [(sign, figure[:3]), (sign, figure[4:])]
+        winners: set[str] = set()
+        for sign, contest in contests:
+            values = {name: sign * rows[name][step] for name in contest if name in rows}
+            if len(values) > 1:
+                winners |= {name for name, value in values.items() if value > max(values.values()) - 1e-3}
+        return winners
+
+    @staticmethod
+    def loses(name: str, value: float) -> bool:
+        """Whether wrong actions cost nothing."""
+        return name in DELTAS and value <= 0
+
+    def quoted(self, name: str, value: float) -> str:
+        """A figure with as many decimals as it is quoted with."""
+        return quoted(name, value, self.metrics)
 
 
 def shown_steps(horizon: int, most: int = 8) -> list[int]:
@@ -348,16 +353,31 @@ def shown_steps(horizon: int, most: int = 8) -> list[int]:
     return sorted({int(x) for x in np.linspace(0, horizon - 1, min(most, horizon)).round()})
 
 
-def quoted(name: str, value: float) -> str:
+def quoted(name: str, value: float, metrics: Mapping[str, Metric] = METRICS) -> str:
     """A figure with as many decimals as it is quoted with."""
     if name == "perplexity":
         return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
-    return f"{value:.3f}" if name.startswith(("ssim", "lpips", "accuracy")) else f"{value:.2f}"
+    places = 3 if name in ("accuracy", "accuracy_copy") else 2
+    for metric, about in metrics.items():
+        if name in pictured(metric):
+            places = about.places
+    return f"{value:.{places}f}"
 
 
-def _cell(name: str, value: float, wins: bool) -> Text:
-    style = "bold green" if wins else "red" if name.startswith("delta") and value <= 0 else ""
-    return Text(quoted(name, value) + ("*" if wins else " "), style=style)
+def label(name: str) -> str:
+    """What a figure's row is called."""
+    ends = sorted(PICTURED, key=len, reverse=True)
+    return LABELS.get(name) or next(PICTURED[end] for end in ends if name.endswith(end))
+
+
+def pictured(metric: str) -> tuple[str, ...]:
+    """The figures of a metric of pictures, in the order of the tables."""
+    return tuple(f"{metric}{end}" for end in PICTURED)
+
+
+def _cell(value: str, wins: bool, loses: bool) -> Text:
+    style = "bold green" if wins else "red" if loses else ""
+    return Text(value + ("*" if wins else " "), style=style)
 
 
 def perplexity(nats: float) -> float:

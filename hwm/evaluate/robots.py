@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 
 from hwm.errors import HwmError
-from hwm.evaluate.results import Results, perplexity, quoted
+from hwm.evaluate.results import Results, perplexity
 from hwm.files import write_atomically
 from hwm.pictures.plot import Series, svg_file
 
@@ -85,7 +85,7 @@ def table(results: Sequence[Results]) -> Table:
         )
     for name, heading in FIGURES.items():
         if any(row[name] is not None for row in rows):
-            out.add_row(heading, *("" if row[name] is None else quoted(name, row[name]) for row in rows))
+            out.add_row(heading, *("" if row[name] is None else results[0].quoted(name, row[name]) for row in rows))
     return out
 
 

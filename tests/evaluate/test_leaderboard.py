@@ -8,6 +8,7 @@ import pytest
 from hwm.errors import HwmError
 from hwm.evaluate.evaluate import evaluate
 from hwm.evaluate.leaderboard import COLUMNS, add_rows, rows
+from hwm.evaluate.metrics import Metric
 from tests.evaluate.pan_world import CopyLast, Oracle, build
 
 
@@ -70,7 +71,13 @@ def test_lpips_is_of_the_decoded_truth(worlds) -> None:
         return (pictures - truth).abs().mean((-3, -2, -1))
 
     r = evaluate(
-        build(Oracle, clips), tokenizer, clips, clips_count=4, horizon=3, swaps=(), extra_metrics={"lpips": apart}
+        build(Oracle, clips),
+        tokenizer,
+        clips,
+        clips_count=4,
+        horizon=3,
+        swaps=(),
+        extra_metrics={"lpips": Metric(apart, lower_is_better=True)},
     )
     row = dict(zip(COLUMNS, rows(r)[0], strict=True))
     assert float(row["LPIPS"]) == pytest.approx(r.overall("lpips_reconstruction_reference").mean, abs=1e-4)

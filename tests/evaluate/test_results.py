@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from hwm.evaluate.results import ONE_EPISODE
+from hwm.evaluate.metrics import METRICS, Metric, psnr
+from hwm.evaluate.results import ONE_EPISODE, quoted
 from hwm.evaluate.uncertainty import Estimate
 from hwm.evaluate.words import cautions, findings, verdict
 from tests.evaluate.toy_results import results
@@ -77,3 +78,38 @@ def test_nothing_moves() -> None:
     r = results(clips=4, moving=np.zeros(4, bool))
     assert r.mean("psnr", moving=True) is r.by_step("psnr", moving=True) is r.overall("psnr", moving=True) is None
     assert isinstance(r.overall("psnr"), Estimate)
+
+
+def test_which_way_is_better_is_declared_with_the_metric() -> None:
+    metrics = {**METRICS, "lpips": Metric(psnr, lower_is_better=True), "lpips_like": Metric(psnr)}
+    r = results(metrics=metrics)
+    for name, winner in (("lpips", 0.2), ("lpips_like", 0.3)):
+        rows = {name: [0.2], f"{name}_copy": [0.3], f"{name}_reconstruction": [0.0]}
+        assert r.best(rows, 0) == {name if winner == 0.2 else f"{name}_copy"}, "a ceiling does not compete"
+    ties = {"psnr": [3.0], "psnr_copy": [3.0005], "psnr_copy_reconstruction": [1.0], "psnr_reconstruction": [9.0]}
+    assert r.best(ties, 0) == {"psnr", "psnr_copy"}
+    assert r.best({"ssim_reconstruction_reference": [0.1], "ssim_copy_reconstruction_reference": [0.2]}, 0) == {
+        "ssim_copy_reconstruction_reference"
+    }
+    assert r.best({"accuracy": [0.1], "accuracy_copy": [0.05]}, 0) == {"accuracy"}
+    assert r.json()["metrics"]["lpips"] == {"lower_is_better": True}
+
+
+def test_tables_show_every_metric_and_mark_its_best() -> None:
+    r = results(metrics={**METRICS, "absolute_error": Metric(psnr, lower_is_better=True, places=4)})
+    for end, value in (("", 0.25), ("_copy", 0.125), ("_copy_reconstruction", 0.5)):
+        r.figures["autoregressive"][f"absolute_error{end}"] = np.full((6, 3), value)
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(r.table())
+    lines = [line.split() for line in shown.get().splitlines()]
+    at = lines.index(["absolute", "error,", "lower", "is", "better"])
+    assert lines[at + 1] == ["prediction", "0.2500", "0.2500", "0.2500"]
+    assert lines[at + 2] == ["last", "camera", "frame", "repeated", *["0.1250*"] * 3]
+    assert lines[at + 3] == ["its", "reconstruction", "repeated", "0.5000", "0.5000", "0.5000"]
+
+
+def test_figures_are_quoted_with_their_own_decimals() -> None:
+    assert [quoted("perplexity", v) for v in (1.0, 170.88, 264_245.1)] == ["1.0", "170.9", "264,245"]
+    names = {"psnr": "0.12", "psnr_copy": "0.12", "ssim_copy": "0.123", "accuracy": "0.123", "ce": "0.12"}
+    assert {name: quoted(name, 0.12345) for name in names} == names
