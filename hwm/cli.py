@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         print(help_text())
         return 0
     if args[0] == "--version":
-        from hwm import __version__
+        from hwm.version import __version__
 
         print(__version__)
         return 0

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import tyro
 
-from hwm.data.onex.make import MakeOptions
+from hwm.data.make_onex import MakeOptions
 from hwm.data.store import Store
 from hwm.errors import unknown
 
@@ -39,7 +39,7 @@ def run_download(o: DownloadOptions) -> None:
 
 
 def run_make(o: MakeOptions) -> None:
-    from hwm.data.onex.make import make
+    from hwm.data.make_onex import make
 
     print_store(make(o))
 

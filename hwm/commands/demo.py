@@ -48,6 +48,7 @@ def run_demo(o: DemoOptions) -> Path:
     from rich.console import Console
 
     from hwm.commands.evaluation import EvaluateOptions, run_evaluation
+    from hwm.commands.samples import curve
     from hwm.commands.training import train_recipe
     from hwm.data.clips import Clips
     from hwm.data.readers import open_store
@@ -57,7 +58,6 @@ def run_demo(o: DemoOptions) -> Path:
     from hwm.loading import load, load_tokenizer
     from hwm.pictures.files import save_png
     from hwm.recipes import find_recipe
-    from hwm.train.samples import curve
 
     began = time.monotonic()
     console = Console()

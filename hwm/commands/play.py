@@ -53,7 +53,8 @@ def play(args: list[str]) -> None:
     try:
         import uvicorn
 
-        from hwm.interact.server import LOCAL, Server, ServerLimits, application
+        from hwm.interact.server import application
+        from hwm.interact.shared import LOCAL, Server, ServerLimits
     except ImportError as error:
         raise HwmError(f"play needs the extra `web`: pip install 'humanoid-world-models[web]' ({error})") from error
     import asyncio

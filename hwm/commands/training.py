@@ -76,10 +76,10 @@ def train_recipe(recipe: Any, run: Path, init: str | None = None) -> Any:
     """Train a recipe in a run folder; returns the trained module."""
     import torch
 
+    from hwm.commands.samples import show_progress
     from hwm.data.clips import Clips
     from hwm.loading import load_tokenizer
     from hwm.train.distributed import building, leading
-    from hwm.train.samples import show_progress
     from hwm.train.trainer import Trainer, write_run
 
     data = recipe.data.open()

@@ -9,7 +9,7 @@ import secrets
 import struct
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from fastapi import WebSocket, WebSocketDisconnect
@@ -20,11 +20,9 @@ from hwm.interact.engine import Shown, jpeg
 from hwm.interact.limits import Action, number, short
 from hwm.interact.replay import Replay
 from hwm.interact.session import Session
+from hwm.interact.shared import Server
 from hwm.interact.twin import TwinProcess
 from hwm.interact.twin import available as twin_available
-
-if TYPE_CHECKING:
-    from hwm.interact.server import Server
 
 VERSION = 1
 

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor
 from hwm.config import Trainable, config_from_json, from_json, to_json
 from hwm.errors import CheckpointError, HwmError
 from hwm.files import write_atomically
+from hwm.train.aside import Aside
 from hwm.train.distributed import World, is_divided
 from hwm.train.lora import merged, rank_of
 from hwm.types import DataSpec
@@ -44,7 +44,7 @@ def save_model(path: str | Path, module: Trainable, weights: dict[str, Tensor] |
 
     `hwm.json` says that the folder is complete: an old one goes first, and the new one comes last.
     """
-    from hwm import __version__
+    from hwm.version import __version__
 
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,28 +138,6 @@ def step_name(step: int) -> str:
 def step_folders(run: Path) -> list[Path]:
     """Complete step checkpoints of a run, oldest first. Unfinished ones have another name until they are whole."""
     return sorted(p for p in (run / "checkpoints").glob("step_*") if (p / "hwm.json").is_file())
-
-
-class Aside:
-    """A thread beside the training, in which one checkpoint at a time is written while updates go on.
-
-    All processes make one, and none may be left waiting for a checkpoint that others do not write.
-    """
-
-    def __init__(self, world: World) -> None:
-        self.pool = ThreadPoolExecutor(1)
-        self.group = world.group("gloo")  # of its own: the training's must not see what is sent in between
-        self.pending: Future[Any] | None = None
-
-    def begin(self, task: Callable[[], Any]) -> None:
-        self.wait()
-        self.pending = self.pool.submit(task)
-
-    def wait(self) -> None:
-        """Until what was begun is done; raises what it raised."""
-        pending, self.pending = self.pending, None
-        if pending:
-            pending.result()
 
 
 def save_step(

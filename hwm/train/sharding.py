@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,10 +22,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from hwm.config import Trainable
 from hwm.errors import HwmError
+from hwm.train.aside import Aside
 from hwm.train.distributed import World, whole
-
-if TYPE_CHECKING:
-    from hwm.train.checkpoint import Aside
 
 
 def divide(module: Trainable, world: World, ways: int, dtype: torch.dtype) -> None:

@@ -26,6 +26,7 @@ from hwm.data.mixture import Mixture, loader
 from hwm.errors import HwmError
 from hwm.files import write_atomically
 from hwm.train import checkpoint, distributed
+from hwm.train.aside import Aside
 from hwm.train.blocks import compile_blocks, recompute
 from hwm.train.distributed import whole
 from hwm.train.loggers import Logger
@@ -177,7 +178,7 @@ class Trainer:
         if config.compile:
             compile_blocks(self.module)
         self.optimizers = optimizers(self.module, config.optimizer, config.lr, config.weight_decay, config.betas)
-        self.aside = checkpoint.Aside(self.world) if config.async_save else None
+        self.aside = Aside(self.world) if config.async_save else None
         self.step = 0
         resumed = self._resume()
         self.average = MovingAverage(self.module, config.ema) if config.ema else None

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from hwm import cli
 from hwm.convert.cosmos_ar import Published, build, write
-from hwm.data.onex.make import MakeOptions, make
+from hwm.data.make_onex import MakeOptions, make
 from hwm.data.readers import open_store
 from hwm.loading import load_tokenizer
 from hwm.models.cosmos_ar import CosmosAR

@@ -11,7 +11,7 @@ import torch
 from hwm import cli
 from hwm.assets import STORES
 from hwm.data.clips import Clips
-from hwm.data.onex.make import MakeOptions, make
+from hwm.data.make_onex import MakeOptions, make
 from hwm.data.onex.raw import OneXRaw
 from hwm.data.onex.v1 import OneXV1
 from hwm.data.onex.v2 import OneXTest, OneXV2

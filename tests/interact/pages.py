@@ -170,7 +170,8 @@ def toy_server(folder: Path, port: int = 0) -> Iterator[str]:
     """A server of another robot in this process; its address."""
     import uvicorn
 
-    from hwm.interact.server import LOCAL, application
+    from hwm.interact.server import application
+    from hwm.interact.shared import LOCAL
     from tests.interact.test_server import make_server
 
     server = make_server(folder)

@@ -18,8 +18,9 @@ import uvicorn
 
 from hwm.errors import HwmError
 from hwm.interact.client import Client
-from hwm.interact.server import Server, ServerLimits, application
+from hwm.interact.server import application
 from hwm.interact.session import Session
+from hwm.interact.shared import Server, ServerLimits
 from tests.interact.test_server import make_server
 
 

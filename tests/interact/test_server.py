@@ -26,8 +26,9 @@ from hwm.data.store import Store
 from hwm.interact.engine import Engine, jpeg
 from hwm.interact.presets import Preset
 from hwm.interact.replay import Replay
-from hwm.interact.server import Server, ServerLimits, application
+from hwm.interact.server import application
 from hwm.interact.session import Session
+from hwm.interact.shared import Server, ServerLimits
 from hwm.interact.starts import Gallery
 from tests.conftest import make_header, make_store
 from tests.interact.conftest import build_world
