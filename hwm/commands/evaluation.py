@@ -230,11 +230,8 @@ def generate(args: list[str]) -> None:
     o.out.mkdir(parents=True, exist_ok=True)
     for path in save_examples(o.out, results):
         print(path)
-    try:
-        for path in save_gifs(o.out, results):
-            print(path)
-    except HwmError as error:
-        print(f"no GIFs: {error}")
+    for path in save_gifs(o.out, results):
+        print(path)
     print(save_png(o.out / "comic.png", comic_strip(results)))
     print(save_png(o.out / "contact_sheet.png", contact_sheet(results)))
     print(results.save(o.out / "figures.json"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from hwm.data.arrays import pieces
 from hwm.data.store import Episode, Store
 from hwm.errors import HwmError
 from hwm.files import write_atomically
+from hwm.pictures.canvas import DIM, enlargement, shrink
 from hwm.pictures.files import png, save_png
-from hwm.pictures.font import HEIGHT, draw_text, text_width
 from hwm.pictures.page import page_style
-from hwm.pictures.panels import DIM, GAP, INK, PAPER, enlarge, enlargement
+from hwm.pictures.sheet import Block, Row, draw_sheet
 from hwm.pictures.video import to_uint8
 from hwm.types import Tokenizer
 
@@ -188,30 +188,15 @@ def spread(count: int, most: int) -> list[int]:
     return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
 
 
-def shrink(picture: np.ndarray, wide: int) -> np.ndarray:
-    """(..., H, W, 3) averaged over whole blocks until it is not much wider than `wide`."""
-    factor = max(1, picture.shape[-2] // wide)
-    height, width = (n // factor for n in picture.shape[-3:-1])
-    cut = picture[..., : height * factor, : width * factor, :].astype(np.float32)
-    blocks = cut.reshape(*picture.shape[:-3], height, factor, width, factor, 3)
-    return np.asarray(blocks.mean((-4, -2)).round(), np.uint8)
-
-
 def strip(
     store: Store, episode: Episode, columns: int, tokenizer: Tokenizer | None = None, wide: int = 128
-) -> np.ndarray:
-    """Pictures of an episode side by side with their times, uint8 (height, width, 3)."""
+) -> tuple[Block, int]:
+    """Pictures of an episode side by side with their times, and the factor that makes them about `wide` pixels wide."""
     steps = spread(episode.steps, columns)
     frames = shrink(pictures(store, episode, steps, tokenizer), wide)
-    frames = enlarge(frames, enlargement(frames, wide))
-    count, high, width, _ = frames.shape
-    made = np.empty((high + HEIGHT + 4, count * (width + GAP) - GAP, 3), np.uint8)
-    made[:] = PAPER
-    for i, (step, frame) in enumerate(zip(steps, frames, strict=True)):
-        x = i * (width + GAP)
-        made[:high, x : x + width] = frame
-        draw_text(made, f"{step / store.header.fps:.1f} s", x, high + 4, DIM)
-    return made
+    heads = [(f"{step / store.header.fps:.1f} s", DIM) for step in steps]
+    title = f"{episode.id}, {episode.steps:,} steps"
+    return Block(title=title, heads=heads, rows=[Row(pictures=frames)]), enlargement(frames, wide)
 
 
 def contact_sheet(
@@ -228,23 +213,8 @@ def contact_sheet(
     """
     if rows < 1 or columns < 1:
         raise HwmError(f"a contact sheet of {rows} rows and {columns} columns shows nothing")
-    parts: list[np.ndarray] = []
-    for i in spread(len(store.episodes), rows):
-        episode = store.episodes[i]
-        row = strip(store, episode, columns, tokenizer)
-        title = f"{episode.id}, {episode.steps:,} steps"
-        head = np.empty((HEIGHT + 8, max(row.shape[1], text_width(title)), 3), np.uint8)
-        head[:] = PAPER
-        draw_text(head, title, 0, 4, INK)
-        parts += [head, row]
-    border, width = 10, max(p.shape[1] for p in parts)
-    sheet = np.empty((sum(len(p) for p in parts) + 2 * border, width + 2 * border, 3), np.uint8)
-    sheet[:] = PAPER
-    top = border
-    for part in parts:
-        sheet[top : top + len(part), border : border + part.shape[1]] = part
-        top += len(part)
-    return save_png(out_png, sheet)
+    strips = [strip(store, store.episodes[i], columns, tokenizer) for i in spread(len(store.episodes), rows)]
+    return save_png(out_png, draw_sheet([block for block, _ in strips], strips[0][1]))
 
 
 def view_html(
@@ -289,7 +259,8 @@ def view_html(
 
 def _card(store: Store, episode: Episode, columns: list[Column], moments: int, tokenizer: Tokenizer | None) -> str:
     """An episode: its pictures, and a curve of each action that is not constant in the store."""
-    picture = base64.b64encode(png(strip(store, episode, moments, tokenizer, wide=96))).decode()
+    block, scale = strip(store, episode, moments, tokenizer, wide=96)
+    picture = base64.b64encode(png(draw_sheet([replace(block, title="")], scale))).decode()
     actions = np.asarray(store.actions[episode.start : episode.stop], np.float64).reshape(-1, len(columns))
     curves = "".join(
         f"<figure>{curve(actions[:, i], c.low, c.high)}{escape(c.name)}</figure>"

@@ -9,16 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hwm.errors import HwmError
 from hwm.evaluate.results import Example, Results, shown_steps
-from hwm.evaluate.show import frames_per_second
-from hwm.pictures.font import HEIGHT, Colour, draw_text, text_width
-from hwm.pictures.panels import CONTEXT_COLOUR, DIM, FUTURE_COLOUR, INK, PAPER, enlarge, enlargement
-
-MARGIN, GAP, BETWEEN = 12, 4, 22
-"""Pixels around the sheet, between two pictures, and between two clips and the prompt and the rest."""
-
-ROWS = ("model", "truth")
+from hwm.evaluate.show import examples_of, frames_per_second, title_of
+from hwm.pictures.canvas import CONTEXT_COLOUR, FUTURE_COLOUR, enlargement
+from hwm.pictures.sheet import Block, Row, draw_sheet
 
 
 def comic_strip(results: Results, prompt: int = 3, steps: int = 8, scale: int | None = None) -> np.ndarray:
@@ -35,64 +29,26 @@ def comic_strip(results: Results, prompt: int = 3, steps: int = 8, scale: int | 
     Raises:
         HwmError: the evaluation kept no examples.
     """
-    if not results.examples:
-        raise HwmError("this evaluation kept no examples to show: evaluate with examples=4")
-    fps, per_step = frames_per_second(results), results.frames_per_step
-    first = results.examples[0]
-    scale = scale or enlargement(first.truth, 160)
-    before = list(range(first.context - 1, -1, -per_step))[:prompt][::-1]
-    after = [first.context + (t + 1) * per_step - 1 for t in shown_steps(results.horizon, steps)]
-    letters = 2 if first.truth.shape[2] * scale >= text_width("+00.00 s", 2) else 1
-    strips = [_strip(e, results, before, after, fps, scale, letters) for e in results.examples]
-    height, width = sum(s.shape[0] for s in strips) + BETWEEN * (len(strips) - 1), strips[0].shape[1]
-    sheet = _paper(height + 2 * MARGIN, width + 2 * MARGIN)
-    top = MARGIN
-    for strip in strips:
-        sheet[top : top + strip.shape[0], MARGIN:-MARGIN] = strip
-        top += strip.shape[0] + BETWEEN
-    return sheet
+    chosen = shown_steps(results.horizon, steps)
+    blocks = [_block(example, prompt, chosen, results) for example in examples_of(results)]
+    return draw_sheet(blocks, scale or enlargement(results.examples[0].truth, 160))
 
 
-def _strip(
-    example: Example,
-    results: Results,
-    before: Sequence[int],
-    after: Sequence[int],
-    fps: float,
-    scale: int,
-    letters: int,
-) -> np.ndarray:
+def _block(example: Example, prompt: int, chosen: Sequence[int], results: Results) -> Block:
     """The two rows of one clip, under lines that say what it is, what its parts are, and when."""
-    high, wide = (n * scale for n in example.truth.shape[1:3])
-    line = (HEIGHT + 3) * letters
-    left = text_width(ROWS[1], letters) + 4 * letters
-    right = left + (len(before) + len(after)) * (wide + GAP) - GAP + BETWEEN - GAP
-    out = _paper(3 * line + 2 * high + line, right)
-    kind = "moving" if example.moving else "nearly still"
-    draw_text(out, f"{example.episode} from step {example.start}, {kind}", 0, 0, INK, letters)
-    draw_text(out, "prompt", left, line, CONTEXT_COLOUR, letters)
-    scenario = f"generated, {results.scenario.replace('_', ' ')}"
-    draw_text(out, scenario, left + len(before) * (wide + GAP) - GAP + BETWEEN, line, FUTURE_COLOUR, letters)
-    rows = (3 * line, 3 * line + high + line)
-    for name, top in zip(ROWS, rows, strict=True):
-        draw_text(out, name, 0, top + (high - HEIGHT * letters) // 2, INK, letters)
-    x = left
-    for column, frame in enumerate([*before, *after]):
-        generated = column >= len(before)
-        x += BETWEEN - GAP if column == len(before) else 0
-        colour: Colour = FUTURE_COLOUR if generated else CONTEXT_COLOUR
-        seconds = (frame - example.context + 1) / fps
-        draw_text(out, f"{seconds:+.2f} s" if generated else f"{seconds:.2f} s", x, 2 * line, colour, letters)
-        for top, video in zip(rows, (example.prediction, example.truth), strict=True):
-            out[top : top + high, x : x + wide] = enlarge(video[frame], scale)
-        if generated:
-            score = example.psnr[(frame - example.context) // results.frames_per_step]
-            draw_text(out, f"{score:.1f} dB", x, rows[0] + high + 2 * letters, DIM, letters)
-        x += wide + GAP
-    return out
-
-
-def _paper(height: int, width: int) -> np.ndarray:
-    out = np.empty((height, width, 3), np.uint8)
-    out[:] = PAPER
-    return out
+    fps, per_step = frames_per_second(results), results.frames_per_step
+    before = list(range(example.context - 1, -1, -per_step))[:prompt][::-1]
+    after = [example.context + (t + 1) * per_step - 1 for t in chosen]
+    seconds = [(frame - example.context + 1) / fps for frame in (*before, *after)]
+    heads = [(f"{s:+.2f} s", FUTURE_COLOUR) if s > 0 else (f"{s:.2f} s", CONTEXT_COLOUR) for s in seconds]
+    notes = [*("" for _ in before), *(f"{example.psnr[t]:.1f} dB" for t in chosen)]
+    generated = f"generated, {results.scenario.replace('_', ' ')}"
+    return Block(
+        title=title_of(example),
+        groups={0: ("prompt", CONTEXT_COLOUR)} | {len(before): (generated, FUTURE_COLOUR)},
+        heads=heads,
+        rows=[
+            Row(name="model", pictures=example.prediction[[*before, *after]], notes=notes),
+            Row(name="truth", pictures=example.truth[[*before, *after]]),
+        ],
+    )

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from hwm.errors import HwmError
 from hwm.evaluate.results import Example, Results, shown_steps
+from hwm.pictures.canvas import CONTEXT_COLOUR, FUTURE_COLOUR, enlargement
 from hwm.pictures.files import save_gif, save_video
-from hwm.pictures.font import HEIGHT, WIDTH, draw_text, text_width
-from hwm.pictures.panels import (
-    CONTEXT_COLOUR,
-    DIM,
-    FUTURE_COLOUR,
-    INK,
-    PAPER,
-    compose,
-    difference,
-    enlarge,
-    enlargement,
-)
+from hwm.pictures.panels import compose, difference
+from hwm.pictures.sheet import Block, Row, draw_sheet
 
 PROMPTED = {"generated": "prompt", "swapped actions": "prompt"}
 """What a model was given is shown in the place of what it made of it, and says so."""
@@ -56,8 +46,8 @@ def captions(example: Example, fps: float, frames_per_step: int = 1) -> list[str
     lines = [f"prompt {i + 1} of {example.context}" for i in range(example.context)]
     for i in range(len(example.truth) - example.context):
         step = i // frames_per_step
-        scores = f"model {example.psnr[step]:.1f}  copy {example.rival[step]:.1f} dB"
-        lines.append(f"{(i + 1) / fps:+.1f} s  {scores}")
+        scores = f"model {example.psnr[step]:.1f} dB, copy {example.rival[step]:.1f} dB"
+        lines.append(f"{(i + 1) / fps:+.1f} s, {scores}")
     return lines
 
 
@@ -84,12 +74,12 @@ def save_gifs(folder: str | Path, results: Results) -> list[Path]:
 
 
 def save_pairs(folder: str | Path, results: Results) -> list[Path]:
-    """What `save_gifs` shows of each example as an mp4, and where pillow is installed as a GIF."""
+    """What `save_gifs` shows of each example, as an mp4 and as a GIF."""
     fps, paths = frames_per_second(results), []
     for number, example in enumerate(results.examples):
         paths.append(Path(folder) / f"clip_{number}.mp4")
         save_video(paths[-1], pair(example, results), fps)
-    return [*paths, *save_gifs(folder, results)] if find_spec("PIL") else paths
+    return [*paths, *save_gifs(folder, results)]
 
 
 def pair(example: Example, results: Results, scale: int | None = None) -> list[np.ndarray]:
@@ -107,48 +97,32 @@ def contact_sheet(results: Results, steps: int = 6, scale: int | None = None) ->
     Raises:
         HwmError: the evaluation kept no examples.
     """
+    chosen = shown_steps(results.horizon, steps)
+    blocks = [_block(example, chosen, results) for example in examples_of(results)]
+    return draw_sheet(blocks, scale or enlargement(results.examples[0].truth, 128))
+
+
+def examples_of(results: Results) -> list[Example]:
+    """The examples that an evaluation kept; raises `HwmError` where there are none."""
     if not results.examples:
         raise HwmError("this evaluation kept no examples to show: evaluate with examples=4")
-    chosen = shown_steps(results.horizon, steps)
-    fps, per_step = frames_per_second(results), results.frames_per_step
-    scale = scale or enlargement(results.examples[0].truth, 128)
-    blocks = [_block(example, chosen, fps, per_step, scale) for example in results.examples]
-    width = max(b.shape[1] for b in blocks)
-    gap = np.full((14, width, 3), PAPER, np.uint8)
-    parts = [part for block in blocks for part in (block, gap)][:-1]
-    sheet = np.concatenate(parts)
-    border = np.full((sheet.shape[0] + 20, width + 20, 3), PAPER, np.uint8)
-    border[10:-10, 10:-10] = sheet
-    return border
+    return results.examples
 
 
-def _block(example: Example, chosen: Sequence[int], fps: float, per_step: int, scale: int) -> np.ndarray:
+def title_of(example: Example) -> str:
+    """What an example is, in a line."""
+    return f"{example.episode} from step {example.start}, {'moving' if example.moving else 'nearly still'}"
+
+
+def _block(example: Example, chosen: Sequence[int], results: Results) -> Block:
     """The rows of one clip of a contact sheet."""
-    rows = {"truth": example.truth, "model": example.prediction}
+    fps, per_step = frames_per_second(results), results.frames_per_step
+    after = [example.context + (t + 1) * per_step - 1 for t in chosen]
+    frames = [example.context - 1, *after]
+    times = [(f"{(f - example.context + 1) / fps:+.2g} s", FUTURE_COLOUR) for f in after]
+    notes = ["", *(f"{example.psnr[t]:.1f} dB, copy {example.rival[t]:.1f}" for t in chosen)]
+    rows = [Row(name="truth", pictures=example.truth[frames])]
+    rows += [Row(name="model", pictures=example.prediction[frames], notes=notes)]
     if example.swapped is not None:
-        rows["swapped"] = example.swapped
-    picture = enlarge(example.truth[0], scale)
-    high, wide = picture.shape[:2]
-    left, head, line = 8 * WIDTH + 6, 2 * HEIGHT + 8, HEIGHT + 4
-    block = np.empty((head + len(rows) * (high + line), left + (len(chosen) + 1) * (wide + 4), 3), np.uint8)
-    block[:] = PAPER
-    kind = "moving" if example.moving else "nearly still"
-    draw_text(block, f"{example.episode}, from step {example.start}, {kind}", 0, 0, INK)
-    frames = [example.context - 1, *(example.context + (t + 1) * per_step - 1 for t in chosen)]
-    for column, frame in enumerate(frames):
-        x = left + column * (wide + 4)
-        seconds = (frame - example.context + 1) / fps
-        note = f"{seconds:+.2g} s" if column else "last context"
-        draw_text(block, note, x, HEIGHT + 4, FUTURE_COLOUR if column else CONTEXT_COLOUR)
-        for row, (name, video) in enumerate(rows.items()):
-            y = head + row * (high + line)
-            block[y : y + high, x : x + wide] = enlarge(video[frame], scale)
-            if column == 0:
-                draw_text(block, name, 0, y + high // 2 - 4, INK)
-            elif name == "model":
-                step = chosen[column - 1]
-                score = f"{example.psnr[step]:.1f} dB"
-                draw_text(block, score, x, y + high + 2, DIM)
-                if wide >= text_width(score + " copy 00.0"):
-                    draw_text(block, f"copy {example.rival[step]:.1f}", x + text_width(score + "  "), y + high + 2, DIM)
-    return block
+        rows += [Row(name="swapped", pictures=example.swapped[frames])]
+    return Block(title=title_of(example), heads=[("last context", CONTEXT_COLOUR), *times], rows=rows)

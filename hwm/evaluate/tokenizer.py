@@ -17,6 +17,8 @@ from hwm.devices import device_of
 from hwm.encode.files import take_every, videos_in
 from hwm.errors import HwmError
 from hwm.evaluate import metrics
+from hwm.pictures.canvas import INK
+from hwm.pictures.sheet import Block, Row, draw_sheet
 from hwm.pictures.video import read_video, to_uint8, to_video
 from hwm.types import Tokenizer, split_digits
 
@@ -135,5 +137,7 @@ def picture(truth_FCHW: Tensor, made_FCHW: Tensor, columns: int = 4) -> np.ndarr
     other; (H, W, 3) uint8."""
     at = np.linspace(0, len(truth_FCHW) - 1, min(columns, len(truth_FCHW))).round().astype(int)
     truth, made = truth_FCHW[at], made_FCHW[at]
-    rows = [to_uint8(x) for x in (truth, made, (made - truth).abs() * 4)]
-    return np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)
+    named = {"camera": truth, "decoded": made, "difference x4": (made - truth).abs() * 4}
+    scores = [f"{s:.1f} dB" for s in metrics.psnr(made, truth).tolist()]
+    rows = [Row(name=k, pictures=to_uint8(v), notes=scores if k == "decoded" else ()) for k, v in named.items()]
+    return draw_sheet([Block(heads=[(f"frame {i}", INK) for i in at], rows=rows)])

@@ -11,7 +11,6 @@ What goes over the wire: docs/protocol.md. Needs the extra `web`.
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 import urllib.error
@@ -26,9 +25,9 @@ import numpy as np
 
 from hwm.errors import HwmError
 from hwm.interact.replay import MOST_BYTES, Replay
+from hwm.pictures.files import read_picture
 
 try:
-    from PIL import Image
     from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
     from websockets.sync.client import connect
 except ImportError as error:
@@ -157,7 +156,7 @@ class Client:
         header = self._ask(**message)
         pictures: dict[str, list[np.ndarray]] = {"model": [], "twin": []}
         for picture, data in zip(header["pictures"], header.pop("data"), strict=True):
-            pictures[picture["name"]].append(np.array(Image.open(io.BytesIO(data)).convert("RGB")))
+            pictures[picture["name"]].append(read_picture(data))
         return Seen(
             frames=np.stack(pictures["model"]),
             twin=pictures["twin"][0] if pictures["twin"] else None,

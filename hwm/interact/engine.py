@@ -6,7 +6,6 @@ session stay in order. Sessions whose steps wait at the same time are computed a
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 from collections import deque
@@ -17,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from hwm.errors import HwmError
 from hwm.interact.limits import Action
 from hwm.interact.session import Session, World, advance
+from hwm.pictures.files import jpeg
 
 
 @dataclass(frozen=True)
@@ -191,10 +190,3 @@ class Engine:
     def _fail(self, job: Job, error: Exception) -> None:
         self.counters.errors += 1
         job.future.set_exception(error)
-
-
-def jpeg(frame: np.ndarray, quality: int = 85) -> bytes:
-    """A frame (H, W, 3) uint8 as a JPEG file."""
-    file = io.BytesIO()
-    Image.fromarray(frame).save(file, "JPEG", quality=quality)
-    return file.getvalue()

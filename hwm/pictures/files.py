@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import struct
-import zlib
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from hwm.errors import HwmError
 from hwm.files import write_atomically
@@ -18,27 +17,38 @@ from hwm.pictures.video import write_video
 
 
 def png(picture: np.ndarray) -> bytes:
-    """A uint8 (H, W, 3) picture as a PNG file (W3C Portable Network Graphics, third edition): 8-bit RGB.
+    """A uint8 (H, W, 3) picture as a PNG file: 8-bit RGB."""
+    return _encoded(picture, "PNG", optimize=True)
 
-    Each row is written as it is, or less its left or upper neighbours, whichever has the smallest values.
+
+def jpeg(picture: np.ndarray, quality: int = 85) -> bytes:
+    """A uint8 (H, W, 3) picture as a JPEG file."""
+    return _encoded(picture, "JPEG", quality=quality)
+
+
+def _encoded(picture: np.ndarray, kind: str, **options: int) -> bytes:
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+        raise HwmError(f"a {kind} file takes uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, kind, **options)
+    return file.getvalue()
+
+
+def read_picture(data: bytes) -> np.ndarray:
+    """A PNG or JPEG file's bytes as uint8 (H, W, 3).
+
+    Raises:
+        HwmError: it is neither, or damaged, or has more than 8 bits a colour.
     """
-    height, width, colours = picture.shape
-    if picture.dtype != np.uint8 or colours != 3:
-        raise HwmError(f"a PNG takes uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
-    above = np.concatenate([np.zeros_like(picture[:1]), picture[:-1]])
-    left = np.concatenate([np.zeros_like(picture[:, :1]), picture[:, :-1]], 1)
-    filtered = np.stack([picture, picture - left, picture - above]).reshape(
-        3, height, -1
-    )  # modulo 256, as it should be
-    choice = np.abs(filtered.view(np.int8).astype(np.int32)).sum(-1).argmin(0)
-    rows = np.concatenate([choice[:, None], filtered[choice, np.arange(height)]], 1).astype(np.uint8)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = zlib.compress(rows.tobytes(), 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+            if image.mode.startswith(("I", "F")):
+                raise HwmError(f"a picture of {len(data)} bytes has more than 8 bits a colour ({image.mode})")
+            return np.array(image.convert("RGB"))
+    except Image.UnidentifiedImageError as error:
+        raise HwmError(f"a picture of {len(data)} bytes is neither PNG nor JPEG") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise HwmError(f"a picture of {len(data)} bytes cannot be decoded: {error}") from error
 
 
 def save_png(path: str | Path, picture: np.ndarray) -> Path:
@@ -58,12 +68,8 @@ def save_gif(path: str | Path, frames: Sequence[np.ndarray], fps: float, hold: f
         hold: seconds for which the last frame stays.
 
     Raises:
-        HwmError: pillow is not installed, or there is nothing to write.
+        HwmError: there is nothing to write.
     """
-    try:
-        from PIL import Image
-    except ImportError:
-        raise HwmError("GIFs need pillow: pip install 'humanoid-world-models[eval]'") from None
     if not frames:
         raise HwmError(f"no frames to write to {path}")
     sample = frames[:: max(1, len(frames) // 8)]

@@ -171,28 +171,6 @@ def read_at(path: str | Path, times: np.ndarray, fps: float) -> Iterator[np.ndar
     )
 
 
-def read_picture(data: bytes) -> np.ndarray:
-    """A PNG or JPEG file's bytes as uint8 (H, W, 3).
-
-    Raises:
-        HwmError: it is neither, or damaged.
-    """
-    codec = "png" if data[:4] == b"\x89PNG" else "mjpeg" if data[:2] == b"\xff\xd8" else ""
-    if not codec:
-        raise HwmError(f"a picture of {len(data)} bytes is neither PNG nor JPEG")
-    try:
-        reader: Any = av.CodecContext.create(codec, "r")
-        reader.thread_count = 1
-        frame = (reader.decode(av.Packet(data)) + reader.decode(None))[0]
-        if (
-            codec == "mjpeg"
-        ):  # colour of half the resolution is blended, as other decoders do, before it is turned to RGB
-            frame = frame.reformat(format="yuvj444p", interpolation="BILINEAR")
-        return np.asarray(frame.to_ndarray(format="rgb24"))
-    except (av.FFmpegError, IndexError) as error:
-        raise HwmError(f"a picture of {len(data)} bytes cannot be decoded: {error}") from error
-
-
 def count_frames(path: str | Path) -> int:
     """How many frames a video has according to its index, or where it has none by decoding it."""
     try:

@@ -102,7 +102,6 @@ def test_lpips_without_its_weights(made, tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_generate_writes_pictures(made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("PIL")
     out = tmp_path / "out"
     printed = run(
         capsys, "generate", made.model, "--data", made.store, "--clips", "2", "--horizon", "4", "--out", str(out)
@@ -110,15 +109,3 @@ def test_generate_writes_pictures(made, tmp_path: Path, capsys: pytest.CaptureFi
     wanted = ["clip_0.gif", "clip_0.mp4", "clip_1.gif", "clip_1.mp4", "comic.png", "contact_sheet.png", "figures.json"]
     assert sorted(p.name for p in out.iterdir()) == wanted
     assert sorted(Path(line).name for line in printed.splitlines()) == wanted
-
-
-def test_generate_without_pillow(made, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "PIL", None)
-    out = tmp_path / "out"
-    printed = run(
-        capsys, "generate", made.model, "--data", made.store, "--clips", "2", "--horizon", "2", "--out", str(out)
-    )
-    assert "no GIFs: GIFs need pillow" in printed
-    assert (out / "clip_0.mp4").exists()
-    assert (out / "comic.png").exists()
-    assert not list(out.glob("*.gif"))

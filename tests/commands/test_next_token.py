@@ -92,7 +92,6 @@ def test_every_shard_is_read_and_every_token_is_told(tmp_path: Path, capsys: pyt
 
 
 def test_what_is_written_and_what_is_printed(made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("PIL")
     args = [str(made.root / "cosmos"), *made.data, "--clips", "5", "--context-steps", "3", "--horizon", "2"]
     drawn = ["--sampler", "top_p=0.8", "temperature=1.0"]
     tok, out = ["--tokenizer", str(made.root / "tok")], tmp_path / "out"

@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from hwm.data.show import columns_of, contact_sheet, curve, describe, ids_in_use, pictures, shrink, spread, view_html
+from hwm.data.show import columns_of, contact_sheet, curve, describe, ids_in_use, pictures, spread, view_html
 from hwm.data.store import Store, Writer
 from hwm.errors import HwmError
+from hwm.pictures.canvas import GAP
+from hwm.pictures.sheet import BETWEEN, MARGIN
 from hwm.pictures.video import read_video
 from hwm.tokenizers.pixels import Pixels
 from hwm.types import LatentSpec, Tokenizer
@@ -163,10 +165,12 @@ def test_a_contact_sheet_is_a_picture(filmed: Store, tmp_path: Path, rows: int, 
     path = contact_sheet(filmed, tmp_path / "new" / "sheet.png", rows=rows, columns=columns)
     picture = np.asarray(Image.open(path).convert("RGB"))
     tall, wide = min(rows, 4), min(columns, 30)
-    assert picture.shape[0] == tall * (8 + 8 + 128 + 8 + 4) + 20
+    each = (picture.shape[0] - 2 * MARGIN + BETWEEN) / tall - BETWEEN
+    assert 128 + 2 * 14 < each < 128 + 2 * 24, "a picture, and two lines of text"
     assert picture.shape[1] >= (wide if rows > 1 else min(wide, 12)) * 128
     first = next(iter(read_video(filmed.video(filmed.episodes[0]))))
-    assert np.array_equal(picture[26 : 26 + 128 : 4, 10 : 10 + 128 : 4], first)
+    top = MARGIN + int(each) - 128
+    assert np.array_equal(picture[top : top + 128 : 4, MARGIN : MARGIN + 128 : 4], first)
     with pytest.raises(HwmError, match="shows nothing"):
         contact_sheet(filmed, tmp_path / "x.png", rows=0)
 
@@ -207,7 +211,7 @@ def test_a_page_needs_no_other_file(filmed: Store, tmp_path: Path) -> None:
         kind, data = (image["src"] or "").split(",")
         assert kind == "data:image/png;base64"
         picture = Image.open(io.BytesIO(base64.b64decode(data)))
-        assert picture.size[0] == 4 * (96 + 6) - 6
+        assert picture.size[0] == 4 * (96 + GAP) - GAP + 2 * MARGIN
     assert len(page.all("polyline")) == 3 * 2
     assert "Episodes (3 of 4)" in text
 
@@ -255,13 +259,3 @@ def test_spread_is_even_and_ends_at_the_ends() -> None:
     assert spread(10, 4) == [0, 3, 6, 9]
     assert spread(3, 8) == [0, 1, 2]
     assert spread(7, 1) == [0]
-
-
-def test_shrinking_averages_blocks() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (2, 64, 100, 3), dtype=np.uint8)
-    small = shrink(picture, 50)
-    assert np.array_equal(
-        small, picture.reshape(2, 32, 2, 50, 2, 3).astype(float).mean((2, 4)).astype(np.float32).round()
-    )
-    assert shrink(picture, 128) is not None
-    assert np.array_equal(shrink(picture, 128), picture)

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hwm.errors import HwmError
 from hwm.evaluate import show
 from hwm.evaluate.comic import comic_strip
-from hwm.pictures.panels import FUTURE_COLOUR, enlarge, enlargement
+from hwm.pictures.canvas import FUTURE_COLOUR, enlarge, enlargement
 from hwm.pictures.video import read_video
 
 
@@ -33,14 +34,13 @@ def test_examples_are_what_they_say(oracle_results, worlds) -> None:
     assert any((e.prediction != e.swapped).any() for e in oracle_results.examples)
     lines = show.captions(oracle_results.examples[0], 10.0)
     assert lines[0] == "prompt 1 of 2"
-    assert lines[2].startswith("+0.1 s  model ")
+    assert lines[2].startswith("+0.1 s, model ")
 
 
 def test_gifs_of_examples(oracle_results, tmp_path) -> None:
-    image = pytest.importorskip("PIL.Image")
     paths = show.save_gifs(tmp_path, oracle_results)
     assert [p.name for p in paths] == ["clip_0.gif", "clip_1.gif", "clip_2.gif"]
-    with image.open(paths[0]) as gif:
+    with Image.open(paths[0]) as gif:
         example = oracle_results.examples[0]
         assert gif.n_frames == len(example.truth)
         gif.seek(4)

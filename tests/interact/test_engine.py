@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from hwm.errors import HwmError
-from hwm.interact.engine import Engine, jpeg
+from hwm.interact.engine import Engine
 from hwm.interact.session import Session, World
+from hwm.pictures.files import jpeg
 from tests.interact.conftest import a_start, build_world
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hwm.errors import HwmError
-from hwm.pictures.files import png, save_gif, save_png, save_video
+from hwm.pictures.files import jpeg, png, read_picture, save_gif, save_png, save_video
 
 
 def noise(frames: int, height: int = 20, width: int = 30, seed: int = 0) -> np.ndarray:
@@ -18,10 +18,9 @@ def noise(frames: int, height: int = 20, width: int = 30, seed: int = 0) -> np.n
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 5), (40, 33)])
 def test_png_decodes_to_the_same_pixels(shape: tuple[int, int], tmp_path) -> None:
-    image = pytest.importorskip("PIL.Image")
     smooth = np.add.outer(np.arange(shape[0]), np.arange(shape[1])).astype(np.uint8)
     for picture in (noise(1, *shape)[0], np.stack([smooth] * 3, -1)):
-        decoded = image.open(io.BytesIO(png(picture)))
+        decoded = Image.open(io.BytesIO(png(picture)))
         assert (np.asarray(decoded) == picture).all()
     path = save_png(tmp_path / "a" / "b.png", picture)
     assert path.read_bytes() == png(picture)
@@ -45,12 +44,11 @@ def test_a_failed_video_leaves_nothing(tmp_path) -> None:
 
 @pytest.mark.parametrize(("fps", "hold"), [(10.0, 0.0), (30.0, 1.0), (7.5, 0.5)])
 def test_gif(fps: float, hold: float, tmp_path) -> None:
-    image = pytest.importorskip("PIL.Image")
     colours = np.array([(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (9, 9, 9)], np.uint8)
     frames = list(np.broadcast_to(colours[:, None, None], (5, 12, 18, 3)))
     path = save_gif(tmp_path / "a" / "x.gif", frames, fps, hold)
     assert [p.name for p in path.parent.iterdir()] == ["x.gif"]
-    with image.open(path) as gif:
+    with Image.open(path) as gif:
         assert (gif.n_frames, gif.size, gif.info["loop"]) == (5, (18, 12), 0)
         lasting = []
         for i in range(5):
@@ -62,7 +60,39 @@ def test_gif(fps: float, hold: float, tmp_path) -> None:
         save_gif(tmp_path / "x.gif", [], fps)
 
 
-def test_without_pillow_gifs_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(HwmError, match=r"pip install .*\[eval\]"):
-        save_gif(tmp_path / "x.gif", [noise(1)[0]], 10)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_pictures_are_decoded_as_others_do(kind: str) -> None:
+    y, x = np.mgrid[:64, :96]
+    picture = np.stack([2 * y, 2 * x, y + x], -1).astype(np.uint8)
+    picture[20:40, 30:60] = (240, 180, 40)
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, kind)
+    found = read_picture(file.getvalue())
+    assert np.array_equal(found, np.asarray(Image.open(file).convert("RGB")))
+    assert np.abs(found.astype(int) - picture).max() <= (0 if kind == "PNG" else 90)
+
+
+def test_quality_of_a_jpeg_is_what_was_asked_for() -> None:
+    picture = noise(1, 40, 40)[0]
+    sizes = [len(jpeg(picture, quality)) for quality in (95, 60, 20)]
+    assert sizes[0] > 1.5 * sizes[1] > 2 * sizes[2]
+
+
+@pytest.mark.parametrize("data", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\nnothing", b"\xff\xd8nothing"])
+def test_pictures_that_are_none(data: bytes) -> None:
+    with pytest.raises(HwmError, match=r"neither PNG nor JPEG|cannot be decoded"):
+        read_picture(data)
+
+
+def test_a_cut_file_is_no_picture() -> None:
+    for data in (png(noise(1, 40, 40)[0]), jpeg(noise(1, 40, 40)[0])):
+        with pytest.raises(HwmError, match="cannot be decoded"):
+            read_picture(data[: len(data) // 2])
+
+
+def test_pictures_of_sixteen_bits_are_refused() -> None:
+    """Cut down to eight bits they would show white."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(file, "PNG")
+    with pytest.raises(HwmError, match="more than 8 bits"):
+        read_picture(file.getvalue())

@@ -6,25 +6,12 @@ import numpy as np
 import pytest
 
 from hwm.errors import HwmError
-from hwm.pictures.font import draw_text, glyph, text_width
-from hwm.pictures.panels import CONTEXT_COLOUR, FUTURE_COLOUR, compose, difference, enlarge
+from hwm.pictures.canvas import CONTEXT_COLOUR, FUTURE_COLOUR, enlarge
+from hwm.pictures.panels import compose, difference
 
 
 def noise(frames: int, height: int = 20, width: int = 30, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
-
-
-def test_font() -> None:
-    glyphs = [glyph(chr(c)) for c in range(33, 127)]
-    assert len({g.tobytes() for g in glyphs}) == len(glyphs), "no two characters look alike"
-    assert not glyph(" ").any()
-    assert glyph("ä").all()
-    picture = np.zeros((8, text_width("A1"), 3), np.uint8)
-    draw_text(picture, "A1", 0, 0, (1, 2, 3))
-    assert (picture[:7, :5].any(-1) == glyph("A")).all()
-    assert (picture[:7, 6:].any(-1) == glyph("1")).all()
-    draw_text(picture, "far outside", -400, 90, (9, 9, 9), scale=3)
-    assert picture.max() == 3
 
 
 def test_difference() -> None:

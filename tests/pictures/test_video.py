@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from hwm.errors import HwmError
 from hwm.pictures import video
-from hwm.pictures.video import count_frames, read_at, read_picture, read_video, to_uint8, to_video, write_video
+from hwm.pictures.video import count_frames, read_at, read_video, to_uint8, to_video, write_video
 from tests.conftest import make_frames
 
 
@@ -216,20 +214,3 @@ def test_hardware_that_is_not_there_is_done_without(
     for _ in range(2):
         assert np.array_equal(np.stack(list(read_video(tmp_path / "a.mp4"))), np.stack(film))
     assert capsys.readouterr().err.count("videos are not decoded on no-such-device") == 1
-
-
-@pytest.mark.parametrize(("kind", "tolerance"), [("PNG", 0), ("JPEG", 6)])
-def test_pictures_are_decoded_as_others_do(kind: str, tolerance: int) -> None:
-    y, x = np.mgrid[:64, :96]
-    picture = np.stack([2 * y, 2 * x, y + x], -1).astype(np.uint8)
-    picture[20:40, 30:60] = (240, 180, 40)
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, kind)
-    truth = np.asarray(Image.open(file).convert("RGB")).astype(int)
-    assert abs(read_picture(file.getvalue()).astype(int) - truth).max() <= tolerance
-
-
-@pytest.mark.parametrize("data", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\nnothing", b"\xff\xd8nothing"])
-def test_pictures_that_are_none(data: bytes) -> None:
-    with pytest.raises(HwmError, match=r"neither PNG nor JPEG|cannot be decoded"):
-        read_picture(data)

@@ -32,7 +32,8 @@ from hwm.data.sources.base import (
 from hwm.data.sources.folder import column_values
 from hwm.data.store import EpisodeError, Header
 from hwm.errors import HwmError
-from hwm.pictures.video import count_frames, read_at, read_picture
+from hwm.pictures.files import read_picture
+from hwm.pictures.video import count_frames, read_at
 
 ACTION = "action"
 OURS = "meta/hwm.json"

@@ -24,7 +24,7 @@ from hwm.data.sources.base import Episode, Source, SourceOptions, choose, dimens
 from hwm.data.sources.tfrecord import Value, read_example, read_record, record_starts
 from hwm.data.store import EpisodeError, Header
 from hwm.errors import HwmError
-from hwm.pictures.video import read_picture
+from hwm.pictures.files import read_picture
 
 TEXTS = ("language_instruction", "observation/natural_language_instruction")
 """Features of a step that may say what was to be done."""
