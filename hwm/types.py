@@ -10,7 +10,7 @@ import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 
@@ -121,24 +121,45 @@ class Batch:
         actions: (B, T', K, A) float, in the units of the robot; actions[:, t] lead from step t-1 to step t, and
             T' >= T: the surplus steps are those that `WorldModel.predict` fills in.
         embodiment: whose actions these are; one embodiment a batch.
+        following: (B, K, A), the actions that lead from the last step of `actions` to the one after it, for models that
+            tell a step what follows it. NaN in clips whose recording ends there; None where all do, and where nothing
+            is recorded, as in play.
     """
 
     latents: Tensor
     actions: Tensor
     embodiment: str
+    following: Tensor | None = None
 
     @property
     def missing(self) -> int:
         """How many steps have actions and no latents yet."""
         return self.actions.shape[1] - self.latents.shape[1]
 
+    @property
+    def actions_ahead(self) -> Tensor:
+        """(B, T' + 1, K, A): `actions`, and behind them those that follow, or the last again where none are known."""
+        last = self.actions[:, -1]
+        known = last if self.following is None else torch.where(self.following.isnan(), last, self.following)
+        return torch.cat([self.actions, known[:, None]], 1)
+
     def window(self, start: int, latents_to: int, actions_to: int) -> Batch:
-        """Latents start..latents_to and actions start..actions_to."""
-        return Batch(self.latents[:, start:latents_to], self.actions[:, start:actions_to], self.embodiment)
+        """Latents start..latents_to and actions start..actions_to; those of step `actions_to` follow them."""
+        ends = actions_to >= self.actions.shape[1]
+        return replace(
+            self,
+            latents=self.latents[:, start:latents_to],
+            actions=self.actions[:, start:actions_to],
+            following=self.following if ends else self.actions[:, actions_to],
+        )
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(
-            self.latents.to(device, non_blocking=True), self.actions.to(device, non_blocking=True), self.embodiment
+        following = self.following
+        return replace(
+            self,
+            latents=self.latents.to(device, non_blocking=True),
+            actions=self.actions.to(device, non_blocking=True),
+            following=None if following is None else following.to(device, non_blocking=True),
         )
 
 

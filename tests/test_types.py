@@ -61,6 +61,20 @@ def test_batch_windows_and_missing_steps() -> None:
     assert torch.equal(moved.latents, batch.latents)
 
 
+def test_actions_that_follow_come_after_those_of_a_window() -> None:
+    actions = torch.arange(2 * 8.0).view(2, 8, 1, 1)
+    batch = Batch(torch.zeros(2, 5, 1, 1), actions, "toy", torch.tensor([[[100.0]], [[torch.nan]]]))
+    for x in (batch.to("cpu"), batch.window(0, 5, 8), batch.window(2, 5, 9)):
+        assert x.missing == batch.missing - (x.latents.shape[1] - 5) - (8 - x.actions.shape[1])
+        assert x.actions_ahead[:, -1].flatten().tolist() == [100, 15], "nothing is recorded of the second: repeated"
+        assert torch.equal(x.actions_ahead[:, :-1], x.actions)
+    inside = batch.window(1, 4, 6)
+    assert (inside.missing, inside.actions.shape[1]) == (2, 5)
+    assert inside.actions_ahead[:, -1].flatten().tolist() == [6, 14]
+    assert Batch(batch.latents, actions, "toy").actions_ahead[:, -1].flatten().tolist() == [7, 15]
+    assert Batch(batch.latents, actions, "toy").to("cpu").following is None
+
+
 def test_cross_entropy_of_whole_ids() -> None:
     target = torch.randint(7, (2, 3, 2, 2))
     uniform = Prediction(target, torch.zeros(2, 3, 2, 2, 7))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -169,7 +169,7 @@ def pieces(model: WorldModel, batch: Batch) -> Iterator[Piece]:
     done = known
     while done < total:
         start, stop = model.window_start(done), min(done + model.config.horizon, total)
-        window = Batch(latents[:, start:done], batch.actions[:, start:stop], batch.embodiment)
+        window = replace(batch, latents=latents).window(start, done, stop)
         part = model.predict(window, logits=True, generator=generator)
         if part.logits is None:
             raise HwmError(f"the model {model.name!r} gives no probabilities of tokens: it has no part in this track")

@@ -133,22 +133,27 @@ class Clips:
         return tuple(mean.tolist()), tuple(np.sqrt((square - mean**2).clip(min=0)).tolist())
 
     def batch(self, indices: np.ndarray | list[int]) -> Batch:
-        """The windows of these indices, in order.
+        """The windows of these indices, in order, and the actions that follow each, where its episode goes on.
 
         Raises:
             HwmError: latents that no tokenizer makes: ids outside the vocabulary, values that are not finite.
         """
-        latents, actions = [], []
+        latents, actions, following = [], [], []
         assert self.store.latents is not None
         for start in self.starts[np.asarray(indices)]:
             stop = start + (self.length - 1) * self.stride + 1
             latents.append(self.store.latents[start : stop : self.stride])
             actions.append(self._actions(int(start), int(stop)))
+            following.append(self._following(int(stop)))
         values = torch.from_numpy(np.stack(latents).astype(np.float32 if self.continuous else np.int64))
         self._check(values, indices)
         if self.scale is not None:
             values *= self.scale
-        return Batch(values, torch.from_numpy(np.stack(actions)), self.embodiment)
+        after = None
+        if any(found is not None for found in following):
+            none = np.full_like(actions[0][0], np.nan)
+            after = torch.from_numpy(np.stack([none if found is None else found for found in following]))
+        return Batch(values, torch.from_numpy(np.stack(actions)), self.embodiment, after)
 
     def _check(self, values: torch.Tensor, indices: np.ndarray | list[int]) -> None:
         """Raise `HwmError` for values that would do harm in silence: folders of others are read as they are."""
@@ -178,6 +183,14 @@ class Clips:
         rows = np.arange(start - self.stride + 1, stop).clip(min=first)
         actions = np.asarray(self.store.actions[rows], np.float32)
         return actions.reshape(self.length, self.stride * actions.shape[1], actions.shape[2])
+
+    def _following(self, stop: int) -> np.ndarray | None:
+        """Actions (K, A) that lead from the last step of a window, before row `stop`, to the step after it."""
+        after = stop + self.stride
+        if after > self.store.episodes[self.store.segments[stop - 1]].stop:
+            return None
+        actions = np.asarray(self.store.actions[stop:after], np.float32)
+        return actions.reshape(-1, actions.shape[-1])
 
     def motion(self) -> np.ndarray:
         """How much each window moves from step to step: for ids the share of cells whose id changes, in [0, 1]; for

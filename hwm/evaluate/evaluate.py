@@ -216,18 +216,23 @@ class _Run:
         return self.clips.batch(indices).window(0, self.steps, self.steps)
 
     def wrong_actions(self, indices: np.ndarray, batch_size: int, swaps: Sequence[str]) -> dict[str, Tensor]:
-        """Swapped actions of all clips at once, (N, T, K, A) each: they do not depend on the batches."""
+        """Swapped actions of all clips at once, and those that follow, (N, T + 1, K, A) each: they do not depend on the
+        batches."""
         if not swaps:
             return {}
         groups = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
-        actions = torch.cat([self.batch(group).actions for group in groups])
+        ahead = torch.cat([self.batch(group).actions_ahead for group in groups])
         spec = self.clips.spec().actions[self.clips.embodiment]
         bounds = action_bounds(self.clips.store)
         wrong = {}
         for number, name in enumerate(swaps):
-            generator = torch.Generator().manual_seed(self.seed * 1009 + number)
-            wrong[name] = SWAPS[name](actions, self.prompt, spec, generator, bounds)
-            self.swap_distance[name] = distance(actions, wrong[name], self.prompt, spec).numpy()
+            # those that follow are swapped in a second draw: what is drawn for the steps does not depend on them
+            found, further = (
+                SWAPS[name](right, self.prompt, spec, torch.Generator().manual_seed(self.seed * 1009 + number), bounds)
+                for right in (ahead[:, :-1], ahead)
+            )
+            wrong[name] = torch.cat([found, further[:, -1:]], 1)
+            self.swap_distance[name] = distance(ahead[:, :-1], found, self.prompt, spec).numpy()
         return wrong
 
     def look(self, indices: np.ndarray) -> _Look:
@@ -329,7 +334,7 @@ class _Run:
         psnr, swapped = _numpy(per_step(metrics.psnr, pictures, truth)), None
         for swap, actions in wrong.items():
             # the same random numbers, so that only the actions differ; no logits, so that its time is that of playing
-            told = replace(batch, actions=actions.to(self.device))
+            told = replace(batch, actions=actions.to(self.device)).window(0, self.steps, self.steps)
             _, other_video, took = self.pictured(scenario, shown, told, first, logits=False)
             swapped = other_video if swap == "jump_free" else swapped
             other_psnr = _numpy(per_step(metrics.psnr, future(other_video, self.prompt, self.stride), truth))

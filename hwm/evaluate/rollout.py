@@ -9,6 +9,7 @@ Shape suffixes: B batch, F frames, C colours, H W places.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def rollout_clips(
         start, stop = model.window_start(done), min(done + model.config.horizon, total)
         if start > begins:
             clip, begins = tokenizer.shift(clip, done - start).to(clip), start
-        window = Batch(clip, batch.actions[:, start:stop], batch.embodiment)
+        window = replace(batch.window(start, done, stop), latents=clip)
         part = model.predict(window, sampler=sampler, generator=generator)
         part.cache = None
         clip, done = torch.cat([clip, part.latents], 1), stop

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ class WorldModel(Trainable):
         latents, parts, cache, cached_start = batch.latents, [], None, -1
         while done < total:
             start, stop = self.window_start(done), min(done + self.config.horizon, total)
-            window = Batch(latents[:, start:done], batch.actions[:, start:stop], batch.embodiment)
+            window = replace(batch, latents=latents).window(start, done, stop)
             cache = cache if use_cache and start == cached_start else None
             part = self.predict(window, sampler=sampler, logits=logits, cache=cache, generator=generator)
             cache, cached_start, part.cache = part.cache, start, None  # each is as large as its window: one is kept
@@ -133,6 +133,11 @@ class WorldModel(Trainable):
             raise HwmError(
                 f"actions of {batch.embodiment!r} have {action.per_step} x {action.dim} values a step, "
                 f"got shape {tuple(batch.actions.shape)}"
+            )
+        if batch.following is not None and batch.following.shape != batch.actions[:, 0].shape:
+            raise HwmError(
+                f"the actions that follow are those of one step, {tuple(batch.actions[:, 0].shape)}, "
+                f"got shape {tuple(batch.following.shape)}"
             )
 
 

@@ -47,6 +47,11 @@ class ActionModel(CausalModel):
                 {module_key(e): head(a.per_step * a.dim) for e, a in self.spec.actions.items()}
             )
 
+    def actions_of(self, batch: Batch) -> Tensor:
+        """The actions that a window's steps are told of, (B, T', K, A); a model that is told those that follow needs
+        one step more: where they are not known, those of the last step are told once more."""
+        return batch.actions_ahead if self.config.following_actions else batch.actions
+
     def told(self, actions_BTKA: Tensor, embodiment: str, steps: int) -> Tensor:
         """What the steps of a window are told of its actions, (steps, B, D); NaN is told as not known."""
         return self.trunk.read(actions_BTKA, embodiment, steps, self.action_mask)
@@ -71,13 +76,17 @@ class ActionModel(CausalModel):
         own, U(0, 1), and each of its actions but the first is unknown with that probability.
         """
         c, (B, T), device = self.config, batch.latents.shape[:2], batch.latents.device
-        actions = batch.actions[:, :T]
-        hidden_BT = (torch.rand(B, 1, device=device) < c.action_drop).expand(B, T)
+        batch = batch.window(0, T, T)
+        nothing_B1 = torch.rand(B, 1, device=device) < c.action_drop
+        hidden_BT, following = nothing_B1.expand(B, T), batch.following
         if c.action_loss:
             some_BT = torch.rand(B, T, device=device) < torch.rand(B, 1, device=device)
             some_BT[:, 0] = False
             hidden_BT = hidden_BT | some_BT
-        return replace(batch, actions=actions.masked_fill(hidden_BT[..., None, None], torch.nan)), hidden_BT
+        actions = batch.actions.masked_fill(hidden_BT[..., None, None], torch.nan)
+        if following is not None:
+            following = following.masked_fill(nothing_B1[..., None], torch.nan)
+        return replace(batch, actions=actions, following=following), hidden_BT
 
     def loss_of_actions(self, x_TBXD: Tensor, batch: Batch, hidden_BT: Tensor) -> Tensor:
         """Mean error of the actions that were hidden, those that lead to the first step apart.
@@ -106,7 +115,7 @@ class ActionModel(CausalModel):
         Told to `predict` in their place, they make the model imagine what it would do and see.
 
         Args:
-            batch: as for `predict`; the actions of the missing steps count for nothing.
+            batch: as for `predict`; the actions of the missing steps, and those that follow, count for nothing.
             sampler: the model's, where its head draws.
 
         Returns:
@@ -125,7 +134,7 @@ class ActionModel(CausalModel):
             )
         known = batch.actions[:, :past]
         unknown = torch.full_like(batch.actions[:, past:], torch.nan)
-        x_TBXD = self.expectation(replace(batch, actions=torch.cat([known, unknown], 1)))
+        x_TBXD = self.expectation(replace(batch, actions=torch.cat([known, unknown], 1), following=None))
         head, spec = self.action_heads[module_key(batch.embodiment)], self.spec.actions[batch.embodiment]
         states_BHD = self.action_states(x_TBXD)[:, -missing:]
         x_BHE = self.guess(head, states_BHD, sampler or c.sampler, generator)

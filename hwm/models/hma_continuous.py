@@ -200,8 +200,9 @@ class HMAContinuous(ActionModel, WorldModel, name="hma_continuous"):
             B, T, max_corrupt=0.0, non_mlm=c.non_mlm, prompt=c.prompt, fully_masked=c.fully_masked, device=device
         )
         masked_BTS = cosine_mask(ratio_BT, S) & (ratio_BT > 0)[..., None]
-        shown, hidden_BT = self.forget(batch) if c.action_drop or c.action_loss else (batch, None)
-        window = self.window(shown.actions, batch.embodiment, T)
+        whole = batch.window(0, T, T)
+        shown, hidden_BT = self.forget(whole) if c.action_drop or c.action_loss else (whole, None)
+        window = self.window(self.actions_of(shown), batch.embodiment, T)
         x_TBXD, _ = self.states(window, self.hidden(x_BTSE, masked_BTS[..., None]))
         told_BTSD = self.conditions(x_TBXD, 0)
         error_N, bound_N = self.denoising(x_BTSE[masked_BTS], told_BTSD[masked_BTS])
@@ -233,7 +234,7 @@ class HMAContinuous(ActionModel, WorldModel, name="hma_continuous"):
         past, missing = batch.latents.shape[1], batch.missing
         x_BTSE = F.pad(self.tokens(batch.latents), (0, 0, 0, 0, 0, missing))
         masked_T11 = (torch.arange(past + missing, device=x_BTSE.device) >= past)[:, None, None]
-        window = self.window(batch.actions, batch.embodiment, past + missing)
+        window = self.window(self.actions_of(batch), batch.embodiment, past + missing)
         return self.states(window, self.hidden(x_BTSE, masked_T11))[0]
 
     # ------------------------------------------------------------------ sampling
@@ -257,7 +258,7 @@ class HMAContinuous(ActionModel, WorldModel, name="hma_continuous"):
             )
         x_BPSE = self.tokens(batch.latents)
         x_BHSE, window = self.fill_in(
-            x_BPSE, batch.actions, batch.embodiment, missing, sampler or c.sampler, cache, generator
+            x_BPSE, self.actions_of(batch), batch.embodiment, missing, sampler or c.sampler, cache, generator
         )
         return Prediction(self.latents(x_BHSE).to(batch.latents.dtype), cache=window.cache)
 

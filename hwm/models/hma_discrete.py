@@ -76,7 +76,7 @@ class HMADiscrete(ActionModel, CausalMaskedModel, name="hma_discrete"):
         ids_BTS = self.tokens(batch.latents)
         past_BPS, shown_BHS, masked_BHS = self.corrupt_and_mask(ids_BTS)
         steps, new = ids_BTS.shape[1], past_BPS.shape[1]
-        window = self.window(told.actions, told.embodiment, steps)
+        window = self.window(self.actions_of(told), told.embodiment, steps)
         x_TBXD, _ = self.states(window, torch.cat([past_BPS, shown_BHS], 1), F.pad(masked_BHS, (0, 0, new, 0)))
         hidden_BHSD = self.out(x_TBXD[new:, :, : self.trunk.cells])
         loss, accuracy = self.head.loss(hidden_BHSD, self.split(ids_BTS)[1], masked_BHS, c.label_smoothing)
@@ -100,7 +100,7 @@ class HMADiscrete(ActionModel, CausalMaskedModel, name="hma_discrete"):
         ids_BTS = F.pad(past_BPS, (0, 0, 0, missing))
         masked_BTS = torch.ones_like(ids_BTS, dtype=torch.bool)
         masked_BTS[:, : past_BPS.shape[1]] = False
-        return self.states(self.window(batch.actions, batch.embodiment, steps), ids_BTS, masked_BTS)[0]
+        return self.states(self.window(self.actions_of(batch), batch.embodiment, steps), ids_BTS, masked_BTS)[0]
 
     # ------------------------------------------------------------------ looks
     def states(

@@ -36,8 +36,9 @@ class HMAFields(CausalFields):
         action_tokens: how many; each has a learned position of its own.
         clamp_actions: to five standard deviations. Published models were trained without.
         following_actions: as published models have it, a step is told the actions that follow it, and knows those that
-            lead to it from the step before. Those that follow the last step are not known when it is predicted: it is
-            told once more those that lead to it. Else a step is told the actions that lead to it.
+            lead to it from the step before. Those that follow the last step are told where they are recorded
+            (`Batch.following`); in play nobody knows them, and the last step is told once more those that lead to it.
+            Else a step is told the actions that lead to it.
         action_drop: share of training clips that are told no actions at all, from which the model learns to predict
             without. 0 in the published configs.
         action_loss: weight of predicting actions that are masked, besides video; 0 predicts none, as the published
@@ -84,15 +85,14 @@ class Stem(nn.Module):
         return x_KA.float() * torch.where(std > 0, std + EPSILON, 1.0) + mean
 
     def forward(self, actions_BTKA: Tensor, steps: int, following: bool, unknown_TD: Tensor | None = None) -> Tensor:
-        """Of the first `steps` steps; with `following`, what stands at a step is of the step after it.
+        """Of the first `steps` steps; with `following`, what stands at a step is of the step after it, and the actions
+        are of one step more.
 
         Args:
             unknown_TD: what stands at a step whose actions are NaN.
         """
         x_BTE = self.normalised(actions_BTKA).flatten(2)
-        if following:
-            x_BTE = torch.cat([x_BTE[:, 1:], x_BTE[:, -1:]], 1)
-        x_BTE, dtype = x_BTE[:, :steps], next(self.parameters()).dtype
+        x_BTE, dtype = x_BTE[:, following : steps + following], next(self.parameters()).dtype
         if unknown_TD is None:
             found: Tensor = self.mix(x_BTE.to(dtype))
             return found.transpose(0, 1)
@@ -192,11 +192,13 @@ class Trunk(nn.Module):
             unknown_TD: what they are told of actions that are NaN.
 
         Raises:
-            HwmError: there are no positions for so many steps.
+            HwmError: there are no positions for so many steps, or actions of too few.
         """
+        following = self.config.following_actions
         if steps > self.steps:
             raise HwmError(f"only past + horizon = {self.steps} steps have positions, not {steps}")
-        following = self.config.following_actions
+        if actions_BTKA.shape[1] < steps + following:
+            raise HwmError(f"{steps} steps are told actions of {steps + following}, got {actions_BTKA.shape[1]}")
         found: Tensor = self.stem(embodiment)(actions_BTKA, steps, following, unknown_TD)
         return found
 

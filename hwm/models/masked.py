@@ -115,6 +115,10 @@ class MaskedModel(WorldModel):
         """What of an observed window the next prediction may reuse."""
         return None
 
+    def actions_of(self, batch: Batch) -> Tensor:
+        """The actions of a batch that the looks are given: (B, T', K, A), or one step more."""
+        return batch.actions
+
     def tokens(self, latents_BTHW: Tensor) -> Tensor:
         """Latents as the model's steps of ids: (B, T, S), or (B, T/G, S, G) where a cell holds G ids."""
         return latents_BTHW.flatten(2)
@@ -154,7 +158,7 @@ class MaskedModel(WorldModel):
         """Mean cross-entropy of masked tokens in nats; the batch is a whole clip, and nothing of it is missing."""
         self.check(batch)
         ids_BTS = self.tokens(batch.latents)
-        actions = batch.actions[:, : batch.latents.shape[1]]
+        actions = self.actions_of(batch.window(0, ids_BTS.shape[1], ids_BTS.shape[1]))
         past_BPS, shown_BHS, masked_BHS = self.corrupt_and_mask(ids_BTS)
         if self.config.own_past and self.parallel:
             past_BPS = self.with_own_guesses(past_BPS, actions, batch.embodiment)
@@ -202,7 +206,7 @@ class MaskedModel(WorldModel):
             raise HwmError('pick="mean" is for factorised vocabularies with ordered digits; use pick="sample"')
         ids_BHS, first, window = self.fill_in(
             self.tokens(batch.latents),
-            batch.actions,
+            self.actions_of(batch),
             batch.embodiment,
             missing // self.group,
             sampler,

@@ -64,6 +64,30 @@ def test_windows_never_cross_an_episode(tmp_path_factory, lengths, length, every
     assert all(s == list(range(0, s[-1] + 1, every)) for s in starts.values())
 
 
+@settings(max_examples=40)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 2))
+def test_actions_that_follow_are_those_that_lead_to_the_next_step(
+    tmp_path_factory, lengths, length, stride, per_step
+) -> None:
+    """Those of a window that is one step longer, where its episode has one."""
+    store = numbered(tmp_path_factory.mktemp("s"), [*lengths, 10], per_step)
+    clips = Clips(store, length, stride=stride)
+    batch, goes_on = clips.batch(np.arange(len(clips))), 0
+    assert batch.following is not None
+    for i, following in enumerate(batch.following):
+        episode, first = int(batch.actions[i, 0, 0, 0]), int(batch.latents[i, 0, 0, 0])
+        if first + length * stride < [*lengths, 10][episode]:
+            slots = (first + (length - 1) * stride + 1) * per_step + np.arange(stride * per_step)
+            assert following[:, 0].tolist() == [episode] * len(slots)
+            assert following[:, 1].tolist() == slots.tolist()
+            goes_on += 1
+        else:
+            assert following.isnan().all()
+            assert torch.equal(batch.actions_ahead[i, -1], batch.actions[i, -1])
+            assert clips.batch([i]).following is None
+    assert goes_on
+
+
 @pytest.mark.parametrize("per_step", [1, 3])
 def test_a_stride_is_the_same_as_a_thinned_store(tmp_path: Path, per_step: int) -> None:
     stride, lengths = 3, [10, 3, 16]

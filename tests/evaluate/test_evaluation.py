@@ -17,6 +17,7 @@ from hwm.evaluate.metrics import Metric
 from hwm.evaluate.results import shown_steps
 from hwm.evaluate.scenarios import SCENARIOS
 from hwm.evaluate.swaps import SWAPS
+from hwm.types import Batch, Prediction
 from tests.evaluate import pan_world
 from tests.evaluate.pan_world import CopyLast, Noisy, Oracle, build
 
@@ -89,6 +90,37 @@ def test_frame_numbers(worlds) -> None:
     assert frame_numbers(pairs, 3, 3).tolist() == [6, 7, 8, 9, 10]
     with pytest.raises(HwmError, match="stride 1"):
         frame_numbers(Clips(pairs.store, 4, stride=2), 0, 3)
+
+
+class Noting(CopyLast):
+    """Remembers what it is asked."""
+
+    def predict(self, batch: Batch, **how) -> Prediction:
+        self.asked.append(batch)
+        return super().predict(batch, **how)
+
+
+@pytest.mark.parametrize("length", [5, 8])
+def test_actions_that_follow_are_told_and_swapped_along(worlds, length: int) -> None:
+    """Whether the windows hold them or the recording alone."""
+    tokenizer, clips = worlds["pixels"][0], Clips(worlds["pixels"][1].store, length)
+    model = build(Noting, clips)
+    model.asked = []
+    evaluate(model, tokenizer, clips, clips_count=4, prompt=2, horizon=3, swaps=("other_clip",), examples=0)
+    told, true, _, wrong = (model.asked[i] for i in (1, 2, 4, 5))
+    assert torch.equal(told.following, true.actions[:, -1])
+    rows = np.linspace(0, len(clips) - 1, 4).round().astype(int)
+    ahead = Clips(clips.store, 5).batch(clips_at(clips, rows)).actions_ahead
+    assert torch.equal(true.actions_ahead[:, -2:], ahead[:, -2:])
+    donor = [int((ahead[:, -2] == x).flatten(1).all(1).nonzero()[0]) for x in wrong.actions[:, -1]]
+    assert all(i != d for i, d in enumerate(donor))
+    assert torch.equal(wrong.actions_ahead[:, -1], ahead[donor, -1])
+
+
+def clips_at(clips: Clips, rows: np.ndarray) -> np.ndarray:
+    """Windows of five steps that begin where these of other clips do."""
+    of_five = Clips(clips.store, 5).starts
+    return np.searchsorted(of_five[np.arange(len(of_five))], clips.starts[rows])
 
 
 def test_windows_with_a_stride(worlds) -> None:

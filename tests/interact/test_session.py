@@ -54,6 +54,19 @@ def test_stepping_is_predicting_step_after_step(world: World) -> None:
     assert session.frames().shape[0] == model.group * world.tokenizer.latent.stride
 
 
+@pytest.mark.parametrize("name", ["hma_discrete", "hma_continuous"])
+def test_who_plays_has_not_said_what_follows(name: str) -> None:
+    """A model that is told the actions that follow a step is told those that lead to it once more."""
+    world = build_world(name, following_actions=True, hop=1)  # each window is run anew
+    session, model = played(world, 6), world.model
+    latents, actions = torch.cat(session.latents), torch.from_numpy(np.stack(session.actions))
+    for done in range(session.prompt, len(latents)):
+        start = model.window_start(done)
+        window = Batch(latents[None, start:done], actions[None, start : done + 1], "arm", actions[None, done])
+        part = model.predict(window, generator=torch.Generator().manual_seed(mix(0, done)))
+        torch.testing.assert_close(part.latents[0], latents[done : done + 1], atol=1e-4, rtol=1e-5)
+
+
 def test_actions_matter(world: World) -> None:
     assert played(world, 6).hashes != played(world, 6, sampler=None, ramp=True).hashes
 

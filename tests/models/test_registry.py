@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -91,6 +92,19 @@ def test_prediction_is_as_many_steps_as_asked_for(name):
     assert out.latents.dtype == batch.latents.dtype
     if model.spec.latent.vocab:
         assert 0 <= out.latents.min() <= out.latents.max() < model.spec.latent.vocab
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_actions_that_follow_are_nothing_to_a_model_that_is_not_told_them(name):
+    """Neither what is predicted nor the loss depends on them: they drive no step of the clip."""
+    model = opened(build(name)).eval()
+    for batch in (window(model), clip(model)):
+        found = []
+        for following in (None, torch.randn_like(batch.actions[:, 0]) * 9):
+            torch.manual_seed(0)
+            given = replace(batch, following=following)
+            found.append(model.predict(given).latents if batch.missing else model.loss(given)[0])
+        assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
