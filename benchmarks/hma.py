@@ -28,7 +28,8 @@ from hwm.models.hma_continuous import HMAContinuous, MARSampler
 from hwm.models.hma_discrete import HMADiscrete
 from hwm.nn.causal import CausalCache, CausalWindow
 from hwm.objectives import diffusion, maskgit
-from hwm.objectives.maskgit import MaskGITSampler, masked_counts, remask, uniform_like
+from hwm.objectives.draws import uniform_like
+from hwm.objectives.maskgit import MaskGITSampler, masked_counts, remask
 from hwm.types import ActionSpec, Batch, DataSpec, LatentSpec
 
 PAST, HOP = 11, 6

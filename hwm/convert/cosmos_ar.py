@@ -28,7 +28,7 @@ from hwm.errors import CheckpointError, HwmError
 from hwm.files import write_atomically
 from hwm.models.cosmos_ar import CosmosAR
 from hwm.models.cosmos_decoder import Decoder, Text
-from hwm.nn.gqa import sincos_3d
+from hwm.nn.rope import sincos_3d
 from hwm.objectives.next_token import NextTokenSampler
 from hwm.types import DataSpec, LatentSpec
 from hwm.weights import read_weights, save_tensors, with_weights
@@ -304,7 +304,9 @@ class Recorded:
     def positions(self) -> Tensor:
         """The table of absolute positions, filled up with zeros (1, longest sequence, D)."""
         c = self.model.config
-        table = sincos_3d(self.shape, c.dim, torch.device("cpu"), torch.bfloat16, int(c.begin)).float()
+        table = sincos_3d(
+            self.shape[0], self.shape[1:], c.dim, torch.device("cpu"), torch.bfloat16, int(c.begin)
+        ).float()
         room = from_json(Published, self.case.config).max_seq_len - len(table)
         return torch.cat([table, table.new_zeros(room, c.dim)])[None]
 

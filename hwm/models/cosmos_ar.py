@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from hwm.errors import HwmError
 from hwm.models.base import WorldModel, join
-from hwm.models.cosmos_decoder import Decoder, Text
+from hwm.models.cosmos_decoder import Decoder, Grid, Text
 from hwm.nn.actions import ActionEncoder
-from hwm.nn.gqa import Grid, GroupedAttention, Memory, RMSNorm, SwiGLU, Yarn, rope_3d, sincos_3d
+from hwm.nn.gqa import GroupedAttention, Memory, RMSNorm, SwiGLU
 from hwm.nn.layers import constant
-from hwm.nn.rope import Table
+from hwm.nn.rope import Table, Yarn, rope_3d, sincos_3d
 from hwm.nn.tokens import DigitHead, TokenHead
 from hwm.objectives.maskgit import corrupt, corruption_rate
 from hwm.objectives.next_token import NextTokenSampler, draw
@@ -128,7 +128,7 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
             heads, kv_heads, head_dim: heads of queries, heads of keys and values, and the width of one.
             rope_theta: of the rotary frequencies.
             yarn_scale: by how much slow rotary frequencies are slowed down (2 in 12B and 13B); 1: none.
-            yarn_fast, yarn_slow, yarn_grid: as `hwm.nn.gqa.Yarn`: turns between which the slowing ends, over the steps
+            yarn_fast, yarn_slow, yarn_grid: as `hwm.nn.rope.Yarn`: turns between which the slowing ends, over the steps
                 and the side of a grid.
             absolute: also add sine and cosine positions before every block, rounded to this type (5B and 13B:
                 bfloat16); "": none.
@@ -272,11 +272,13 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
         x_BLD = self.tok_embeddings(ids_BL)
         if actions_BTD is not None:
             x_BLD = x_BLD + actions_BTD.index_select(1, (place_L + 1 - lead) // (grid[1] * grid[2]))
-        longest = (max(grid[0], c.past + c.horizon), *grid[1:])  # tables of shorter grids begin alike
-        cos, sin = rope_3d(longest, c.head_dim, device, c.rope_theta, c.yarn, lead)
+        longest = max(grid[0], c.past + c.horizon)  # tables of shorter grids begin alike
+        cos, sin = rope_3d(
+            tuple(range(longest)), grid[1:], c.head_dim, device, theta=c.rope_theta, yarn=c.yarn, lead=lead
+        )
         absolute = None
         if c.absolute:
-            table = sincos_3d(longest, c.dim, device, getattr(torch, c.absolute), lead)
+            table = sincos_3d(longest, grid[1:], c.dim, device, getattr(torch, c.absolute), lead)
             absolute = table[place_L].to(x_BLD.dtype)
         if c.context_dim:  # of zeros, cross-attention reads nothing at all: its values are zero
             text = (text or Text(x_BLD.new_zeros(1, 1, c.context_dim))).to(len(x_BLD), x_BLD)

@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from hwm.errors import HwmError
-from hwm.nn.gqa import Grid, Memory
+from hwm.nn.gqa import Memory
 from hwm.objectives.next_token import NextTokenSampler
 from hwm.types import Generator
 from hwm.weights import load_tensors
 
 if TYPE_CHECKING:
     from hwm.models.cosmos_ar import CosmosAR
+
+
+Grid = tuple[int, int, int]  # steps, rows, columns
 
 
 class Text(NamedTuple):

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from hwm.errors import HwmError
 from hwm.models.base import WorldModel
-from hwm.nn.dit import ActionTokens, Modulation, TimeEmbedding, modulated, patches, rope_3d, unpatched
+from hwm.nn.dit import ActionTokens, Modulation, TimeEmbedding, modulated, patches, unpatched
 from hwm.nn.flow_streams import Block, KeysValues, Row, Streams
 from hwm.nn.layers import constant
-from hwm.nn.rope import Table
+from hwm.nn.rope import Table, rope_3d
 from hwm.nn.streams import FUTURE_ACTION, FUTURE_VIDEO, PAST_ACTION, PAST_VIDEO, STREAMS
-from hwm.objectives.flow import FlowSampler, guided, integrate, normal
+from hwm.objectives.draws import normal
+from hwm.objectives.flow import FlowSampler, guided, integrate
 from hwm.objectives.flow_spans import OBJECTIVES, lesson
 from hwm.types import Batch, DataSpec, Generator, Prediction
 
@@ -206,7 +207,7 @@ class FlowModel(WorldModel):
             PAST_ACTION: (acts[:old], (1, 1)),
             FUTURE_ACTION: (acts[old:], (1, 1)),
         }
-        return {s: rope_3d(times, cells, head, device) for s, (times, cells) in places.items()}
+        return {s: rope_3d(times, cells, head, device, centred=True) for s, (times, cells) in places.items()}
 
     def velocity(self, context: Context, noisy_BHCHW: Tensor, t_B: Tensor, span_B: Tensor | None = None) -> Tensor:
         """The velocity (B, H, C, H, W) of the future steps at these flow times, in float32.

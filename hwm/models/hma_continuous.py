@@ -27,7 +27,8 @@ from hwm.nn.causal import CausalCache, CausalWindow, mup_width
 from hwm.nn.denoiser import Denoiser
 from hwm.nn.layers import constant, init_weights
 from hwm.objectives import diffusion
-from hwm.objectives.maskgit import clip_rates, cosine_mask, masked_counts, remask, uniform_like
+from hwm.objectives.draws import normal, uniform_like
+from hwm.objectives.maskgit import clip_rates, cosine_mask, masked_counts, remask
 from hwm.types import Batch, DataSpec, Generator, Prediction
 
 
@@ -49,7 +50,7 @@ class MARSampler:
 
     def normal(self, shape: tuple[int, ...], device: torch.device, generator: Generator = None) -> Tensor:
         """Standard normal noise."""
-        return diffusion.normal(shape, device, generator)
+        return normal(shape, device, generator)
 
 
 class HMAContinuous(ActionModel, WorldModel, name="hma_continuous"):

@@ -1,23 +1,20 @@
-"""Parts of a diffusion transformer: flow time, adaptive norms, patches, action tokens, positions in space and time.
+"""Parts of a diffusion transformer: flow time, adaptive norms, patches, action tokens.
 
 Adaptive norms that begin as zero (AdaLN-Zero): Peebles and Xie 2022, arXiv 2212.09748.
 
 Shape suffixes: ... any leading axes, B batch, T latent step, L tokens, K actions a step, A action dimension, D width,
-C channels, H W latent grid, P positions, d head width.
+C channels, H W latent grid.
 """
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hwm.errors import HwmError
 from hwm.nn.actions import module_key, standardised
-from hwm.nn.rope import THETA, Table
 from hwm.types import DataSpec
 
 TIME_SCALE = 1000.0  # the sinusoids were made for the numbers of a thousand noise levels
@@ -95,23 +92,3 @@ class ActionTokens(nn.Module):
         x_BLA = (x_BLA * kept_B[:, None, None]).to(self.mix.weight.dtype)
         out: Tensor = self.mix(F.silu(self.read[module_key(embodiment)](x_BLA)))
         return out
-
-
-@lru_cache(maxsize=64)
-def rope_3d(times: tuple[float, ...], grid: tuple[int, int], dim: int, device: torch.device) -> Table:
-    """Tables (T * H * W, d/2) of row-major grids at these times: pairs that turn with time, then row, then column.
-
-    Rows and columns take 2 * floor(d / 6) channels each, time the rest. They are counted from the middle of the grid,
-    so that a grid of one cell, as an action is, turns with time alone and lies at the centre of the pictures.
-    """
-    space = 2 * (dim // 6)
-    if dim % 2 or not space:
-        raise HwmError(f"positions in three dimensions need an even head width of at least 6, got {dim}")
-    with torch.inference_mode(False):
-        axes = [torch.tensor(times, dtype=torch.float32)]
-        axes += [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in grid]
-        places = torch.meshgrid(*axes, indexing="ij")
-        widths = (dim - 2 * space, space, space)
-        frequencies = [THETA ** -(torch.arange(0, n, 2, dtype=torch.float32) / n) for n in widths]
-        angle = torch.cat([p.reshape(-1, 1) * f for p, f in zip(places, frequencies, strict=True)], -1)
-        return angle.cos().to(device), angle.sin().to(device)

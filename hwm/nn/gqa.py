@@ -1,16 +1,13 @@
-"""Parts of a decoder over video tokens: grouped-query attention, RMSNorm, SwiGLU, and positions in three dimensions.
+"""Parts of a decoder over video tokens: grouped-query attention, RMSNorm and SwiGLU.
 
-Positions are those of Cosmos-Predict1 (github.com/nvidia-cosmos/cosmos-predict1, Apache-2.0). Grouped queries:
-arXiv 2305.13245; SwiGLU: arXiv 2002.05202; YaRN: arXiv 2309.00071.
+Grouped queries: arXiv 2305.13245; SwiGLU: arXiv 2002.05202.
 
-Shape suffixes: ... any leading axes, B batch, L tokens of this pass, M tokens so far, P positions of a grid, D width,
-h query heads, g key and value heads, d head width, C tokens of a text, E width of a text.
+Shape suffixes: ... any leading axes, B batch, L tokens of this pass, M tokens so far, D width, h query heads,
+g key and value heads, d head width, C tokens of a text, E width of a text.
 """
 
 from __future__ import annotations
 
-import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -22,8 +19,6 @@ from hwm.errors import HwmError
 from hwm.nn.rope import Table, rotate
 
 KeysValues = tuple[Tensor, Tensor]
-Grid = tuple[int, int, int]  # steps, rows, columns
-SINCOS_BASE = 10000.0
 
 
 class RMSNorm(nn.Module):
@@ -151,78 +146,3 @@ def attend_grouped(
     return (
         F.scaled_dot_product_attention(q_BgNd, k_BgMd, v_BgMd, attn_mask=mask).unflatten(2, (-1, length)).flatten(1, 2)
     )
-
-
-class Yarn(NamedTuple):
-    """How rotary frequencies are slowed down, so that a model takes grids larger than those it learned first.
-
-    Frequencies that turn less than `slow` times over the first grid are divided by `scale`, those that turn more than
-    `fast` times are kept, with a ramp between. Attention is not rescaled, as in the published models.
-
-    Attributes:
-        steps, side: of that first grid; one side stands for both.
-    """
-
-    scale: float
-    fast: float
-    slow: float
-    steps: int
-    side: int
-
-    def slowed(self, frequency: Tensor, length: int) -> Tensor:
-        low, high = (2 * math.pi * turns / length for turns in (self.slow, self.fast))
-        ramp = ((frequency - low) / (high - low)).clamp(0, 1)
-        return frequency * ((1 - ramp) / self.scale + ramp)
-
-
-def shares(dim: int) -> tuple[int, int]:
-    """How a width is shared out: the even parts of time and of each side."""
-    side = 2 * (dim // 6)
-    return dim - 2 * side, side
-
-
-def coordinates(grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-    """Step, row and column of each cell in raster order, float64 (P, 1)."""
-    t, h, w = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
-    return t.reshape(-1, 1), h.reshape(-1, 1), w.reshape(-1, 1)
-
-
-@lru_cache(maxsize=16)
-def rope_3d(grid: Grid, dim: int, device: torch.device, theta: float, yarn: Yarn | None = None, lead: int = 0) -> Table:
-    """Tables (lead + P, d/2) of a grid in raster order: time turns the first pairs, then the row, then the column.
-
-    Each of d/6 (rounded down) pairs of a side has the frequency theta^(-2i/share); time has the rest.
-
-    Args:
-        lead: tokens before the grid, which are not turned.
-    """
-    if dim % 2:
-        raise HwmError(f"rotary positions need an even head width, got {dim}")
-    with torch.inference_mode(False):
-        angles = []
-        lengths = (yarn.steps, yarn.side, yarn.side) if yarn else (0, 0, 0)
-        time, side = shares(dim)
-        for at_P1, share, length in zip(coordinates(grid), (time, side, side), lengths, strict=True):
-            frequency = theta ** -(torch.arange(0, share, 2, dtype=torch.float64) / share)
-            angles.append(at_P1 * (yarn.slowed(frequency, length) if yarn else frequency))
-        angle = F.pad(torch.cat(angles, 1), (0, 0, lead, 0))
-        return angle.cos().float().to(device), angle.sin().float().to(device)
-
-
-@lru_cache(maxsize=16)
-def sincos_3d(grid: Grid, dim: int, device: torch.device, dtype: torch.dtype, lead: int = 0) -> Tensor:
-    """Vectors (lead + P, D) of a grid in raster order, rounded to a type: for time, row and column in turn the sines,
-    then the cosines, of the place times 10000^(-2i/share).
-
-    Args:
-        lead: tokens before the grid, whose vectors are zero.
-    """
-    if dim % 2:
-        raise HwmError(f"sine and cosine positions need an even width, got {dim}")
-    with torch.inference_mode(False):
-        parts = []
-        time, side = shares(dim)
-        for at_P1, share in zip(coordinates(grid), (time, side, side), strict=True):
-            angle = at_P1 * SINCOS_BASE ** -(torch.arange(0, share, 2, dtype=torch.float64) / share)
-            parts += [angle.sin(), angle.cos()]
-        return F.pad(torch.cat(parts, 1), (0, 0, lead, 0)).to(device, dtype)

@@ -1,16 +1,22 @@
-"""Rotary position tables in one dimension (time) and two (the cells of a latent step).
+"""Rotary position tables in one dimension (time), two (the cells of a latent step) and three; and sines and cosines.
 
 A table is the pair (cos, sin), each (positions, d/2), d the width of a head. Tables are computed in float32 and cached
 by device outside the modules: they are in no state dict, and `.to(bfloat16)` on a model cannot touch them.
 
-Shape suffixes: P positions, S = H*W cells, d head width.
+Three dimensions with YaRN (arXiv 2309.00071), and sines and cosines, are as in Cosmos-Predict1
+(github.com/nvidia-cosmos/cosmos-predict1, Apache-2.0).
+
+Shape suffixes: P positions, D width, S = H*W cells, d head width.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hwm.errors import HwmError
@@ -53,6 +59,94 @@ def rope_2d(
         row, column = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
         angle = torch.cat([row.reshape(-1, 1) * frequency, column.reshape(-1, 1) * frequency], -1)
         return angle.cos().float().to(device), angle.sin().float().to(device)
+
+
+class Yarn(NamedTuple):
+    """How rotary frequencies are slowed down, so that a model takes grids larger than those it learned first.
+
+    Frequencies that turn less than `slow` times over the first grid are divided by `scale`, those that turn more than
+    `fast` times are kept, with a ramp between. Attention is not rescaled, as in the published models.
+
+    Attributes:
+        steps, side: of that first grid; one side stands for both.
+    """
+
+    scale: float
+    fast: float
+    slow: float
+    steps: int
+    side: int
+
+    def slowed(self, frequency: Tensor, length: int) -> Tensor:
+        low, high = (2 * math.pi * turns / length for turns in (self.slow, self.fast))
+        ramp = ((frequency - low) / (high - low)).clamp(0, 1)
+        return frequency * ((1 - ramp) / self.scale + ramp)
+
+
+def shares(dim: int) -> tuple[int, int]:
+    """How a width is shared out: the even parts of time and of each side, 2 * floor(d / 6) each."""
+    side = 2 * (dim // 6)
+    if dim % 2 or not side:
+        raise HwmError(f"positions in three dimensions need an even width of at least 6, got {dim}")
+    return dim - 2 * side, side
+
+
+def coordinates(times: tuple[float, ...], grid: tuple[int, int], centred: bool) -> tuple[Tensor, ...]:
+    """Time, row and column of each cell of row-major grids at these times, float64 (P, 1)."""
+    sides = [torch.arange(n, dtype=torch.float64) - (n - 1) / 2 * centred for n in grid]
+    places = torch.meshgrid(torch.tensor(times, dtype=torch.float64), *sides, indexing="ij")
+    return tuple(x.reshape(-1, 1) for x in places)
+
+
+@lru_cache(maxsize=64)
+def rope_3d(
+    times: tuple[float, ...],
+    grid: tuple[int, int],
+    dim: int,
+    device: torch.device,
+    *,
+    theta: float = THETA,
+    yarn: Yarn | None = None,
+    lead: int = 0,
+    centred: bool = False,
+) -> Table:
+    """Tables (lead + T * H * W, d/2) of row-major grids at these times: pairs that turn with time, row, then column.
+
+    Each of d/6 (rounded down) pairs of a side has the frequency theta^(-2i/share); time has the rest.
+
+    Args:
+        lead: tokens before the grid, which are not turned.
+        centred: count rows and columns from the middle of the grid, so that a grid of one cell, as an action is, turns
+            with time alone and lies at the centre of the pictures.
+    """
+    with torch.inference_mode(False):
+        angles = []
+        lengths = (yarn.steps, yarn.side, yarn.side) if yarn else (0, 0, 0)
+        time, side = shares(dim)
+        for at_P1, share, length in zip(coordinates(times, grid, centred), (time, side, side), lengths, strict=True):
+            frequency = theta ** -(torch.arange(0, share, 2, dtype=torch.float64) / share)
+            angles.append(at_P1 * (yarn.slowed(frequency, length) if yarn else frequency))
+        angle = F.pad(torch.cat(angles, 1), (0, 0, lead, 0))
+        return angle.cos().float().to(device), angle.sin().float().to(device)
+
+
+@lru_cache(maxsize=16)
+def sincos_3d(
+    steps: int, grid: tuple[int, int], dim: int, device: torch.device, dtype: torch.dtype, lead: int = 0
+) -> Tensor:
+    """Vectors (lead + P, D) of row-major grids, rounded to a type: for time, row and column in turn the sines, then the
+    cosines, of the place times 10000^(-2i/share).
+
+    Args:
+        lead: tokens before the grid, whose vectors are zero.
+    """
+    with torch.inference_mode(False):
+        parts = []
+        time, side = shares(dim)
+        for at_P1, share in zip(coordinates(tuple(range(steps)), grid, False), (time, side, side), strict=True):
+            angle = at_P1 * THETA ** -(torch.arange(0, share, 2, dtype=torch.float64) / share)
+            parts += [angle.sin(), angle.cos()]
+        return F.pad(torch.cat(parts, 1), (0, 0, lead, 0)).to(device, dtype)
 
 
 def rotate(x: Tensor, table: Table) -> Tensor:

@@ -16,8 +16,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hwm.types import Generator
-
 STEPS = 1000  # of training
 BIN = 1 / 255  # half the width of the bins in which the last step's likelihood is counted: 256 levels in [-1, 1]
 MOST_LOG_VARIANCE = 20.0  # no head that was trained comes near it
@@ -130,10 +128,3 @@ def draw(
         scale_D = (0.5 * log_variance_D.clamp(max=MOST_LOG_VARIANCE)).exp()
         x_D = mean_D + temperature * scale_D * more_D if k else mean_D
     return x_D
-
-
-def normal(shape: tuple[int, ...], device: torch.device, generator: Generator = None) -> Tensor:
-    """N(0, 1) of a shape (B, ...), from one generator or from one a row."""
-    if generator is None or isinstance(generator, torch.Generator):
-        return torch.randn(shape, device=device, generator=generator)
-    return torch.stack([torch.randn(shape[1:], device=device, generator=g) for g in generator])

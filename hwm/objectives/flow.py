@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from hwm.errors import HwmError
-from hwm.types import Generator
 
 # x (B, ...), a flow time and a span -> mean velocity (B, ...) over that span of the path on from there; a span of 0
 # asks for the velocity at that time. A field that knows no spans gives the velocity at that time for all of them.
@@ -134,10 +133,3 @@ def at_time(data: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
 def column(t_B: Tensor, like: Tensor) -> Tensor:
     """One number an example, in a shape that multiplies (B, ...)."""
     return t_B.view(-1, *[1] * (like.dim() - 1))
-
-
-def normal(shape: tuple[int, ...], device: torch.device, generator: Generator = None) -> Tensor:
-    """Standard normal draws (B, ...), from one generator or from one for each row."""
-    if generator is None or isinstance(generator, torch.Generator):
-        return torch.randn(shape, device=device, generator=generator)
-    return torch.stack([torch.randn(shape[1:], device=device, generator=g) for g in generator])

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hwm.errors import HwmError
+from hwm.objectives.draws import gumbel, uniform_like
 from hwm.types import Generator, join_digits, split_digits
 
 # Logits that the loss holds at a time, 128 MiB in float32: 524 tokens of a vocabulary of 64,000.
@@ -209,19 +210,6 @@ def remask(score_S: Tensor, masked_S: Tensor, count: int) -> Tensor:
     score_S = score_S.masked_fill(~masked_S, math.inf)
     chosen = score_S.topk(count, -1, largest=False).indices
     return torch.zeros_like(masked_S).scatter_(-1, chosen, True)
-
-
-def uniform_like(x: Tensor, generator: Generator = None) -> Tensor:
-    """U(0, 1) of the shape of x (B, ...), from one generator or from one a row."""
-    if generator is None or isinstance(generator, torch.Generator):
-        return torch.rand(x.shape, device=x.device, generator=generator)
-    return torch.stack([torch.rand(x.shape[1:], device=x.device, generator=g) for g in generator])
-
-
-def gumbel(logits: Tensor, generator: Generator = None) -> Tensor:
-    """Standard Gumbel noise: argmax(logits / T + noise) is a draw from softmax(logits / T)."""
-    u = uniform_like(logits, generator).clamp_(1e-20, 1 - 1e-7)
-    return -torch.log(-torch.log(u))
 
 
 def pick(logits_V: Tensor, sampler: MaskGITSampler, generator: Generator = None) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hwm.errors import HwmError
-from hwm.objectives.maskgit import gumbel
+from hwm.objectives.draws import gumbel
 from hwm.types import Generator
 
 

@@ -17,7 +17,8 @@ from hwm.errors import HwmError
 from hwm.evaluate.scenarios import SCENARIOS
 from hwm.models.cosmos_ar import CosmosAR
 from hwm.models.cosmos_decoder import Decoder, Text
-from hwm.nn.gqa import GroupedAttention, RMSNorm, Yarn, attend_grouped, rope_3d, sincos_3d
+from hwm.nn.gqa import GroupedAttention, RMSNorm, attend_grouped
+from hwm.nn.rope import Yarn, rope_3d, sincos_3d
 from hwm.objectives.next_token import NextTokenSampler, draw, keep_likely
 from hwm.recipes import find_recipe
 from hwm.types import Batch, DataSpec, LatentSpec
@@ -92,7 +93,7 @@ def test_sizes_and_names_are_the_published_ones(name: str, parameters: int, tens
 
 # ---------------------------------------------------------------------- positions
 def test_rotary_positions_in_closed_form() -> None:
-    cos, sin = rope_3d((3, 4, 5), 128, CPU, 500_000.0)
+    cos, sin = rope_3d((0, 1, 2), (4, 5), 128, CPU, theta=500_000.0)
     assert cos.shape == (60, 64)
     t, h, w = 2, 3, 1
     row = (t * 4 + h) * 5 + w
@@ -100,7 +101,7 @@ def test_rotary_positions_in_closed_form() -> None:
     angles += [place * 500_000 ** (-2 * j / 42) for place in (h, w) for j in range(21)]
     torch.testing.assert_close(cos[row], torch.tensor(angles).cos())
     torch.testing.assert_close(sin[row], torch.tensor(angles).sin())
-    led = rope_3d((3, 4, 5), 128, CPU, 500_000.0, None, 1)[0]
+    led = rope_3d((0, 1, 2), (4, 5), 128, CPU, theta=500_000.0, lead=1)[0]
     assert torch.equal(led, torch.cat([torch.ones(1, 64), cos]))
 
 
@@ -112,12 +113,12 @@ def test_yarn_halves_all_of_time_and_most_of_space() -> None:
     factor = yarn.slowed(side, 40) / side
     assert factor[:4].tolist() == pytest.approx([1.0, 0.9013, 0.6374, 0.5], abs=1e-4)
     assert (factor[4:] == 0.5).all()
-    slow, plain = (rope_3d((2, 1, 1), 128, CPU, 500_000.0, y)[1][1, :22].asin() for y in (yarn, None))
+    slow, plain = (rope_3d((0, 1), (1, 1), 128, CPU, theta=500_000.0, yarn=y)[1][1, :22].asin() for y in (yarn, None))
     torch.testing.assert_close(slow[1:] * 2, plain[1:])
 
 
 def test_absolute_positions_in_closed_form() -> None:
-    table = sincos_3d((2, 3, 4), 4096, CPU, torch.float32, 1)
+    table = sincos_3d(2, (3, 4), 4096, CPU, torch.float32, 1)
     assert table.shape == (25, 4096)
     assert not table[0].any()
     t, h, w = 1, 2, 3
@@ -131,9 +132,9 @@ def test_absolute_positions_in_closed_form() -> None:
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.sampled_from([8, 12, 20, 48]))
 def test_tables_of_longer_grids_begin_with_those_of_shorter(t: int, h: int, w: int, more: int, dim: int) -> None:
-    for one, two in zip(*(rope_3d((n, h, w), dim, CPU, 100.0) for n in (t, t + more)), strict=True):
+    for one, two in zip(*(rope_3d(tuple(range(n)), (h, w), dim, CPU, theta=100.0) for n in (t, t + more)), strict=True):
         assert torch.equal(two[: len(one)], one)
-    one, two = (sincos_3d((n, h, w), dim, CPU, torch.bfloat16) for n in (t, t + more))
+    one, two = (sincos_3d(n, (h, w), dim, CPU, torch.bfloat16) for n in (t, t + more))
     assert torch.equal(two[: len(one)], one)
 
 

@@ -20,9 +20,9 @@ from hwm.models import flow
 from hwm.models.flow import FlowModel
 from hwm.models.flow_hwm import VARIANTS, FlowHWM
 from hwm.models.flow_hwm_uvit import FlowHWMUViT
-from hwm.nn.dit import ActionTokens, patches, rope_3d, unpatched
+from hwm.nn.dit import ActionTokens, patches, unpatched
 from hwm.nn.flow_streams import CONTEXT, ROWS
-from hwm.nn.rope import rotate
+from hwm.nn.rope import rope_3d, rotate
 from hwm.nn.streams import FUTURE_ACTION, FUTURE_VIDEO, PAST_ACTION, PAST_VIDEO, STREAMS
 from hwm.objectives import flow_spans
 from hwm.recipes import find_recipe
@@ -273,8 +273,11 @@ def test_an_action_has_the_time_of_its_step(shift: int, stride: int) -> None:
     assert (acts[first - 1], acts[first + 3], acts[-1]) == (0.0, 1.0, 2.0), "the last action that leads to a step"
     # scores of video and actions depend on the difference of their times alone
     q, k = torch.randn(16), torch.randn(16)
-    now = rope_3d((2.0,), (2, 2), 16, CPU), rope_3d((1.5,), (1, 1), 16, CPU)
-    later = rope_3d((2.0 + shift,), (2, 2), 16, CPU), rope_3d((1.5 + shift,), (1, 1), 16, CPU)
+    now = rope_3d((2.0,), (2, 2), 16, CPU, centred=True), rope_3d((1.5,), (1, 1), 16, CPU, centred=True)
+    later = (
+        rope_3d((2.0 + shift,), (2, 2), 16, CPU, centred=True),
+        rope_3d((1.5 + shift,), (1, 1), 16, CPU, centred=True),
+    )
     scores = [rotate(q.expand(4, 16), video) @ rotate(k[None], action)[0] for video, action in (now, later)]
     torch.testing.assert_close(*scores, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(rotate(k[None], later[1]).norm(), k.norm())

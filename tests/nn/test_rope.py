@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from hwm.errors import HwmError
-from hwm.nn.rope import rope_1d, rope_2d, rotate
+from hwm.nn.rope import rope_1d, rope_2d, rope_3d, rotate
 
 CPU = torch.device("cpu")
 
@@ -30,6 +30,28 @@ def test_frequencies_of_both_axes_are_the_intended_ones():
     expected = 10000.0 ** -(torch.arange(0, 8, 2) / 8)
     torch.testing.assert_close(angle[4], torch.cat([expected, torch.zeros(4)]))  # row 1, column 0
     torch.testing.assert_close(angle[1], torch.cat([torch.zeros(4), expected]))  # row 0, column 1
+
+
+def test_pairs_of_three_dimensions_turn_with_time_then_row_then_column():
+    cos, sin = rope_3d((0.0, 2.5), (2, 3), 20, CPU)
+    angle, side, time = torch.atan2(sin, cos), 10_000.0 ** -(torch.arange(3) / 3), 10_000.0 ** -(torch.arange(4) / 4)
+    torch.testing.assert_close(angle[6], torch.cat([2.5 * time, 0 * side, 0 * side]))
+    torch.testing.assert_close(angle[3], torch.cat([0 * time, side, 0 * side]))
+    torch.testing.assert_close(angle[1], torch.cat([0 * time, 0 * side, side]))
+
+
+def test_a_centred_grid_of_one_cell_turns_with_time_alone():
+    times = (0.5, 2.0)
+    one, odd = (rope_3d(times, grid, 16, CPU, centred=True) for grid in ((1, 1), (3, 5)))
+    for cell, grid in zip(one, odd, strict=True):
+        torch.testing.assert_close(cell, grid.view(2, 15, 8)[:, 7])
+    assert not one[1][:, -4:].any()
+
+
+def test_positions_in_three_dimensions_need_room_for_three():
+    for dim in (4, 9):
+        with pytest.raises(HwmError, match="at least 6"):
+            rope_3d((0.0,), (1, 1), dim, CPU)
 
 
 def test_published_frequencies_leave_all_but_one_pair_standing():

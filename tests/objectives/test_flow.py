@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hwm.errors import HwmError
-from hwm.objectives.flow import FlowSampler, at_time, draw_times, guided, integrate, normal
+from hwm.objectives.draws import normal
+from hwm.objectives.flow import FlowSampler, at_time, draw_times, guided, integrate
 
 STEPWISE = ("euler", "midpoint", "heun")
 
