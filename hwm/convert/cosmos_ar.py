@@ -47,6 +47,7 @@ class Published:
         head_dim: None means dim / n_heads.
         video_latent_shape: steps, rows and columns.
         original_latent_shape: of YaRN: the grid that the frequencies were made for.
+        insert_cross_attn_every_k_layers: layers 0, k, 2k, ... have cross-attention.
         training_type: "text_to_video" models begin with an id of their own.
         precision, max_batch_size, max_seq_len, pad_to_multiple_of, original_seq_len, expand_vocab_to: of no effect
             here; the type of the weights is that of the file, and caches are as long as the grid needs.
@@ -70,8 +71,8 @@ class Published:
     apply_abs_pos_emb: bool = False
     insert_cross_attn: bool = False
     context_dim: int | None = 1024
-    training_type: str = "video_to_video"
     insert_cross_attn_every_k_layers: int = 1
+    training_type: str = "video_to_video"
     norm_type: str = "rmsnorm"
     use_qk_normalization: bool = True
     rope_dim: str = "3D"
@@ -91,7 +92,7 @@ class Published:
         Raises:
             HwmError: a field asks for what no published model has.
         """
-        for name in ("insert_cross_attn_every_k_layers", "norm_type", "use_qk_normalization", "rope_dim",
+        for name in ("norm_type", "use_qk_normalization", "rope_dim",
                      "pytorch_rope_version", "causal_mask", "fuse_qkv"):  # fmt: skip
             if getattr(self, name) != getattr(Published, name):
                 raise HwmError(
@@ -105,6 +106,7 @@ class Published:
             head_dim=self.head_dim or self.dim // self.n_heads, rope_theta=self.rope_theta, norm_eps=self.norm_eps,
             absolute="bfloat16" if self.apply_abs_pos_emb else "",
             context_dim=(self.context_dim or 0) if self.insert_cross_attn else 0,
+            context_every=self.insert_cross_attn_every_k_layers,
             begin=self.training_type == "text_to_video",
             dtype="bfloat16" if dtype == torch.bfloat16 else "float32",
         )  # fmt: skip
@@ -143,6 +145,7 @@ class Published:
             yarn_beta_fast=c.yarn_fast, yarn_beta_slow=c.yarn_slow,
             original_latent_shape=(*c.yarn_grid, c.yarn_grid[1]),
             apply_abs_pos_emb=bool(c.absolute), insert_cross_attn=c.context_dim > 0, context_dim=c.context_dim or None,
+            insert_cross_attn_every_k_layers=c.context_every,
             training_type="text_to_video" if c.begin else "video_to_video", precision=c.dtype,
         )  # fmt: skip
 

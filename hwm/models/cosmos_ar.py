@@ -55,13 +55,13 @@ class Pass(NamedTuple):
 class Block(nn.Module):
     """Causal self-attention, attention to a text where there is one, and a SwiGLU; residual, each after an RMSNorm."""
 
-    def __init__(self, config: CosmosAR.Config) -> None:
+    def __init__(self, config: CosmosAR.Config, reads_text: bool) -> None:
         super().__init__()
         c, dtype = config, config.torch_dtype
         heads = (c.dim, c.heads, c.kv_heads, c.head_dim, c.norm_eps)
         self.attention_norm, self.attention = RMSNorm(c.dim, c.norm_eps, dtype), GroupedAttention(*heads, dtype=dtype)
         self.cross_attention = None
-        if c.context_dim:
+        if reads_text:
             self.cross_attention_norm = RMSNorm(c.dim, c.norm_eps, dtype)
             self.cross_attention = GroupedAttention(*heads, keys_dim=c.context_dim, dtype=dtype)
         self.ffn_norm, self.feed_forward = RMSNorm(c.dim, c.norm_eps, dtype), SwiGLU(c.dim, c.mlp_dim, dtype)
@@ -132,7 +132,8 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
                 and the side of a grid.
             absolute: also add sine and cosine positions before every block, rounded to this type (5B and 13B:
                 bfloat16); "": none.
-            context_dim: width of the encoded text that every block attends to (5B and 13B: 1024); 0: no text.
+            context_dim: width of the encoded text that blocks attend to (5B and 13B: 1024); 0: no text.
+            context_every: every so many blocks one attends to the text, the first of them included (5B and 13B: 1).
             begin: sequences begin with an id of their own, which is never predicted (5B and 13B).
             norm_eps: of all norms.
             factorized: embed and predict the digits that ids are made of (`LatentSpec.levels`) instead of whole ids.
@@ -162,6 +163,7 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
         yarn_grid: tuple[int, int] = (3, 40)
         absolute: Literal["", "bfloat16", "float32"] = ""
         context_dim: int = 0
+        context_every: int = 1
         begin: bool = False
         norm_eps: float = 1e-5
         factorized: bool = False
@@ -203,6 +205,8 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
             raise HwmError("factorized=True needs token ids made of digits (levels of the tokenizer), and no begin")
         if not 1 <= c.hop <= c.past:
             raise HwmError(f"hop={c.hop} must be between 1 and past={c.past}: a window keeps at least one step")
+        if c.context_every < 1:
+            raise HwmError(f"context_every={c.context_every}: every how many blocks one attends to the text, 1 for all")
         if c.action_deltas and not c.actions:
             raise HwmError("action_deltas=True changes how actions are read, and needs actions=True")
         if not (0 <= c.max_corrupt <= 1 and 0 <= c.own_past <= 1):
@@ -217,7 +221,9 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
         else:
             self.tok_embeddings = nn.Embedding(rows, c.dim, dtype=dtype)
             self.output = Output(self.vocab, c.dim, dtype)
-        self.layers = nn.ModuleList(Block(c) for _ in range(c.depth))
+        self.layers = nn.ModuleList(
+            Block(c, reads_text=c.context_dim > 0 and i % c.context_every == 0) for i in range(c.depth)
+        )
         self.norm = RMSNorm(c.dim, c.norm_eps, dtype)
         self.text: Text | None = None
         self.actions = None

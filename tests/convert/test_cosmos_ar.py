@@ -102,6 +102,21 @@ def test_every_kind_of_file_is_read(kind: str, more: dict[str, Any], tmp_path: P
     assert whole.config == model.config
 
 
+def test_cross_attention_in_every_kth_layer_goes_there_and_back(tmp_path: Path) -> None:
+    fields, weights = made(**TEXT, n_layers=5, insert_cross_attn_every_k_layers=2)
+    assert {int(key.split(".")[1]) for key in weights if ".cross_attention" in key} == {0, 2, 4}
+    model = read(folder(tmp_path / "published", weights, fields))
+    assert model.config.context_every == 2
+    write(model, tmp_path / "back")
+    again = read(tmp_path / "back")
+    assert again.config == model.config
+    assert all(torch.equal(x, weights[key]) for key, x in again.state_dict().items())
+    with pytest.raises(CheckpointError, match="cross_attention"):
+        build({**fields, "insert_cross_attn_every_k_layers": 3}, weights)
+    with pytest.raises(HwmError, match="context_every=0"):
+        build({**fields, "insert_cross_attn_every_k_layers": 0}, weights)
+
+
 def test_a_model_goes_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fields, weights = made(torch.bfloat16, **YARN, **TEXT)
     source = folder(tmp_path / "published", {k: x.bfloat16() for k, x in weights.items()}, fields)

@@ -349,6 +349,26 @@ def test_without_actions_those_of_any_robot_will_do() -> None:
 
 
 # ---------------------------------------------------------------------- text
+def test_of_every_second_block_alone_a_text_is_read() -> None:
+    """The same as a model all of whose blocks read it, where what the others have read is taken from them."""
+    some, every = (build(**TEXT, depth=4, context_every=k) for k in (2, 1))
+    missing, unknown = every.load_state_dict(some.state_dict(), strict=False)
+    assert {key.split(".")[1] for key in missing} == {"1", "3"}
+    assert not unknown
+    with torch.no_grad():
+        for i in (1, 3):
+            every.layers[i].cross_attention.wo.weight.zero_()
+    ids, grid, text = torch.randint(some.vocab, (1, 1 + 24)), (3, 2, 4), Text(torch.randn(1, 3, 6))
+    with torch.no_grad():
+        logits = some.logits(ids, grid, text)
+        torch.testing.assert_close(logits, every.logits(ids, grid, text))
+        other = some.logits(ids, grid, Text(torch.randn(1, 3, 6)))
+        assert not torch.allclose(logits, other, atol=1e-3)
+        decoder = Decoder(some, grid, 1, text=text)
+        parts = [some.output(decoder.feed(part)) for part in ids.split([9, 1, 15], 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), logits)
+
+
 def test_a_text_is_read_and_none_is_as_one_of_zeros() -> None:
     model, ids = build(**TEXT), torch.randint(60, (2, 20))
     ids[:, 0] = 60
