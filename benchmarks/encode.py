@@ -21,7 +21,7 @@ from common import parser, report
 from hwm.data.sources import Source, SourceOptions, open_source
 from hwm.data.store import Header, Writer
 from hwm.devices import device_of
-from hwm.encode.episodes import encode
+from hwm.encode.episodes import EncodeConfig, encode
 from hwm.loading import load_tokenizer
 from hwm.pictures.video import to_video, write_video
 from hwm.types import Tokenizer
@@ -98,7 +98,7 @@ def main() -> None:
             tokens = timed(lambda: [tokenizer.encode(x).cpu() for x in small])
         baseline = timed(lambda: plain(source, tokenizer))
         with contextlib.redirect_stdout(sys.stderr):  # where its progress belongs here
-            ours = timed(lambda: encode(source, tokenizer, Path(scratch) / "out", batch=o.batch))
+            ours = timed(lambda: encode(source, tokenizer, Path(scratch) / "out", EncodeConfig(batch=o.batch)))
     report(
         o.json, ours=ours / count * 1000, baseline=baseline / count * 1000, unit="ms a frame", tokenizer=tokenizer.id,
         frames=count, batch=o.batch, decode_frames_per_second=count / decode, resize_frames_per_second=count / resize,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from hwm.commands.data import print_store
 from hwm.commands.stores import print_skipped
 from hwm.config import to_json
 from hwm.data.sources.base import SourceOptions
-from hwm.data.statistics import warning
+from hwm.encode.episodes import EncodeConfig
 from hwm.encode.files import decode_file, encode_file, for_size, is_video, load_latents, videos_in
 from hwm.encode.videos import write_store
 from hwm.errors import HwmError, unknown
@@ -81,7 +80,7 @@ def encode_videos(o: VideoOptions) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeOptions(SourceOptions):
+class EncodeOptions(EncodeConfig, SourceOptions):
     """Encode a recording, or data of another kind, into latents (of video files: hwm encode VIDEO.mp4 --help).
 
     Killed and given again, the command goes on.
@@ -90,63 +89,32 @@ class EncodeOptions(SourceOptions):
         source: a recorded store, a LeRobot, RLDS or robomimic data set, or a folder of videos with actions.
         tokenizer: a shipped tokenizer, a folder, or pixels-128x128.
         out: folder of the new store.
-        every: keep every n-th frame, with the actions of all of them.
-        clip: encode so many frames at a time, and make each clip an episode (17 in 1X's data); 0 cuts nothing.
-        shard: which part of the episodes to encode, from 0; join the parts with `hwm merge`.
-        shards: how many parts there are.
-        keep_video: copy the videos along, to compare predictions with the camera.
-        half_actions: keep actions as float16 (three significant digits) in half the space.
         statistics: take the action statistics of this store (for a held-out store: the training store).
-        crop: cut pictures to the tokenizer's proportions instead of squeezing them.
-        skip_bad: leave out episodes that are not fit, and say which, instead of stopping at the first.
-        batch: frames encoded at once.
     """
 
     source: tyro.conf.Positional[Path]
     tokenizer: str = "tiny"
     out: Path
-    every: int = 1
-    clip: int = 0
-    shard: int = 0
-    shards: int = 1
-    keep_video: bool = False
-    half_actions: bool = False
     statistics: str | None = None
-    crop: bool = False
-    skip_bad: bool = False
-    batch: int = 64
 
 
 def encode_data(args: list[str]) -> None:
     """`hwm encode SOURCE --tokenizer NAME --out DIR`."""
     o = tyro.cli(EncodeOptions, args=args, prog="hwm encode")
-    import torch
-
     from hwm.data.readers import open_store
     from hwm.data.sources import open_source
     from hwm.encode.episodes import encode as run
     from hwm.loading import load_tokenizer
 
-    source = open_source(o.source, o)
     store = run(
-        source,
+        open_source(o.source, o),
         load_tokenizer(o.tokenizer, "cuda" if torch.cuda.is_available() else "cpu"),
         o.out,
-        every=o.every,
-        clip=o.clip,
-        shard=o.shard,
-        shards=o.shards,
-        keep_video=o.keep_video,
-        half_actions=o.half_actions,
+        o,
         statistics=open_store(o.statistics) if o.statistics else None,
-        crop=o.crop,
-        skip_bad=o.skip_bad,
-        batch=o.batch,
     )
     print(f"{store.path}: {len(store.episodes)} episodes, {store.steps:,} steps of {store.header.latent_shape}")
     print_skipped(store)
-    if text := warning(store, store.statistics):
-        print(text, file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import NamedTuple
@@ -26,21 +27,58 @@ from hwm.tokenizers.pixels import Pixels
 from hwm.types import Tokenizer
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """How episodes become latents.
+
+    Attributes:
+        every: keep every n-th step of the recording; the actions of all of them are kept, so K grows n-fold. So does
+            it for each frame that a latent step holds.
+        clip: encode so many of these steps at a time (17 in 1X's data), and make each clip an episode: a tokenizer
+            that is causal over time begins anew with each. 0 encodes episodes as a whole.
+        shard: which part of the episodes to encode, from 0: shard, shard + shards, ...; join the parts with `merge`.
+        shards: how many parts there are.
+        keep_video: copy the videos along, so that predictions can be compared with the camera.
+        half_actions: keep actions as float16 (three significant digits) in half the space.
+        crop: cut pictures to the tokenizer's proportions before they are resized, instead of squeezing them.
+        skip_bad: leave out episodes that are not fit to be encoded and note them in the store, instead of stopping.
+        batch: frames encoded at once.
+    """
+
+    every: int = 1
+    clip: int = 0
+    shard: int = 0
+    shards: int = 1
+    keep_video: bool = False
+    half_actions: bool = False
+    crop: bool = False
+    skip_bad: bool = False
+    batch: int = 64
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """Which part of how many the result is; None if it is all."""
+        return (self.shard, self.shards) if self.shards > 1 else None
+
+    def check(self, stride: int) -> None:
+        """Raise `HwmError` unless this can be done with a tokenizer whose latent steps hold `stride` frames."""
+        if not 0 <= self.shard < self.shards:
+            raise HwmError(f"shard {self.shard} of {self.shards}: shards are numbered from 0")
+        if self.every < 1 or self.batch < 1:
+            raise HwmError(f"every {self.every} and batch {self.batch} must be at least 1")
+        if self.clip and (self.clip < 1 or (self.clip - 1) % stride):
+            raise HwmError(f"a clip of {self.clip} frames does not fill whole latent steps: choose 1 + {stride} * n")
+        if self.clip and self.keep_video:
+            raise HwmError("videos are not cut into clips: leave out either the clips or the videos")
+
+
 def encode(
     source: str | Path | Source,
     tokenizer: Tokenizer,
     out: str | Path,
+    config: EncodeConfig = EncodeConfig(),
     *,
-    every: int = 1,
-    clip: int = 0,
-    shard: int = 0,
-    shards: int = 1,
-    keep_video: bool = False,
-    batch: int = 64,
     statistics: Store | None = None,
-    half_actions: bool = False,
-    crop: bool = False,
-    skip_bad: bool = False,
 ) -> Store:
     """Encode the episodes of a recording, or of data of any other kind (`hwm.data.sources`).
 
@@ -49,17 +87,7 @@ def encode(
 
     Args:
         source: a store with video, a path of another known kind, or a source that is open.
-        every: keep every n-th step of the recording; the actions of all of them are kept, so K grows n-fold. So does
-            it for each frame that a latent step holds.
-        clip: encode so many of these steps at a time, and make each clip an episode: a tokenizer that is causal over
-            time begins anew with each. 0 encodes episodes as a whole.
-        shard, shards: encode episodes shard, shard + shards, ...; join the results with `merge`.
-        keep_video: copy the videos along, so that the result can be compared with the camera.
-        batch: frames encoded at once.
-        half_actions: keep actions as float16 (three significant digits) in half the space.
         statistics: take the action statistics of this store (the training set's, for a held-out store).
-        crop: cut pictures to the tokenizer's proportions before they are resized, instead of squeezing them.
-        skip_bad: leave out episodes that are not fit to be encoded and note them in the store, instead of stopping.
 
     Raises:
         EpisodeError: an episode is not fit to be encoded: one frame, actions that are missing, not finite or of another
@@ -68,68 +96,75 @@ def encode(
         HwmError: a clip that does not fill whole latent steps; a shard without episodes; statistics of other actions;
             no episode that is fit; or `out` was begun from another source or with other settings.
     """
+    config.check(tokenizer.latent.stride)
     source = source if isinstance(source, Source) else open_source(source)
-    if not 0 <= shard < shards:
-        raise HwmError(f"shard {shard} of {shards}: shards are numbered from 0")
-    chosen, h = range(shard, len(source), shards), source.header
-    if not chosen:
-        raise HwmError(f"shard {shard} of {shards} is empty: {source.path} has {len(source)} episodes")
-    if statistics and statistics.header.action_names != h.action_names:
+    if statistics and statistics.header.action_names != source.header.action_names:
         raise HwmError(f"{statistics.path} has other actions than {source.path}: its statistics do not describe them")
-    if every < 1 or batch < 1:
-        raise HwmError(f"every {every} and batch {batch} must be at least 1")
-    stride = tokenizer.latent.stride
-    if clip and (clip < 1 or (clip - 1) % stride):
-        raise HwmError(f"a clip of {clip} frames does not fill whole latent steps: choose 1 + {stride} * n")
-    if clip and keep_video:
-        raise HwmError("videos are not cut into clips: leave out either the clips or the videos")
-    if crop:
+    names = _names(source, config)
+    if config.crop:
         source = Cropped(source, tokenizer.size)
-    pixels = isinstance(tokenizer, Pixels)
-    header = Header(
+    header = _header(source.header, tokenizer, config)
+    if finished := _finished(Path(out), header, config, names):
+        return finished
+    writer = Writer(out, header)
+    writer.same_as_before(
+        "encoding",
+        {"clip": config.clip, "shard": config.shard, "shards": config.shards, "crop": config.crop,
+         "source": list(source.notes)},
+    )  # fmt: skip
+    skipped = _encode_episodes(writer, source, tokenizer, config, names)
+    if len(skipped) == len(names):
+        raise HwmError(f"{source.path}: none of {len(names)} episodes can be encoded. {next(iter(skipped.values()))}")
+    return writer.finish(statistics.statistics if statistics else None, part=config.part, skipped=skipped)
+
+
+def _names(source: Source, config: EncodeConfig) -> list[str]:
+    """The episodes of a shard."""
+    names = [source.ids[i] for i in range(config.shard, len(source), config.shards)]
+    if not names:
+        raise HwmError(f"shard {config.shard} of {config.shards} is empty: {source.path} has {len(source)} episodes")
+    if len(set(names)) < len(names):
+        raise HwmError(f"{source.path}: several episodes are called {max(names, key=names.count)!r}")
+    return names
+
+
+def _header(h: Header, tokenizer: Tokenizer, config: EncodeConfig) -> Header:
+    """Of the store of latents, from that of the source."""
+    frames = config.every * tokenizer.latent.stride
+    return Header(
         embodiment=h.embodiment,
         action_names=h.action_names,
-        actions_per_step=h.actions_per_step * every * stride,
-        fps=h.fps / (every * stride),
+        actions_per_step=h.actions_per_step * frames,
+        fps=h.fps / frames,
         latent=tokenizer.latent,
-        dtype="uint8" if pixels else latent_dtype(tokenizer.latent),
-        action_dtype="float16" if half_actions else "float32",
+        dtype="uint8" if isinstance(tokenizer, Pixels) else latent_dtype(tokenizer.latent),
+        action_dtype="float16" if config.half_actions else "float32",
         tokenizer=tokenizer.id,
         source=h.source,
     )
-    names, part = [source.ids[i] for i in chosen], (shard, shards) if shards > 1 else None
-    if len(set(names)) < len(names):
-        raise HwmError(f"{source.path}: several episodes are called {max(names, key=names.count)!r}")
-    if finished := _finished(Path(out), header, part, set(names), clip):
-        return finished
-    writer = Writer(out, header)
-    done = writer.done_of(_written(writer, set(names), clip))
-    writer.same_as_before(
-        "encoding", {"clip": clip, "shard": shard, "shards": shards, "crop": crop, "source": list(source.notes)}
-    )
-    todo = [i for i, name in zip(chosen, names, strict=True) if name not in done]
-    unit = source.steps / len(source) / every
+
+
+def _encode_episodes(
+    writer: Writer, source: Source, tokenizer: Tokenizer, config: EncodeConfig, names: Sequence[str]
+) -> dict[str, str]:
+    """Write what is not written yet; returns the episodes that are not fit, with the reasons."""
+    done = writer.done_of(_written(writer, set(names), config.clip))
+    todo = [config.shard + i * config.shards for i, name in enumerate(names) if name not in done]
+    unit = source.steps / len(source) / config.every
     skipped: dict[str, str] = {}
     for number in track(todo, len(todo), f"encoding with {tokenizer.id}", unit or 1, "frames" if unit else "episodes"):
         try:
             episode = source[number]
-            for cut in _cuts(episode, every, clip, stride):
+            for cut in _cuts(episode, config.every, config.clip, tokenizer.latent.stride):
                 if cut.name not in done:
-                    _encode_cut(writer, cut, tokenizer, every, batch, keep_video, source.path)
+                    _encode_cut(writer, cut, tokenizer, config, source.path)
         except EpisodeError as error:
-            if not skip_bad:
+            if not config.skip_bad:
                 raise
-            name = source.ids[number]
-            skipped[name] = str(error)
-            for left in _written(writer, {name}, clip):
+            skipped[source.ids[number]] = str(error)
+            for left in _written(writer, {source.ids[number]}, config.clip):
                 writer.drop(left)
-    if len(skipped) == len(names):
-        raise HwmError(f"{source.path}: none of {len(names)} episodes can be encoded. {next(iter(skipped.values()))}")
-    return writer.finish(
-        statistics.statistics if statistics else None,
-        part=part,
-        skipped=skipped,
-    )
+    return skipped
 
 
 def thin_actions(actions_NKA: np.ndarray, every: int) -> np.ndarray:
@@ -163,13 +198,13 @@ def _cuts(episode: Episode, every: int, clip: int, stride: int) -> Iterator[_Cut
         yield _Cut(episode, name, start, start + 1 + (there - 1) // stride * stride, start + there == kept)
 
 
-def _finished(out: Path, header: Header, part: tuple[int, int] | None, names: set[str], clip: int) -> Store | None:
+def _finished(out: Path, header: Header, config: EncodeConfig, names: Sequence[str]) -> Store | None:
     """The store that an earlier call of the same arguments has finished."""
     if not (out / "meta.json").is_file():
         return None
     store = Store(out)
-    there = {e.id.rpartition("_clip_")[0] if clip else e.id for e in store.episodes}
-    if (store.header, store.part) != (header, part) or there | store.skipped.keys() != names:
+    there = {e.id.rpartition("_clip_")[0] if config.clip else e.id for e in store.episodes}
+    if (store.header, store.part) != (header, config.part) or there | store.skipped.keys() != set(names):
         return None
     shutil.rmtree(out / ".partial", ignore_errors=True)  # left by a kill in the last moment
     return store
@@ -180,11 +215,9 @@ def _written(writer: Writer, names: set[str], clip: int) -> set[str]:
     return {done for done in writer.done() if (done.rpartition("_clip_")[0] if clip else done) in names}
 
 
-def _encode_cut(
-    writer: Writer, cut: _Cut, tokenizer: Tokenizer, every: int, batch: int, keep_video: bool, path: Path
-) -> None:
-    episode, stride = cut.episode, tokenizer.latent.stride
-    parts = list(_latents(cut, tokenizer, every, batch, path))
+def _encode_cut(writer: Writer, cut: _Cut, tokenizer: Tokenizer, config: EncodeConfig, path: Path) -> None:
+    episode, every, stride = cut.episode, config.every, tokenizer.latent.stride
+    parts = list(_latents(cut, tokenizer, every, config.batch, path))
     if not parts:
         raise EpisodeError(f"{path}: the video of {episode.id!r} shows no frames")
     latents = np.concatenate(parts)
@@ -195,7 +228,7 @@ def _encode_cut(
             f"{len(actions)}: the video is truncated or not of this episode"
         )
     video = None
-    if keep_video:
+    if config.keep_video:
         video = writer.partial / f".{episode.id}.mp4"
         _save_video(episode, video, path)
     info = {**({"text": episode.text} if episode.text else {}), **episode.info}

@@ -19,6 +19,7 @@ from fastapi import Request, WebSocket
 from hwm.errors import HwmError
 from hwm.interact.engine import Engine, jpeg
 from hwm.interact.presets import Preset
+from hwm.interact.replay import Replay
 from hwm.interact.session import Session, World
 from hwm.interact.starts import Start, start_of_file
 
@@ -59,6 +60,9 @@ class Connected(Protocol):
 
     async def leave(self) -> None:
         """Say goodbye and close the connection."""
+
+    async def begin(self, replay: Replay) -> None:
+        """Reset to where a replay began."""
 
 
 class Server:

@@ -18,7 +18,7 @@ from hwm.data.onex.write import ShardData, write_v2
 from hwm.data.readers import open_store
 from hwm.data.show import contact_sheet
 from hwm.data.store import StoreError
-from hwm.encode.episodes import encode
+from hwm.encode.episodes import EncodeConfig, encode
 from hwm.errors import HwmError
 from hwm.evaluate.camera import camera_video
 from hwm.loading import load_tokenizer
@@ -80,7 +80,7 @@ def test_parts_of_an_episode_are_those_of_the_whole(
 
 
 def test_it_is_encoded_like_any_recording(folder: Path, tmp_path: Path) -> None:
-    encoded = encode(folder, load_tokenizer("pixels-16x16"), tmp_path / "px", every=2, keep_video=True)
+    encoded = encode(folder, load_tokenizer("pixels-16x16"), tmp_path / "px", EncodeConfig(every=2, keep_video=True))
     raw = open_store(folder)
     assert [e.id for e in encoded.episodes] == [e.id for e in raw.episodes]
     assert [e.steps for e in encoded.episodes] == [35, 13, 20, 1, 15]

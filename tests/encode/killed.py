@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from hwm.encode.episodes import encode
+from hwm.encode.episodes import EncodeConfig, encode
 from hwm.tokenizers.pixels import Pixels
 
 
@@ -21,4 +21,4 @@ class Slow(Pixels):
 
 def run(source: Path, out: Path) -> None:
     torch.set_num_threads(1)
-    encode(source, Slow((16, 16)), out, keep_video=True, batch=4)
+    encode(source, Slow((16, 16)), out, EncodeConfig(keep_video=True, batch=4))

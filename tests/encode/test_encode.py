@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hwm.data.merge import merge
 from hwm.data.store import Store, StoreError, Writer
-from hwm.encode.episodes import encode, thin_actions
+from hwm.encode.episodes import EncodeConfig, encode, thin_actions
 from hwm.errors import HwmError
 from hwm.pictures.video import read_video, write_video
 from hwm.tokenizers.pixels import Pixels
@@ -49,7 +49,7 @@ def recording(tmp_path: Path) -> Store:
 @pytest.mark.parametrize("batch", [1, 4, 64])
 def test_latents_are_those_of_the_kept_frames(tmp_path: Path, recording: Store, every: int, batch: int) -> None:
     tokenizer = Brightness()
-    store = encode(recording.path, tokenizer, tmp_path / "out", every=every, batch=batch)
+    store = encode(recording.path, tokenizer, tmp_path / "out", EncodeConfig(every=every, batch=batch))
     assert tokenizer.most <= batch
     assert store.header.fps == pytest.approx(10 / every)
     assert store.header.tokenizer == "brightness"
@@ -67,7 +67,7 @@ def test_latents_are_those_of_the_kept_frames(tmp_path: Path, recording: Store, 
 
 @pytest.mark.parametrize("every", [2, 3])
 def test_actions_lead_to_their_step(tmp_path: Path, recording: Store, every: int) -> None:
-    store = encode(recording.path, Brightness(), tmp_path / "out", every=every)
+    store = encode(recording.path, Brightness(), tmp_path / "out", EncodeConfig(every=every))
     for e, raw in zip(store.episodes, recording.episodes, strict=True):
         given_actions = recording.actions[raw.start : raw.stop]
         got = store.actions[e.start : e.stop]
@@ -87,7 +87,7 @@ def test_thinning_twice_is_thinning_once(n: int, k: int, first: int, second: int
 def test_a_film_with_fewer_frames_than_steps(tmp_path: Path) -> None:
     """A recording of every third frame, with the actions of all: its film has one frame a step."""
     recording = make_store(tmp_path / "r", [6], latent=None, tokenizer="", video=True, actions_per_step=3, fps=10.0)
-    store = encode(recording.path, Brightness(), tmp_path / "out", every=2)
+    store = encode(recording.path, Brightness(), tmp_path / "out", EncodeConfig(every=2))
     assert (store.steps, store.header.actions_per_step) == (3, 6)
     again = encode(store_with_film(tmp_path, recording), Brightness(), tmp_path / "again")
     assert again.steps == 3
@@ -95,12 +95,12 @@ def test_a_film_with_fewer_frames_than_steps(tmp_path: Path) -> None:
 
 def store_with_film(tmp_path: Path, recording: Store) -> Path:
     """The recording thinned by two, its film left as it was: two frames a step."""
-    return encode(recording.path, Brightness(), tmp_path / "kept", every=2, keep_video=True).path
+    return encode(recording.path, Brightness(), tmp_path / "kept", EncodeConfig(every=2, keep_video=True)).path
 
 
 def test_film_is_kept_when_asked(tmp_path: Path, recording: Store) -> None:
     assert not encode(recording.path, Brightness(), tmp_path / "plain").has_video
-    store = encode(recording.path, Brightness(), tmp_path / "kept", every=3, keep_video=True)
+    store = encode(recording.path, Brightness(), tmp_path / "kept", EncodeConfig(every=3, keep_video=True))
     for e, raw in zip(store.episodes, recording.episodes, strict=True):
         assert store.video(e).read_bytes() == recording.video(raw).read_bytes()
 
@@ -180,16 +180,17 @@ def test_other_settings_do_not_resume(tmp_path: Path, recording: Store) -> None:
     begun = Writer(tmp_path / "out", header)
     begun.add("e0", *make_arrays(header, 14))
     with pytest.raises(StoreError, match=r"begun with other settings .*fps: 10.0, now 5.0"):
-        encode(recording.path, Brightness(), tmp_path / "out", every=2)
+        encode(recording.path, Brightness(), tmp_path / "out", EncodeConfig(every=2))
     other = make_store(tmp_path / "other", [5], prefix="o", latent=None, tokenizer="", video=True)
     with pytest.raises(StoreError, match="begun with other data: it holds episode 'e0'"):
         encode(other.path, Brightness(), tmp_path / "out")
 
 
 def test_shards_make_the_whole(tmp_path: Path, recording: Store) -> None:
-    whole = encode(recording.path, Brightness(), tmp_path / "whole", every=2)
+    whole = encode(recording.path, Brightness(), tmp_path / "whole", EncodeConfig(every=2))
     parts = [
-        encode(recording.path, Brightness(), tmp_path / f"part{i}", every=2, shard=i, shards=2).path for i in range(2)
+        encode(recording.path, Brightness(), tmp_path / f"part{i}", EncodeConfig(every=2, shard=i, shards=2)).path
+        for i in range(2)
     ]
     joined = merge(parts, tmp_path / "joined")
     assert joined.header == whole.header
@@ -201,11 +202,11 @@ def test_shards_make_the_whole(tmp_path: Path, recording: Store) -> None:
 
 def test_shards_that_make_no_sense(tmp_path: Path, recording: Store) -> None:
     with pytest.raises(HwmError, match="shard 2 of 2: shards are numbered from 0"):
-        encode(recording.path, Brightness(), tmp_path / "out", shard=2, shards=2)
+        encode(recording.path, Brightness(), tmp_path / "out", EncodeConfig(shard=2, shards=2))
     with pytest.raises(HwmError, match=r"shard 3 of 4 is empty: .* has 3 episodes"):
-        encode(recording.path, Brightness(), tmp_path / "out", shard=3, shards=4)
+        encode(recording.path, Brightness(), tmp_path / "out", EncodeConfig(shard=3, shards=4))
     with pytest.raises(HwmError, match="must be at least 1"):
-        encode(recording.path, Brightness(), tmp_path / "out", every=0)
+        encode(recording.path, Brightness(), tmp_path / "out", EncodeConfig(every=0))
     assert not (tmp_path / "out").exists()
 
 
@@ -239,7 +240,7 @@ class Joined(Brightness):
 def test_steps_of_several_frames_have_the_actions_of_all_of_them(
     tmp_path: Path, recording: Store, every: int, batch: int, clip: int
 ) -> None:
-    store = encode(recording.path, Joined(), tmp_path / "out", every=every, clip=clip, batch=batch)
+    store = encode(recording.path, Joined(), tmp_path / "out", EncodeConfig(every=every, clip=clip, batch=batch))
     assert store.header.fps == pytest.approx(10 / every / 4)
     assert store.header.actions_per_step == 2 * every * 4
     names = iter(store.episodes)
@@ -261,6 +262,6 @@ def test_steps_of_several_frames_have_the_actions_of_all_of_them(
 def test_clips_that_are_not_whole_steps_are_refused(tmp_path: Path, recording: Store) -> None:
     for clip in (-1, 4):
         with pytest.raises(HwmError, match=r"does not fill whole latent steps: choose 1 \+ 4 \* n"):
-            encode(recording.path, Joined(), tmp_path / "out", clip=clip)
+            encode(recording.path, Joined(), tmp_path / "out", EncodeConfig(clip=clip))
     with pytest.raises(HwmError, match="not cut into clips"):
-        encode(recording.path, Joined(), tmp_path / "out", clip=5, keep_video=True)
+        encode(recording.path, Joined(), tmp_path / "out", EncodeConfig(clip=5, keep_video=True))

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from hwm.data.store import Store
-from hwm.encode.episodes import encode
+from hwm.encode.episodes import EncodeConfig, encode
 from hwm.tokenizers.pixels import Pixels
 from tests.conftest import make_store
 from tests.encode.killed import run
@@ -26,7 +26,7 @@ def same(one: Store, other: Store) -> bool:
 
 def test_ten_kills_lose_and_double_nothing(tmp_path: Path) -> None:
     recording = make_store(tmp_path / "r", [9, 7, 12, 5, 8, 10, 6, 11], latent=None, tokenizer="", video=True)
-    whole = encode(recording.path, Pixels((16, 16)), tmp_path / "whole", keep_video=True)
+    whole = encode(recording.path, Pixels((16, 16)), tmp_path / "whole", EncodeConfig(keep_video=True))
     # children come from a server that has imported everything, so that they begin at once
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["tests.encode.killed"])
@@ -57,5 +57,5 @@ def test_ten_kills_lose_and_double_nothing(tmp_path: Path) -> None:
         elif partial.is_dir():
             stages.add(sum(p.is_dir() and not p.name.startswith(".") for p in partial.iterdir()))
     assert len(stages) > 2, "the kills came at different moments of the work"
-    encode(recording.path, Pixels((16, 16)), out, keep_video=True)
+    encode(recording.path, Pixels((16, 16)), out, EncodeConfig(keep_video=True))
     assert same(Store(out), whole)

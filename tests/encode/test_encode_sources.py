@@ -16,7 +16,7 @@ from hwm.data.merge import merge
 from hwm.data.sources import SourceOptions, open_source
 from hwm.data.sources.base import Episode
 from hwm.data.store import EpisodeError, Store, StoreError
-from hwm.encode.episodes import encode
+from hwm.encode.episodes import EncodeConfig, encode
 from hwm.errors import HwmError
 from hwm.pictures.video import read_video
 from hwm.tokenizers.pixels import Pixels
@@ -79,13 +79,13 @@ BAD = {
 @pytest.mark.parametrize("clip", [0, 4])
 def test_a_bad_episode_is_named_or_left_out(tmp_path: Path, bad: str, clip: int) -> None:
     with pytest.raises(EpisodeError, match=BAD[bad]):
-        encode(Odd(bad), SMALL, tmp_path / "stopped", clip=clip)
+        encode(Odd(bad), SMALL, tmp_path / "stopped", EncodeConfig(clip=clip))
     with pytest.raises(StoreError, match="not finished"):
         Store(tmp_path / "stopped")
-    store = encode(Odd(bad), SMALL, tmp_path / "out", clip=clip, skip_bad=True)
+    store = encode(Odd(bad), SMALL, tmp_path / "out", EncodeConfig(clip=clip, skip_bad=True))
     assert list(store.skipped) == ["e2"]
     assert any("e2" in note for note in store.notes)
-    whole = encode(Toy((9,) * 5), SMALL, tmp_path / "whole", clip=clip)
+    whole = encode(Toy((9,) * 5), SMALL, tmp_path / "whole", EncodeConfig(clip=clip))
     kept = [e for e in whole.episodes if not e.id.startswith("e2")]
     assert [(e.id, e.steps) for e in store.episodes] == [(e.id, e.steps) for e in kept]
     assert store.segments.tolist() == np.repeat(np.arange(len(kept)), [e.steps for e in kept]).tolist()
@@ -101,7 +101,7 @@ def test_a_bad_episode_is_named_or_left_out(tmp_path: Path, bad: str, clip: int)
 def test_what_stopped_goes_on_without_the_bad_one(tmp_path: Path, bad: str) -> None:
     with pytest.raises(EpisodeError):
         encode(Odd(bad), SMALL, tmp_path / "out")
-    store = encode(Odd(bad), SMALL, tmp_path / "out", skip_bad=True)
+    store = encode(Odd(bad), SMALL, tmp_path / "out", EncodeConfig(skip_bad=True))
     assert [e.id for e in store.episodes] == ["e0", "e1", "e3", "e4"]
 
 
@@ -109,7 +109,7 @@ def test_nothing_but_bad_episodes_is_an_error(tmp_path: Path) -> None:
     source = Odd("nan", 0)
     source.ids, source.lengths = ["e0"], (9,)
     with pytest.raises(HwmError, match=r"none of 1 episodes can be encoded. .*'e0': action 'left_hand' is nan"):
-        encode(source, SMALL, tmp_path / "out", skip_bad=True)
+        encode(source, SMALL, tmp_path / "out", EncodeConfig(skip_bad=True))
 
 
 def test_two_episodes_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -121,22 +121,22 @@ def test_two_episodes_of_one_name_are_refused(tmp_path: Path) -> None:
 
 def test_other_settings_do_not_go_on(tmp_path: Path) -> None:
     with pytest.raises(EpisodeError):
-        encode(Odd("nan"), SMALL, tmp_path / "out", clip=4)
+        encode(Odd("nan"), SMALL, tmp_path / "out", EncodeConfig(clip=4))
     for settings in ({"clip": 8}, {"clip": 4, "crop": True}):
         with pytest.raises(StoreError, match="begun with other settings"):
-            encode(Odd("nan"), SMALL, tmp_path / "out", skip_bad=True, **settings)  # type: ignore[arg-type]
+            encode(Odd("nan"), SMALL, tmp_path / "out", EncodeConfig(skip_bad=True, **settings))  # type: ignore[arg-type]
 
 
 def test_a_finished_part_is_left_as_it_is(tmp_path: Path) -> None:
-    once = encode(Odd("nan"), SMALL, tmp_path / "out", skip_bad=True, shard=0, shards=2)
+    once = encode(Odd("nan"), SMALL, tmp_path / "out", EncodeConfig(skip_bad=True, shard=0, shards=2))
     before = (tmp_path / "out/meta.json").stat().st_mtime_ns
     (tmp_path / "out/.partial/e0").mkdir(parents=True)  # as a kill in the last moment leaves it
-    again = encode(Odd("nan"), SMALL, tmp_path / "out", skip_bad=True, shard=0, shards=2)
+    again = encode(Odd("nan"), SMALL, tmp_path / "out", EncodeConfig(skip_bad=True, shard=0, shards=2))
     assert (tmp_path / "out/meta.json").stat().st_mtime_ns == before
     assert again.episodes == once.episodes
     assert not (tmp_path / "out/.partial").exists()
     with pytest.raises(StoreError, match="already complete"):
-        encode(Odd("nan"), SMALL, tmp_path / "out", skip_bad=True, shard=1, shards=2)
+        encode(Odd("nan"), SMALL, tmp_path / "out", EncodeConfig(skip_bad=True, shard=1, shards=2))
 
 
 def test_damage_while_it_was_written_is_found(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_damage_while_it_was_written_is_found(tmp_path: Path) -> None:
 
 def test_video_is_kept_of_sources_without_files(tmp_path: Path) -> None:
     write_v21(tmp_path / "d")
-    store = encode(tmp_path / "d", Pixels((32, 32)), tmp_path / "out", keep_video=True, every=2)
+    store = encode(tmp_path / "d", Pixels((32, 32)), tmp_path / "out", EncodeConfig(keep_video=True, every=2))
     for episode in store.episodes:
         film = np.stack(list(read_video(store.video(episode), int(episode.info["frames_per_step"]))))
         assert store.latents is not None
@@ -166,7 +166,7 @@ def test_video_is_kept_of_sources_without_files(tmp_path: Path) -> None:
 
 def test_cropping_keeps_proportions(tmp_path: Path) -> None:
     write_v21(tmp_path / "d", image=True)
-    wide = encode(tmp_path / "d", Pixels((16, 32)), tmp_path / "wide", crop=True, keep_video=True)
+    wide = encode(tmp_path / "d", Pixels((16, 32)), tmp_path / "wide", EncodeConfig(crop=True, keep_video=True))
     full = encode(tmp_path / "d", Pixels((32, 32)), tmp_path / "full")
     assert wide.latents is not None
     assert full.latents is not None
@@ -176,10 +176,10 @@ def test_cropping_keeps_proportions(tmp_path: Path) -> None:
 
 def test_a_film_that_is_made_anew_has_one_frame_a_step(tmp_path: Path) -> None:
     recording = make_store(tmp_path / "r", [12], latent=None, tokenizer="", video=True, fps=30.0)
-    kept = encode(recording.path, Pixels((32, 32)), tmp_path / "kept", every=2, keep_video=True)
+    kept = encode(recording.path, Pixels((32, 32)), tmp_path / "kept", EncodeConfig(every=2, keep_video=True))
     assert kept.episodes[0].info["frames_per_step"] == 2
     for name, options in (("crop", {"crop": True}), ("copy", {})):
-        store = encode(kept.path, Pixels((32, 32)), tmp_path / name, every=2, keep_video=True, **options)  # type: ignore[arg-type]
+        store = encode(kept.path, Pixels((32, 32)), tmp_path / name, EncodeConfig(every=2, keep_video=True, **options))  # type: ignore[arg-type]
         per_step = int(store.episodes[0].info["frames_per_step"])
         assert per_step == (2 if options else 4)
         film = np.stack(list(store.frames(store.episodes[0], per_step)))
@@ -193,7 +193,7 @@ def parts_of(tmp_path: Path, count: int, without: tuple[int, ...] = ()) -> list[
     paths = [tmp_path / f"part_{i}" for i in range(count)]
     for i, path in enumerate(paths):
         if i not in without:
-            encode(recording.path, Pixels((32, 32)), path, shard=i, shards=count)
+            encode(recording.path, Pixels((32, 32)), path, EncodeConfig(shard=i, shards=count))
     return paths
 
 
@@ -269,7 +269,7 @@ def test_two_robots_of_one_recording(tmp_path: Path) -> None:
     arms = Store(out)
     assert (arms.header.embodiment, arms.header.fps, arms.header.actions_per_step) == ("sim_arms", 10, 3)
     assert arms.header.action_names == names[:3]
-    whole = encode(recording.path, Pixels((16, 16)), tmp_path / "whole", every=3)
+    whole = encode(recording.path, Pixels((16, 16)), tmp_path / "whole", EncodeConfig(every=3))
     assert np.array_equal(arms.latents, whole.latents)
     begins = arms.bounds[0]
     inner = np.setdiff1d(np.arange(arms.steps), begins)

@@ -12,7 +12,7 @@ import pytest
 from hwm.data.sources import RLDS, SourceOptions, open_source, recognise
 from hwm.data.sources.rlds import open_x
 from hwm.data.store import EpisodeError
-from hwm.encode.episodes import encode
+from hwm.encode.episodes import EncodeConfig, encode
 from hwm.errors import HwmError
 from hwm.tokenizers.pixels import Pixels
 from tests.data.sources.test_tfrecord import write_records
@@ -138,7 +138,7 @@ def test_a_damaged_record_is_one_bad_episode(copy: Path, tmp_path: Path) -> None
     file.write_bytes(data)
     with pytest.raises(EpisodeError, match=r"episode 'train_0000000'.*does not match its checksum"):
         encode(open_source(copy, options()), Pixels((24, 32)), tmp_path / "all")
-    store = encode(open_source(copy, options()), Pixels((24, 32)), tmp_path / "some", skip_bad=True)
+    store = encode(open_source(copy, options()), Pixels((24, 32)), tmp_path / "some", EncodeConfig(skip_bad=True))
     assert [e.id for e in store.episodes] == ["train_0000001", "train_0000002"]
     assert list(store.skipped) == ["train_0000000"]
 

@@ -11,7 +11,7 @@ import pytest
 
 from hwm.data.sources import SourceOptions, open_source, recognise
 from hwm.data.store import EpisodeError
-from hwm.encode.episodes import encode
+from hwm.encode.episodes import EncodeConfig, encode
 from hwm.errors import HwmError
 from hwm.tokenizers.pixels import Pixels
 from tests.conftest import make_frames
@@ -69,7 +69,7 @@ def test_splits_cameras_and_other_actions(tmp_path: Path) -> None:
 
 
 def test_it_goes_through_encode(tmp_path: Path) -> None:
-    store = encode(make_file(tmp_path / "a"), Pixels((32, 32)), tmp_path / "out", every=2)
+    store = encode(make_file(tmp_path / "a"), Pixels((32, 32)), tmp_path / "out", EncodeConfig(every=2))
     assert {e.id: e.steps for e in store.episodes} == {"demo_0": 3, "demo_2": 2, "demo_10": 3}
     assert (store.header.fps, store.header.actions_per_step) == (10, 2)
     assert store.latents is not None
