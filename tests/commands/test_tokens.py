@@ -246,7 +246,7 @@ def test_the_report_tells_quality_and_the_use_of_ids(
     assert told["codes"]["cells"] == ids.numel() == 3 * 4 * 6
     assert out.read_bytes()[:4] == b"\x89PNG"
     assert run("tokenizer", "report", source, "--tokenizer", "pixels-32x48") == 0
-    assert "PSNR 60.00 dB" in capsys.readouterr().out
+    assert "PSNR 100.00 dB" in capsys.readouterr().out
     assert run("tokenizer", "report", source, "--tokenizer", folder, "--out", tmp_path / "r.jpg") == 2
     film(tmp_path / "b.mp4", 9, fps=60)
     assert run("tokenizer", "report", tmp_path, "--tokenizer", folder, "--fps", 30, "--json") == 0
