@@ -18,7 +18,7 @@ import hwm
 from hwm.assets import resolve_store
 from hwm.data.clips import Clips
 from hwm.data.readers import open_store
-from hwm.evaluate.evaluate import evaluate
+from hwm.evaluate.evaluate import EvaluateConfig, evaluate
 from hwm.evaluate.obey import Obedience, obey
 from hwm.evaluate.show import pair
 from hwm.objectives.next_token import NextTokenSampler
@@ -57,7 +57,7 @@ def main() -> None:
         print(f"{command}: the picture shifts by {shift[0]:+.2f} +- {shift[1]:.2f} pixels a step{camera}")
     print("response", found.response("shift"))
     results = evaluate(
-        model, tokenizer, Clips(store, past + STEPS), clips_count=4, horizon=STEPS, swaps=(), sampler=SAMPLER
+        model, tokenizer, Clips(store, past + STEPS), EvaluateConfig(clips=4, horizon=STEPS, swaps=(), sampler=SAMPLER)
     )
     paths.append(
         save_gif(a.out / "ar_truth.gif", pair(results.examples[a.start], results, scale=1)[past - SHOWN :], fps)

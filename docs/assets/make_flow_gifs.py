@@ -16,7 +16,7 @@ import numpy as np
 import hwm
 from hwm.data.clips import Clips
 from hwm.data.readers import open_store
-from hwm.evaluate.evaluate import evaluate
+from hwm.evaluate.evaluate import EvaluateConfig, evaluate
 from hwm.evaluate.results import Example
 from hwm.evaluate.show import frames_per_second
 from hwm.pictures.files import save_gif
@@ -50,7 +50,7 @@ def main() -> None:
         for run in a.runs:
             model = hwm.load(run)
             clips = Clips(store, model.config.past + HORIZON)
-            found = evaluate(model, tokenizer, clips, clips_count=4, horizon=HORIZON, swaps=(), draws=draws)
+            found = evaluate(model, tokenizer, clips, EvaluateConfig(clips=4, horizon=HORIZON, swaps=(), draws=draws))
             examples[run.name.removeprefix("flow_")], fps = found.examples[a.example], frames_per_second(found)
         path = save_gif(a.out / file, panels(examples, fps), fps)
         if path.stat().st_size > MOST_BYTES:

@@ -52,7 +52,7 @@ class Baselines:
         starts = range(0, clips.store.steps, STEPS_AT_ONCE)
         for i in track(starts, len(starts), f"counting ids of {clips.store.path.name}", STEPS_AT_ONCE, "steps"):
             counts += np.bincount(np.asarray(latents[i : i + STEPS_AT_ONCE]).ravel(), minlength=latent.vocab)
-        chosen = np.unique(np.linspace(0, len(clips) - 1, min(PAIRS, len(clips))).round().astype(int))
+        chosen = clips.spread(PAIRS)
         same = []
         for index in chosen:
             ids = clips.batch([index]).latents[0]

@@ -83,8 +83,7 @@ class HeldOut:
 
     def __init__(self, store: Store, prompt: int, horizon: int, clips: int | None = None) -> None:
         self.windows, self.store, self.prompt = Clips(store, prompt + horizon), store, prompt
-        count = min(clips or TopFormat.samples, len(self.windows))
-        self.chosen = np.unique(np.linspace(0, len(self.windows) - 1, count).round().astype(int))
+        self.chosen = self.windows.spread(clips or TopFormat.samples)
         self.names = [str(i) for i in self.chosen]
         self.episodes = [episode_of(self.windows, int(i)).id for i in self.chosen]
 

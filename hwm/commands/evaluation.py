@@ -178,6 +178,7 @@ def run_evaluation(
     from hwm.data.clips import Clips
     from hwm.data.mixture import stride_of
     from hwm.data.readers import open_store
+    from hwm.evaluate.evaluate import EvaluateConfig
     from hwm.evaluate.evaluate import evaluate as run
     from hwm.evaluate.swaps import SWAPS
     from hwm.loading import load_tokenizer
@@ -191,13 +192,14 @@ def run_evaluation(
     clips = Clips(
         store, prompt + o.horizon, stride=stride_of(store, o.stride, o.rate), filter_overlaps=o.filter_overlaps
     )
-    return run(
-        model, tokenizer, clips, clips_count=o.clips, prompt=prompt, horizon=o.horizon, scenarios=o.scenario,
+    how = EvaluateConfig(
+        clips=o.clips, prompt=prompt, horizon=o.horizon, scenarios=o.scenario,
         swaps=tuple(SWAPS) if o.swaps and o.clips > 1 else (), batch_size=o.batch_size, seed=o.seed,
         sampler=changed(model.config.sampler, parse_changes(model.config.sampler, o.sampler)),
-        extra_metrics=extra_metrics, features=features, draws=o.draws, checkpoint=o.weights, command=command,
+        metrics=extra_metrics or {}, features=features or {}, draws=o.draws, checkpoint=o.weights, command=command,
         progress=progress, examples=examples,
     )  # fmt: skip
+    return run(model, tokenizer, clips, how)
 
 
 def device() -> str:

@@ -163,7 +163,7 @@ def tokens_alone(o: NextTokenOptions) -> tuple[dict[str, Any], dict[str, Means]]
     clips = Clips(store, o.prompt + o.horizon, stride=stride, filter_overlaps=o.filter_overlaps)
     model = o.model_for(store.header)
     sampler = changed(model.config.sampler, parse_changes(model.config.sampler, o.sampler))
-    indices = np.unique(np.linspace(0, len(clips) - 1, min(o.clips, len(clips))).round().astype(int))
+    indices = clips.spread(o.clips)
     scores = score_tokens(model, clips, indices, o.prompt, o.scenario, sampler, o.batch_size, o.seed)
     about = {
         "model": model.name, "parameters": sum(p.numel() for p in model.parameters()), "checkpoint": o.weights,

@@ -39,16 +39,16 @@ def show_progress(rollouts: tuple[Clips, Tokenizer] | None) -> Callable[[int, An
         draw_curves(run)
         if rollouts is None:
             return
-        from hwm.evaluate.evaluate import evaluate
+        from hwm.evaluate.evaluate import EvaluateConfig, evaluate
         from hwm.evaluate.show import contact_sheet
         from hwm.pictures.files import save_png
 
         clips, tokenizer = rollouts
         prompt = model.config.past
-        results = evaluate(
-            model, tokenizer, clips, clips_count=4, prompt=prompt, horizon=clips.length - prompt, swaps=("jump_free",),
-            progress=False,
-        )  # fmt: skip
+        how = EvaluateConfig(
+            clips=4, prompt=prompt, horizon=clips.length - prompt, swaps=("jump_free",), progress=False
+        )
+        results = evaluate(model, tokenizer, clips, how)
         (run / "samples").mkdir(exist_ok=True)
         save_png(run / "samples" / f"step_{step:08d}.png", contact_sheet(results))
 

@@ -108,6 +108,10 @@ class Clips:
     def __len__(self) -> int:
         return len(self.starts)
 
+    def spread(self, count: int) -> np.ndarray:
+        """Indices of at most `count` windows, spread evenly over all."""
+        return np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int))
+
     def spec(self) -> DataSpec:
         spec = self.store.data_spec()
         if self.steps < self.store.steps:

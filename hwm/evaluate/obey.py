@@ -22,7 +22,8 @@ from hwm.data.store import Store
 from hwm.devices import device_of
 from hwm.errors import HwmError, unknown
 from hwm.evaluate.camera import camera_video, decode, episode_of
-from hwm.evaluate.evaluate import action_bounds
+from hwm.evaluate.predict import judged
+from hwm.evaluate.swaps import action_bounds
 from hwm.evaluate.uncertainty import Estimate, estimate
 from hwm.models.base import WorldModel
 from hwm.pictures.video import to_uint8
@@ -118,7 +119,6 @@ class Obedience:
         }
 
 
-@torch.inference_mode()
 def obey(
     model: WorldModel,
     tokenizer: Tokenizer,
@@ -146,6 +146,40 @@ def obey(
         HwmError: an unknown action, or windows shorter than the context.
     """
     prompt = model.config.past if prompt is None else prompt
+    _check(clips, prompt, commands)
+    device = device_of(model, torch.device("cpu"))
+    indices = clips.spread(starts)
+    context = clips.batch(indices).window(0, prompt, prompt)
+    limit = usual_changes(clips.store)
+    for name, value in (ramp or {}).items():
+        limit[clips.store.header.action_names.index(name)] = value
+    targets, told = _targets(clips.store, context, commands)
+    motion, videos = {}, {}
+    with judged(model):
+        for command, target in targets.items():
+            actions = torch.cat([context.actions, ramp_to(context.actions, target, limit, steps)], 1)
+            batch = Batch(context.latents, actions, context.embodiment).to(device)
+            generator = torch.Generator(device).manual_seed(seed)
+            latents = model.rollout(batch, sampler=sampler, generator=generator).latents
+            video = decode(tokenizer, torch.cat([batch.latents, latents], 1)).cpu()
+            motion[command] = motion_by_step(video, tokenizer.latent.stride)[:, prompt - 1 :].numpy()
+            videos[command] = to_uint8(video)
+        expected = expectation(tokenizer, clips, told, reference) if reference else None
+    spec = clips.spec()
+    return Obedience(
+        asked={c: dict(w) for c, w in commands.items()},
+        told=told,
+        motion=motion,
+        expected=expected,
+        episodes=np.array([episode_of(clips, int(i)).id for i in indices]),
+        videos=videos,
+        context=spec.latent.frames(prompt),
+        steps_per_second=spec.fps,
+        frames_per_step=spec.latent.stride,
+    )
+
+
+def _check(clips: Clips, prompt: int, commands: Mapping[str, Mapping[str, float]]) -> None:
     if clips.length < prompt:
         raise HwmError(f"windows of {clips.length} steps are too short for {prompt} steps of context")
     if not commands:
@@ -155,43 +189,21 @@ def obey(
         for name in wanted:
             if name not in names:
                 raise unknown("action", name, names)
-    device = device_of(model, torch.device("cpu"))
-    indices = np.unique(np.linspace(0, len(clips) - 1, starts).round().astype(int))
-    context = clips.batch(indices).window(0, prompt, prompt)
-    bounds, limit = action_bounds(clips.store), usual_changes(clips.store)
-    for name, value in (ramp or {}).items():
-        limit[names.index(name)] = value
-    told, motion, videos = {}, {}, {}
-    was_training = model.training
-    model.eval()
-    try:
-        for command, wanted in commands.items():
-            target = context.actions[:, -1, -1].clone()
-            for name, value in wanted.items():
-                target[:, names.index(name)] = value
-            target = bounds.clip(target)
-            told[command] = {name: float(target[0, names.index(name)]) for name in wanted}
-            actions = torch.cat([context.actions, ramp_to(context.actions, target, limit, steps)], 1)
-            batch = Batch(context.latents, actions, context.embodiment).to(device)
-            generator = torch.Generator(device).manual_seed(seed)
-            latents = model.rollout(batch, sampler=sampler, generator=generator).latents
-            video = decode(tokenizer, torch.cat([batch.latents, latents], 1)).cpu()
-            motion[command] = motion_by_step(video, tokenizer.latent.stride)[:, prompt - 1 :].numpy()
-            videos[command] = to_uint8(video)
-    finally:
-        model.train(was_training)
-    spec = clips.spec()
-    return Obedience(
-        asked={c: dict(w) for c, w in commands.items()},
-        told=told,
-        motion=motion,
-        expected=expectation(tokenizer, clips, told, reference) if reference else None,
-        episodes=np.array([episode_of(clips, int(i)).id for i in indices]),
-        videos=videos,
-        context=spec.latent.frames(prompt),
-        steps_per_second=spec.fps,
-        frames_per_step=spec.latent.stride,
-    )
+
+
+def _targets(
+    store: Store, context: Batch, commands: Mapping[str, Mapping[str, float]]
+) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
+    """By command, the actions to approach from each start, (N, A), and those that it names, within the data's range."""
+    names, bounds = store.header.action_names, action_bounds(store)
+    targets, told = {}, {}
+    for command, wanted in commands.items():
+        target = context.actions[:, -1, -1].clone()
+        for name, value in wanted.items():
+            target[:, names.index(name)] = value
+        targets[command] = bounds.clip(target)
+        told[command] = {name: float(targets[command][0, names.index(name)]) for name in wanted}
+    return targets, told
 
 
 def ramp_to(actions_NTKA: Tensor, target_NA: Tensor, limit_A: Tensor, steps: int) -> Tensor:
@@ -232,7 +244,7 @@ def expectation(
     names = clips.store.header.action_names
     used = sorted({names.index(name) for wanted in told.values() for name in wanted})
     std = np.maximum(clips.store.statistics[1], 1e-6)
-    indices = np.unique(np.linspace(0, len(clips) - 1, windows).round().astype(int))
+    indices = clips.spread(windows)
     values, changes, moved = [], [], []
     for index in indices:
         batch = clips.batch([index])

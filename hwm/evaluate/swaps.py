@@ -13,9 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from hwm.data.arrays import pieces
+from hwm.data.store import Store
 from hwm.errors import HwmError
 from hwm.types import ActionSpec
 
@@ -104,3 +107,12 @@ def _with_future(actions_NTKA: Tensor, prompt: int, future: Tensor, bounds: Boun
         raise HwmError("a swap needs at least one step of context, prompt >= 1")
     future = bounds.clip(future) if bounds is not None else future
     return torch.cat([actions_NTKA[:, :prompt], future.to(actions_NTKA)], 1)
+
+
+def action_bounds(store: Store) -> Bounds:
+    """Lowest and highest value of each action dimension of a store, read in pieces."""
+    dims = store.actions.shape[-1]
+    low, high = np.full(dims, np.inf), np.full(dims, -np.inf)
+    for part in pieces(store.actions):
+        low, high = np.minimum(low, part.min(0)), np.maximum(high, part.max(0))
+    return Bounds(torch.from_numpy(low).float(), torch.from_numpy(high).float())

@@ -32,8 +32,8 @@ class Limits:
     def of_store(cls, store: object) -> Limits:
         """Range and usual changes of the actions of a store (`Store`)."""
         from hwm.data.store import Store
-        from hwm.evaluate.evaluate import action_bounds
         from hwm.evaluate.obey import usual_changes
+        from hwm.evaluate.swaps import action_bounds
 
         assert isinstance(store, Store)
         bounds = action_bounds(store)

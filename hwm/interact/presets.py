@@ -93,12 +93,12 @@ def measure(preset: Preset, world: World, clips: Clips, *, count: int, seconds: 
         seconds: how long to play.
         threads: of the model; 0 as the server chooses.
     """
-    from hwm.evaluate.evaluate import evaluate
+    from hwm.evaluate.evaluate import EvaluateConfig, evaluate
 
-    found = evaluate(
-        world.model, world.tokenizer, clips, clips_count=count, horizon=HORIZON, swaps=("jump_free",),
-        sampler=preset.build(world.model), examples=0,
-    )  # fmt: skip
+    how = EvaluateConfig(
+        clips=count, horizon=HORIZON, swaps=("jump_free",), sampler=preset.build(world.model), examples=0
+    )
+    found = evaluate(world.model, world.tokenizer, clips, how)
     psnr, delta = found.mean("psnr"), found.mean("delta_psnr")
     assert psnr is not None
     figures = {

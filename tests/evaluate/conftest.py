@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hwm.data.clips import Clips
-from hwm.evaluate.evaluate import evaluate
+from hwm.evaluate.evaluate import EvaluateConfig, evaluate
 from tests.evaluate import pan_world
 
 
@@ -23,4 +23,6 @@ def oracle_results(worlds):
     tokenizer, clips = worlds["blocks"]
     model = pan_world.build(pan_world.Oracle, clips)
     names = ("autoregressive", "temporally_teacher_forced")
-    return evaluate(model, tokenizer, clips, clips_count=30, horizon=5, scenarios=names, batch_size=4, examples=3)
+    return evaluate(
+        model, tokenizer, clips, EvaluateConfig(clips=30, horizon=5, scenarios=names, batch_size=4, examples=3)
+    )

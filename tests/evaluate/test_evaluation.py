@@ -12,7 +12,7 @@ from hwm.data.clips import Clips
 from hwm.errors import HwmError
 from hwm.evaluate import camera
 from hwm.evaluate.camera import camera_video, decode, frame_numbers
-from hwm.evaluate.evaluate import SWAPPED, evaluate
+from hwm.evaluate.evaluate import SWAPPED, EvaluateConfig, evaluate
 from hwm.evaluate.metrics import Metric
 from hwm.evaluate.results import shown_steps
 from hwm.evaluate.scenarios import SCENARIOS
@@ -25,7 +25,7 @@ from tests.evaluate.pan_world import CopyLast, Noisy, Oracle, build
 @pytest.mark.parametrize("world", ["pixels", "blocks"])
 def test_an_oracle_beats_the_copy_and_listens(worlds, world: str) -> None:
     tokenizer, clips = worlds[world]
-    r = evaluate(build(Oracle, clips), tokenizer, clips, clips_count=10, horizon=5, batch_size=4).json()
+    r = evaluate(build(Oracle, clips), tokenizer, clips, EvaluateConfig(clips=10, horizon=5, batch_size=4)).json()
     assert all(a > b + 3 for a, b in zip(r["psnr"], r["psnr_copy_reconstruction"], strict=True))
     assert np.allclose(r["psnr"], r["psnr_reconstruction"], atol=1.5), "only the tokenizer stands between"
     assert min(r["delta_psnr"]) > 1
@@ -39,7 +39,7 @@ def test_an_oracle_beats_the_copy_and_listens(worlds, world: str) -> None:
 def test_copying_gains_nothing(worlds, world: str) -> None:
     tokenizer, clips = worlds[world]
     model = build(CopyLast, clips)
-    r = evaluate(model, tokenizer, clips, clips_count=9, horizon=4, batch_size=4).json()
+    r = evaluate(model, tokenizer, clips, EvaluateConfig(clips=9, horizon=4, batch_size=4)).json()
     assert r["delta_psnr"] == r["delta_psnr_random"] == r["delta_psnr_other_clip"] == [0.0] * 4
     if tokenizer.latent.stride == 1:
         assert np.allclose(r["psnr"], r["psnr_copy_reconstruction"], atol=1e-4)
@@ -59,7 +59,7 @@ def test_camera_frames_are_those_of_the_steps(worlds) -> None:
         assert camera.shape == shown.shape == (3, tokenizer.latent.frames(6), 3, *pan_world.SIZE)
         error = [(camera[:, 2:-2] - shown[:, 2 + d : shown.shape[1] - 2 + d]).abs().mean() for d in (-2, -1, 0, 1, 2)]
         assert min(error) == error[2] < 0.05 < min(error[1], error[3]), "compression is all that differs"
-        r = evaluate(build(CopyLast, clips), tokenizer, clips, clips_count=6, horizon=4, examples=0)
+        r = evaluate(build(CopyLast, clips), tokenizer, clips, EvaluateConfig(clips=6, horizon=4, examples=0))
         assert min(r.mean("psnr_reconstruction")) > 26
 
 
@@ -106,7 +106,7 @@ def test_actions_that_follow_are_told_and_swapped_along(worlds, length: int) -> 
     tokenizer, clips = worlds["pixels"][0], Clips(worlds["pixels"][1].store, length)
     model = build(Noting, clips)
     model.asked = []
-    evaluate(model, tokenizer, clips, clips_count=4, prompt=2, horizon=3, swaps=("other_clip",), examples=0)
+    evaluate(model, tokenizer, clips, EvaluateConfig(clips=4, prompt=2, horizon=3, swaps=("other_clip",), examples=0))
     told, true, _, wrong = (model.asked[i] for i in (1, 2, 4, 5))
     assert torch.equal(told.following, true.actions[:, -1])
     rows = np.linspace(0, len(clips) - 1, 4).round().astype(int)
@@ -126,7 +126,7 @@ def clips_at(clips: Clips, rows: np.ndarray) -> np.ndarray:
 def test_windows_with_a_stride(worlds) -> None:
     tokenizer, clips = worlds["pixels"]
     wide = Clips(clips.store, 5, stride=3)
-    r = evaluate(build(Oracle, wide), tokenizer, wide, clips_count=6, horizon=3, swaps=())
+    r = evaluate(build(Oracle, wide), tokenizer, wide, EvaluateConfig(clips=6, horizon=3, swaps=()))
     assert min(r.mean("psnr")) > 26
     assert r.steps_per_second == pytest.approx(10 / 3)
     assert "delta_psnr" not in r.json()
@@ -160,7 +160,7 @@ def test_deterministic_whatever_the_batch_size(worlds) -> None:
     tokenizer, clips = worlds["pixels"]
     model = build(Oracle, clips)
     a, b, c = (
-        evaluate(model, tokenizer, clips, clips_count=9, horizon=3, batch_size=size, seed=seed)
+        evaluate(model, tokenizer, clips, EvaluateConfig(clips=9, horizon=3, batch_size=size, seed=seed))
         for size, seed in ((2, 0), (9, 0), (9, 1))
     )
     for name, values in a.figures["autoregressive"].items():
@@ -169,7 +169,7 @@ def test_deterministic_whatever_the_batch_size(worlds) -> None:
     assert [e.start for e in a.examples] == [e.start for e in b.examples]
     assert a.mean("psnr_random_actions") != c.mean("psnr_random_actions")
     noisy = build(Noisy, clips)
-    twice = [evaluate(noisy, tokenizer, clips, clips_count=4, horizon=3, seed=3).json() for _ in range(2)]
+    twice = [evaluate(noisy, tokenizer, clips, EvaluateConfig(clips=4, horizon=3, seed=3)).json() for _ in range(2)]
     for r in twice:
         for part in (r, *r["by_scenario"].values()):
             del part["seconds_per_step"], part["seconds_per_frame"]
@@ -204,13 +204,13 @@ def test_json_has_the_promised_keys(oracle_results, tmp_path) -> None:
 
 def test_few_clips_are_one_small_batch(worlds) -> None:
     tokenizer, clips = worlds["pixels"]
-    r = evaluate(build(CopyLast, clips), tokenizer, clips, clips_count=3, horizon=2, batch_size=16, swaps=())
+    r = evaluate(build(CopyLast, clips), tokenizer, clips, EvaluateConfig(clips=3, horizon=2, batch_size=16, swaps=()))
     assert r.batch_size == 3, "seconds are those of so many clips at once"
 
 
 def test_seconds_of_a_frame_and_of_a_step(worlds) -> None:
     tokenizer, clips = worlds["pairs"]
-    r = evaluate(build(CopyLast, clips), tokenizer, clips, clips_count=3, horizon=2, swaps=())
+    r = evaluate(build(CopyLast, clips), tokenizer, clips, EvaluateConfig(clips=3, horizon=2, swaps=()))
     assert r.seconds_per_frame() == r.seconds_per_step["autoregressive"] / 2, "two frames a step"
     assert 0 < r.seconds_per_frame() < 1
 
@@ -226,10 +226,7 @@ def test_metrics_are_taken_of_prediction_and_baselines(worlds) -> None:
         build(CopyLast, clips),
         tokenizer,
         clips,
-        clips_count=5,
-        horizon=3,
-        swaps=(),
-        extra_metrics={"apart": Metric(apart, lower_is_better=True)},
+        EvaluateConfig(clips=5, horizon=3, swaps=(), metrics={"apart": Metric(apart, lower_is_better=True)}),
     )
     figures = r.figures["autoregressive"]
     assert np.allclose(figures["apart"], figures["apart_copy_reconstruction"], atol=1e-6), "this model is the copy"
@@ -246,7 +243,7 @@ def test_metrics_are_taken_of_prediction_and_baselines(worlds) -> None:
 
 def test_moving_is_the_recordings_affair(worlds, oracle_results) -> None:
     tokenizer, clips = worlds["blocks"]
-    copied = evaluate(build(CopyLast, clips), tokenizer, clips, clips_count=30, horizon=5)
+    copied = evaluate(build(CopyLast, clips), tokenizer, clips, EvaluateConfig(clips=30, horizon=5))
     assert copied.moving.tolist() == oracle_results.moving.tolist()
     still = oracle_results.mean("psnr_copy", moving=True)
     assert still[-1] < 20
@@ -254,7 +251,7 @@ def test_moving_is_the_recordings_affair(worlds, oracle_results) -> None:
 
 def test_nothing_moves(worlds) -> None:
     tokenizer, clips = worlds["pixels"]
-    r = evaluate(build(CopyLast, clips), tokenizer, clips, clips_count=4, horizon=3)
+    r = evaluate(build(CopyLast, clips), tokenizer, clips, EvaluateConfig(clips=4, horizon=3))
     r.moving[:] = False
     out = r.json()
     assert out["share_moving"] == 0
@@ -265,7 +262,7 @@ def test_nothing_moves(worlds) -> None:
 def test_store_without_video(tmp_path) -> None:
     tokenizer = pan_world.Blocks()
     clips = Clips(pan_world.record(tmp_path / "silent", tokenizer, episodes=2, steps=10, video=False), 6)
-    r = evaluate(build(Oracle, clips), tokenizer, clips, clips_count=5, horizon=4)
+    r = evaluate(build(Oracle, clips), tokenizer, clips, EvaluateConfig(clips=5, horizon=4))
     assert r.reference == "reconstruction"
     assert r.json()["psnr_reconstruction"] == pytest.approx([100.0] * 4)
     assert r.mean("psnr_copy") == r.mean("psnr_copy_reconstruction")
@@ -300,13 +297,13 @@ def test_mistakes_are_named(worlds) -> None:
     ]
     for wrong, message in cases:
         with pytest.raises(HwmError, match=message):
-            evaluate(model, tokenizer, clips, **{"clips_count": 2, "horizon": 3, **wrong})
+            evaluate(model, tokenizer, clips, EvaluateConfig(**{"clips": 2, "horizon": 3, **wrong}))
     with pytest.raises(HwmError, match="makes"):
-        evaluate(model, worlds["pixels"][0], clips, clips_count=2, horizon=3)
+        evaluate(model, worlds["pixels"][0], clips, EvaluateConfig(clips=2, horizon=3))
     other = pan_world.Blocks()
     other.id = "blocks@other"
     with pytest.raises(HwmError, match=r"not with 'blocks@other'"):
-        evaluate(model, other, clips, clips_count=2, horizon=3)
+        evaluate(model, other, clips, EvaluateConfig(clips=2, horizon=3))
 
 
 class Echoing(pan_world.Blocks):
@@ -319,12 +316,12 @@ class Echoing(pan_world.Blocks):
 
 def test_the_context_is_decoded_where_it_matters(worlds) -> None:
     _, clips = worlds["blocks"]
-    r = evaluate(build(Oracle, clips), Echoing(), clips, clips_count=6, horizon=3)
+    r = evaluate(build(Oracle, clips), Echoing(), clips, EvaluateConfig(clips=6, horizon=3))
     assert np.allclose(r.mean("psnr"), r.mean("psnr_reconstruction"), atol=1e-3)
 
 
 def test_training_mode_is_restored(worlds) -> None:
     tokenizer, clips = worlds["blocks"]
     model = build(CopyLast, clips).train()
-    evaluate(model, tokenizer, clips, clips_count=2, horizon=2)
+    evaluate(model, tokenizer, clips, EvaluateConfig(clips=2, horizon=2))
     assert model.training

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hwm.errors import HwmError
-from hwm.evaluate.evaluate import evaluate
+from hwm.evaluate.evaluate import EvaluateConfig, evaluate
 from hwm.evaluate.leaderboard import COLUMNS, add_rows, rows
 from hwm.evaluate.metrics import Metric
 from tests.evaluate.pan_world import CopyLast, Oracle, build
@@ -36,7 +36,7 @@ def test_rows_hold_the_figures_of_each_scenario(oracle_results) -> None:
 @pytest.mark.parametrize("name", ["board.csv", "board.md"])
 def test_a_table_grows(name: str, worlds, oracle_results, tmp_path: Path) -> None:
     tokenizer, clips = worlds["pixels"]
-    other = evaluate(build(CopyLast, clips), tokenizer, clips, clips_count=3, horizon=2)
+    other = evaluate(build(CopyLast, clips), tokenizer, clips, EvaluateConfig(clips=3, horizon=2))
     path = add_rows(tmp_path / "sub" / name, oracle_results)
     path.write_text(path.read_text().rstrip("\n"))  # as an editor may leave it
     add_rows(path, other)
@@ -74,10 +74,7 @@ def test_lpips_is_of_the_decoded_truth(worlds) -> None:
         build(Oracle, clips),
         tokenizer,
         clips,
-        clips_count=4,
-        horizon=3,
-        swaps=(),
-        extra_metrics={"lpips": Metric(apart, lower_is_better=True)},
+        EvaluateConfig(clips=4, horizon=3, swaps=(), metrics={"lpips": Metric(apart, lower_is_better=True)}),
     )
     row = dict(zip(COLUMNS, rows(r)[0], strict=True))
     assert float(row["LPIPS"]) == pytest.approx(r.overall("lpips_reconstruction_reference").mean, abs=1e-4)

@@ -8,8 +8,8 @@ import torch
 
 from hwm.data.clips import Clips
 from hwm.errors import HwmError
-from hwm.evaluate.evaluate import action_bounds
 from hwm.evaluate.obey import horizontal_shift, motion_by_step, obey, ramp_to, usual_changes
+from hwm.evaluate.swaps import action_bounds
 from tests.evaluate import pan_world
 from tests.evaluate.pan_world import CopyLast, Oracle, build, pan, wallpaper
 

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from hwm.evaluate.evaluate import evaluate
+from hwm.evaluate.evaluate import EvaluateConfig, evaluate
 from hwm.evaluate.obey import obey
 from hwm.evaluate.report import write_report
 from hwm.evaluate.words import findings, verdict
@@ -94,7 +94,9 @@ def test_report(worlds, oracle_results, tmp_path) -> None:
 
 def test_a_bare_report(worlds, tmp_path) -> None:
     tokenizer, clips = worlds["pixels"]
-    results = evaluate(build(CopyLast, clips), tokenizer, clips, clips_count=3, horizon=2, swaps=(), examples=0)
+    results = evaluate(
+        build(CopyLast, clips), tokenizer, clips, EvaluateConfig(clips=3, horizon=2, swaps=(), examples=0)
+    )
     text, checker = read(write_report(tmp_path / "r.html", results))
     assert "Watch" not in checker.headings
     assert "Training" not in checker.headings
@@ -104,7 +106,7 @@ def test_a_bare_report(worlds, tmp_path) -> None:
 
 def test_failures_are_said(worlds) -> None:
     tokenizer, clips = worlds["blocks"]
-    results = evaluate(build(CopyLast, clips), tokenizer, clips, clips_count=12, horizon=4)
+    results = evaluate(build(CopyLast, clips), tokenizer, clips, EvaluateConfig(clips=12, horizon=4))
     said = " ".join(f.text for f in findings(results))
     assert "worse than" in said or "within chance of" in said
     assert "it does not show that the model listens" in said
@@ -137,7 +139,7 @@ def test_a_blurring_tokenizer_makes_no_model_of_a_copy(oracle_results) -> None:
 
 def test_successes_are_said(worlds) -> None:
     tokenizer, clips = worlds["pixels"]
-    results = evaluate(build(Oracle, clips), tokenizer, clips, clips_count=20, horizon=4)
+    results = evaluate(build(Oracle, clips), tokenizer, clips, EvaluateConfig(clips=20, horizon=4))
     assert verdict(results).tone == "good"
     said = {f.tone for f in findings(results)}
     assert "good" in said

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hwm.commands.evaluation import RolloutOptions
 from hwm.errors import HwmError
-from hwm.evaluate.evaluate import evaluate
+from hwm.evaluate.evaluate import EvaluateConfig, evaluate
 from hwm.evaluate.scenarios import SCENARIOS, autoregressive, fully_teacher_forced, temporally_teacher_forced
 from hwm.models.base import WorldModel
 from hwm.models.genie import Genie
@@ -155,7 +155,9 @@ def by_hand(ids: Tensor, table: Tensor, prompt: int) -> float:
 def test_fully_teacher_forced_cross_entropy_and_perplexity(worlds, sharp: float) -> None:
     tokenizer, clips = worlds["blocks"]
     model = NextToken(NextToken.Config(past=2, sharp=sharp), clips.spec())
-    r = evaluate(model, tokenizer, clips, clips_count=7, horizon=3, scenarios=("fully_teacher_forced",), batch_size=3)
+    r = evaluate(
+        model, tokenizer, clips, EvaluateConfig(clips=7, horizon=3, scenarios=("fully_teacher_forced",), batch_size=3)
+    )
     indices = np.unique(np.linspace(0, len(clips) - 1, 7).round().astype(int))
     want = by_hand(clips.batch(indices).latents[:, :5], model.table, 2)
     out = r.json()
@@ -193,7 +195,9 @@ def test_masked_models_refuse_full_teacher_forcing(worlds) -> None:
     tokenizer, clips = worlds["blocks"]
     model = replace(Genie.tiny(), past=2).build(clips.spec())
     with pytest.raises(HwmError, match=r"genie fills in .* temporally_teacher_forced"):
-        evaluate(model, tokenizer, clips, clips_count=2, horizon=2, scenarios=("fully_teacher_forced",), swaps=())
+        evaluate(
+            model, tokenizer, clips, EvaluateConfig(clips=2, horizon=2, scenarios=("fully_teacher_forced",), swaps=())
+        )
 
 
 def test_the_command_line_knows_all_scenarios() -> None:

@@ -12,7 +12,7 @@ from hwm.cli import main
 from hwm.data.clips import Clips
 from hwm.data.readers import open_store
 from hwm.errors import HwmError
-from hwm.evaluate.evaluate import evaluate
+from hwm.evaluate.evaluate import EvaluateConfig, evaluate
 from hwm.interact.presets import FILE, Preset, frames_per_second, load_presets, measure, save_presets
 from hwm.interact.session import World
 from tests.interact.conftest import a_start, build_world
@@ -61,7 +61,9 @@ def test_the_shipped_presets_have_figures_that_an_evaluation_gives() -> None:
         assert {"psnr", "psnr_8", "delta_psnr", "fps"} <= set(preset.figures)
     clips = Clips(open_store(resolve_store("mini_heldout")), world.model.config.past + 8)
     name = "smooth"
-    found = evaluate(world.model, world.tokenizer, clips, clips_count=8, sampler=presets[name].build(world.model))
+    found = evaluate(
+        world.model, world.tokenizer, clips, EvaluateConfig(clips=8, sampler=presets[name].build(world.model))
+    )
     new = measure(presets[name], world, clips, count=8, seconds=0.1, threads=1)
     assert new.figures is not None
     psnr = found.mean("psnr")
