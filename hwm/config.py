@@ -8,9 +8,10 @@ import json
 import os
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, Union
+from typing import Any, ClassVar, Self, TypeVar, Union
 
 from torch import Tensor, nn
 
@@ -26,6 +27,15 @@ class Config:
     """What a trainable class needs besides the sizes that data decides. Subclass it inside that class."""
 
     owner: ClassVar[type[Trainable]]
+    #: fields that matter to training alone, and what a validation loss has instead; subclasses add to it
+    in_validation: ClassVar[Mapping[str, Any]] = {}
+
+    def for_validation(self) -> Self:
+        """The same config with the `in_validation` of all its classes."""
+        changes: dict[str, Any] = {}
+        for cls in reversed(type(self).__mro__):
+            changes.update(vars(cls).get("in_validation", {}))
+        return dataclasses.replace(self, **changes)
 
     def build(self, spec: DataSpec) -> Any:
         """The module that this config describes, for data of this spec, on the current default device."""
@@ -67,6 +77,23 @@ class Trainable(nn.Module):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar training loss, and detached scalars worth logging."""
         raise NotImplementedError
+
+    def validation_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss by which runs are compared: without what a config adds for training alone (`Config.in_validation`).
+
+        What is drawn for it, masks, noise and times, are the same draws whatever that is. In evaluation mode.
+        """
+        with self.configured(self.config.for_validation()):
+            return self.loss(batch)
+
+    @contextmanager
+    def configured(self, config: Any) -> Iterator[None]:
+        """Go by another config for a while; it must be one of the same parameters."""
+        own, self.config = self.config, config
+        try:
+            yield
+        finally:
+            self.config = own
 
     def units(self) -> Iterable[nn.Module]:
         """The large repeated parts, in order: what activation checkpointing recomputes and sharding splits by."""

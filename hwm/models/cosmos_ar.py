@@ -10,10 +10,10 @@ a step, A action dimension, D width, V logits, g heads of keys and values, d hea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -173,6 +173,7 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
         own_past: float = 0.0
         dtype: Literal["float32", "bfloat16"] = "float32"
         sampler: NextTokenSampler = field(default_factory=NextTokenSampler)
+        in_validation: ClassVar[Mapping[str, Any]] = {"max_corrupt": 0.0, "own_past": 0.0}
 
         @property
         def torch_dtype(self) -> torch.dtype:

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +107,7 @@ class FlowModel(WorldModel):
         middle: float = 0.0
         spans: float = 0.25
         sampler: FlowSampler = field(default_factory=FlowSampler)
+        in_validation: ClassVar[Mapping[str, Any]] = {"drop": 0.0, "any_horizon": False, "middle": 0.0, "spans": 0.0}
 
     adamw_only = ("time", "span", "patch_past", "patch_future", "actions", "final")
 
@@ -250,7 +251,7 @@ class FlowModel(WorldModel):
         kept_B = (torch.rand(size, device=device) >= c.drop).float()
         context = self.observe(x_BTCHW[:, :past], batch.actions[:, : past + missing], batch.embodiment, kept_B)
         # on average the share asked for, whatever the size
-        spanned = int(c.spans * size + float(torch.rand(()))) if self.objective else 0
+        spanned = int(c.spans * size + float(torch.rand(()))) if self.objective and c.spans else 0
         noise = normal(tuple(data.shape), device)
         shown = lesson(
             self.objective, spanned, lambda p: partial(self.velocity, context.rows(p)), data, noise, c.middle

@@ -88,6 +88,14 @@ class ActionModel(CausalModel):
             following = following.masked_fill(nothing_B1[..., None], torch.nan)
         return replace(batch, actions=actions, following=following), hidden_BT
 
+    def validation_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """That of video, told all actions; how wrong guesses of masked actions are comes beside it, as a metric."""
+        loss, metrics = super().validation_loss(batch)  # type: ignore[misc]
+        if self.config.action_loss:
+            with self.configured(replace(self.config.for_validation(), action_loss=1.0)):  # type: ignore[attr-defined]
+                metrics["action_error"] = self.loss(batch)[1]["action_error"]  # type: ignore[attr-defined]
+        return loss, metrics
+
     def loss_of_actions(self, x_TBXD: Tensor, batch: Batch, hidden_BT: Tensor) -> Tensor:
         """Mean error of the actions that were hidden, those that lead to the first step apart.
 

@@ -10,10 +10,10 @@ dimension, D width. Latents are (B, T, C, rows, columns).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +92,7 @@ class HMAContinuous(ActionModel, WorldModel, name="hma_continuous"):
         head_width: int = 1024
         published_positions: bool = False
         sampler: MARSampler = field(default_factory=MARSampler)
+        in_validation: ClassVar[Mapping[str, Any]] = {"non_mlm": 0.0, "fully_masked": 0.0}
 
     adamw_only = ("embed", "out", "head", "trunk.stems", "action")
 

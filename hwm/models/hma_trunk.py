@@ -9,8 +9,9 @@ A action dimension, S cells (and, in a pass, action tokens), D width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,7 @@ class HMAFields(CausalFields):
     action_drop: float = 0.0
     action_loss: float = 0.0
     action_heads: bool = False
+    in_validation: ClassVar[Mapping[str, Any]] = {"action_drop": 0.0, "action_loss": 0.0}
 
 
 class Stem(nn.Module):

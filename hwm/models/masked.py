@@ -6,9 +6,9 @@ Shape suffixes: B batch, T latent step, P past step, H missing (target) step, S 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,9 @@ class MaskedModel(WorldModel):
         own_past: float = 0.0
         factorized: bool = False
         sampler: MaskGITSampler = field(default_factory=MaskGITSampler)
+        in_validation: ClassVar[Mapping[str, Any]] = {
+            "max_corrupt": 0.0, "non_mlm": 0.0, "fully_masked": 0.0, "label_smoothing": 0.0, "own_past": 0.0,
+        }  # fmt: skip
 
     blocks: nn.ModuleList
     parallel = False

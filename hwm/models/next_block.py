@@ -11,9 +11,9 @@ dimension, D width, V logits. Inside the blocks time comes first (TBSD).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,7 @@ class NextBlock(WorldModel, name="next_block"):
         label_smoothing: float = 0.0
         factorized: bool = False
         sampler: MaskGITSampler = field(default_factory=lambda: MaskGITSampler(steps=1))
+        in_validation: ClassVar[Mapping[str, Any]] = {"max_corrupt": 0.0, "label_smoothing": 0.0}
 
     adamw_only = ("embed", "head")
 

@@ -287,7 +287,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean loss and metrics over the same held-out clips, with the same masks, every time."""
+        """Mean validation loss and metrics over the same held-out clips, with the same draws, every time."""
         assert self.held_out is not None
         kept = {k: v.clone() for k, v in self.module.state_dict().items()} if self.average else None
         if self.average:
@@ -298,7 +298,7 @@ class Trainer:
         for i, batch in enumerate(self.held_out.fixed(self.config.batch_size, self.config.val_batches)):
             torch.manual_seed(i)
             with self._autocast():
-                loss, metrics = self.module(batch.to(self.world.device))
+                loss, metrics = self.module.validation_loss(batch.to(self.world.device))
             for k, v in {"loss": loss, **metrics}.items():
                 sums.setdefault(k, []).append(float(v))
         torch.set_rng_state(state)
