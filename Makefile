@@ -6,13 +6,14 @@ TORCH  ?= torch==2.13.0
 EXTRAS ?= dev,sim,eval,web,env,lora
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help setup demo play test soak lint format clean
+.PHONY: help setup demo play test soak mutants lint format clean
 
 help:
 	@echo "make demo    evaluate the shipped world model, train a toy one, write a report with videos (demo/report.html)"
 	@echo "make play    drive a humanoid through the model's world, in the browser"
 	@echo "make test    run the tests"
 	@echo "make soak    the long tests: fifty kills of a run of two processes, each way"
+	@echo "make mutants change the code in one place at a time, and see that a test notices"
 	@echo "make lint    style and types"
 	@echo "make setup   only install, into $(VENV)"
 
@@ -41,6 +42,9 @@ test: setup
 
 soak: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak -x
+
+mutants: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py
 
 lint: setup
 	$(BIN)/ruff check .
