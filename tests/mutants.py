@@ -1,8 +1,8 @@
 """Mutation testing of the parts whose faults no picture shows: `make mutants`.
 
-mutmut changes the code named in pyproject.toml in one place at a time and runs the tests that reach it; a mutant that no
-test notices has survived. There are thousands, so a run takes a sample: the mutants of each function whose numbers end
-in one of the digits given, every one of them under `0123456789`.
+mutmut changes the code named in pyproject.toml in one place at a time and runs the tests that reach it; a mutant that
+no test notices has survived. There are thousands, so a run takes a sample: the mutants of each function whose numbers
+end in one of the digits given, every one of them under `0123456789`.
 """
 
 from __future__ import annotations
