@@ -57,8 +57,10 @@ def run_demo(o: DemoOptions) -> Path:
     from hwm.evaluate.show import contact_sheet, save_examples
     from hwm.loading import load, load_tokenizer
     from hwm.pictures.files import save_png
+    from hwm.pictures.plot import need_matplotlib
     from hwm.recipes import find_recipe
 
+    need_matplotlib()
     began = time.monotonic()
     console = Console()
     if o.out.exists() and not o.out.is_dir():

@@ -121,7 +121,10 @@ def evaluate(args: list[str]) -> None:
         return evaluate_next_token(args[1:])
     o = tyro.cli(EvaluateOptions, args=args, prog="hwm evaluate")
     from hwm.evaluate import robots
+    from hwm.pictures.plot import need_matplotlib
 
+    if o.report or o.controllability:
+        need_matplotlib()
     extra = {}
     if o.lpips or o.lpips_weights:
         from hwm.evaluate.metrics import Metric

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hwm.data.clips import Clips
 from hwm.data.store import write_atomically
+from hwm.errors import HwmError
+from hwm.pictures.page import html_page, training_section
+from hwm.pictures.plot import need_matplotlib
 from hwm.train.loggers import read_log
 from hwm.types import Tokenizer
 
@@ -20,10 +25,21 @@ def curve(run: str | Path) -> list[tuple[int, float, float | None]]:
     return [(step, row["loss"], row.get("val_loss")) for step, row in sorted(rows.items()) if "loss" in row]
 
 
-def draw_curves(run: Path) -> None:
-    """Write `curves.html` from the run's log."""
-    from hwm.evaluate.report import html_page, training_section
+@cache
+def _can_draw() -> bool:
+    """Whether charts can be drawn; says once that they cannot, which is no reason to end a run."""
+    try:
+        need_matplotlib()
+    except HwmError as error:
+        print(f"no curves.html: {error}", file=sys.stderr)
+        return False
+    return True
 
+
+def draw_curves(run: Path) -> None:
+    """Write `curves.html` from the run's log, where charts can be drawn."""
+    if not _can_draw():
+        return
     page = html_page(f"{run.name}: training", [training_section(curve(run))])
     write_atomically(run / "curves.html", page.encode())
 

@@ -19,26 +19,20 @@ from hwm.errors import HwmError
 from hwm.files import write_atomically
 from hwm.pictures.canvas import DIM, enlargement, shrink
 from hwm.pictures.files import png, save_png
-from hwm.pictures.page import page_style
+from hwm.pictures.plot import need_matplotlib, small_charts
 from hwm.pictures.sheet import Block, Row, draw_sheet
+from hwm.pictures.style import page_style
 from hwm.pictures.video import to_uint8
 from hwm.types import Tokenizer
 
 STYLE = """
 .strip { display: block; width: 100%; height: auto; border-radius: 6px; }
-.curves {
-  display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 8px 14px; margin-top: 10px;
-}
-.curves figure { margin: 0; font-size: .8rem; color: var(--quiet); overflow-wrap: anywhere; }
-.curves svg { display: block; width: 100%; height: 38px; }
-.curves polyline { fill: none; stroke: var(--model); stroke-width: 1.2; vector-effect: non-scaling-stroke; }
 .card { margin: 14px 0; } .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 3px 12px 3px 0; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; }
 tr.constant { color: var(--quiet); }
 """
-CURVE_POINTS = 150
 
 
 @dataclass(frozen=True)
@@ -227,8 +221,9 @@ def view_html(
         episodes, columns: most episodes, spread evenly over the store, and moments of each.
 
     Raises:
-        HwmError: there is neither video nor a tokenizer.
+        HwmError: there is neither video nor a tokenizer, or Matplotlib is not installed.
     """
+    need_matplotlib()
     statistics = columns_of(store)
     chosen = [store.episodes[i] for i in spread(len(store.episodes), episodes)]
     rows = "".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in facts(store).items())
@@ -262,26 +257,13 @@ def _card(store: Store, episode: Episode, columns: list[Column], moments: int, t
     block, scale = strip(store, episode, moments, tokenizer, wide=96)
     picture = base64.b64encode(png(draw_sheet([replace(block, title="")], scale))).decode()
     actions = np.asarray(store.actions[episode.start : episode.stop], np.float64).reshape(-1, len(columns))
-    curves = "".join(
-        f"<figure>{curve(actions[:, i], c.low, c.high)}{escape(c.name)}</figure>"
-        for i, c in enumerate(columns)
-        if not c.constant
-    )
+    values = {c.name: actions[:, i] for i, c in enumerate(columns) if not c.constant}
     seconds = episode.steps / store.header.fps
+    times = np.arange(len(actions)) * seconds / len(actions)
+    curves = small_charts(values, {c.name: (c.low, c.high) for c in columns}, times) if values else ""
     name = escape(episode.id)
     return (
         f'<div class="card"><h3>{name}: {episode.steps:,} steps, {seconds:.1f} s</h3>'
         f'<img class="strip" alt="{name} from beginning to end" src="data:image/png;base64,{picture}">'
-        f'<div class="curves">{curves}</div></div>'
+        f"{curves}</div>"
     )
-
-
-def curve(values: np.ndarray, low: float, high: float) -> str:
-    """Values (N,) as a small SVG line; low and high are its lower and upper edge."""
-    values = values[spread(len(values), CURVE_POINTS)]
-    x = np.linspace(0, 100, len(values)) if len(values) > 1 else np.array([50.0])
-    y = 39 - (values - low) / max(high - low, 1e-12) * 38
-    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-    label = f"from {values.min():.3g} to {values.max():.3g}"
-    box = 'viewBox="0 0 100 40" preserveAspectRatio="none"'
-    return f'<svg {box} role="img" aria-label="{label}"><polyline points="{points}"/></svg>'

@@ -21,24 +21,24 @@ from hwm.pictures.panels import compose
 from hwm.pictures.plot import Series, line_chart
 
 CURVES = (
-    ("psnr", "model", "", "circle"),
-    ("psnr_copy", "copy", "6 3", "square"),
-    ("psnr_copy_reconstruction", "rebuilt", "2 3", "diamond"),
-    ("psnr_swapped_actions", "swap", "8 3 2 3", ""),
-    ("psnr_reconstruction", "ceiling", "1 4", ""),
+    ("psnr", "model", "-", "o"),
+    ("psnr_copy", "copy", "--", "s"),
+    ("psnr_copy_reconstruction", "rebuilt", ":", "D"),
+    ("psnr_swapped_actions", "swap", "-.", ""),
+    ("psnr_reconstruction", "ceiling", ":", ""),
 )
 """Figure, colour, dashes and marker of the lines of the PSNR charts."""
 
 DELTAS = (
-    ("delta_psnr", "model", "", "circle"),
-    ("delta_psnr_other_clip", "copy", "6 3", "square"),
-    ("delta_psnr_random", "swap", "2 3", "diamond"),
+    ("delta_psnr", "model", "-", "o"),
+    ("delta_psnr_other_clip", "copy", "--", "s"),
+    ("delta_psnr_random", "swap", ":", "D"),
 )
 PALETTE = (
-    ("model", "", "circle"),
-    ("copy", "6 3", "square"),
-    ("rebuilt", "2 3", "diamond"),
-    ("swap", "8 3 2 3", "circle"),
+    ("model", "-", "o"),
+    ("copy", "--", "s"),
+    ("rebuilt", ":", "D"),
+    ("swap", "-.", "o"),
 )
 
 
@@ -146,7 +146,7 @@ def _baselines(results: Results) -> str:
         highest = max(p[1] for s in series[:-1] for p in s.points())
         ceiling = min(p[1] for p in series[-1].points())
         above = ceiling > highest + 10  # so far up that it would flatten the rest
-        chart = line_chart(series[:-1] if above else series, "step of the horizon", "PSNR in dB", unit="dB")
+        chart = line_chart(series[:-1] if above else series, _steps(results), "PSNR in dB", unit="dB")
         note = f'<p class="quiet">The ceiling, at {ceiling:.1f} dB, lies above the picture.</p>' if above else ""
         cards.append(f'<div class="card"><h3>{name}</h3>{chart}{note}</div>')
     seconds = 1 / results.steps_per_second
@@ -179,7 +179,7 @@ def _delta_charts(results: Results) -> str:
         series = _series(results, DELTAS, moving, errors=True)
         if series:
             name = "Clips that move" if moving else "All clips"
-            chart = line_chart(series, "step of the horizon", "delta-PSNR in dB", zero=True, unit="dB")
+            chart = line_chart(series, _steps(results), "delta-PSNR in dB", zero=True, unit="dB")
             cards.append(f'<div class="card"><h3>{name}</h3>{chart}</div>')
     return f'<div class="pair">{"".join(cards)}</div>' if cards else '<p class="quiet">No swaps were evaluated.</p>'
 
@@ -220,7 +220,7 @@ def _commands(obedience: Obedience, scratch: Path) -> str:
             values = obedience.by_step(name, motion)
             colour, dash, marker = PALETTE[number % len(PALETTE)]
             series.append(Series(name, range(1, len(values) + 1), values, colour, dash, marker))
-        chart = line_chart(series, "step of the horizon", labels[motion], zero=True, unit="px")
+        chart = line_chart(series, _steps(obedience), labels[motion], zero=True, unit="px")
         cards.append(f'<div class="card"><h3>{motion.capitalize()} of the predicted pictures</h3>{chart}</div>')
     rows = []
     for name in obedience.motion:
@@ -344,6 +344,11 @@ def _sampling(results: Results) -> str:
     if isinstance(chosen, dict):
         chosen = ", ".join(f"{key} {value}" for key, value in chosen.items())
     return str(chosen) if chosen is not None else "the model's own setting"
+
+
+def _steps(of: Results | Obedience) -> str:
+    """What stands along the axis of steps."""
+    return f"step of the horizon ({1 / of.steps_per_second:.2g} s each)"
 
 
 def _subsets(results: Results) -> tuple[bool, ...]:

@@ -19,9 +19,9 @@ from hwm.files import write_atomically
 from hwm.pictures.plot import Series, svg_file
 
 TRUE_OR_RANDOM = (
-    ("psnr", "told the true actions", "model", "", "circle"),
-    ("psnr_random_actions", "told random actions", "swap", "6 3", "square"),
-    ("psnr_copy", "last camera frame repeated", "copy", "2 3", ""),
+    ("psnr", "told the true actions", "model", "-", "o"),
+    ("psnr_random_actions", "told random actions", "swap", "--", "s"),
+    ("psnr_copy", "last camera frame repeated", "copy", ":", ""),
 )
 """Figure, name, colour, dashes and marker of the lines of `controllability`."""
 
@@ -93,7 +93,7 @@ def controllability(path: str | Path, results: Sequence[Results]) -> Path:
     """Draw what random actions cost: PSNR by step under the true actions and under random ones, a chart a robot.
 
     Raises:
-        HwmError: random actions were not tried.
+        HwmError: random actions were not tried, or Matplotlib is not installed.
     """
     charts: list[tuple[str, list[Series]]] = []
     for r in results:
@@ -106,5 +106,5 @@ def controllability(path: str | Path, results: Sequence[Results]) -> Path:
         charts.append((f"{r.embodiment} ({r.store}), {r.steps_per_second:g} steps a second", drawn))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, svg_file(charts, "step of the horizon", "PSNR in dB").encode())
+    write_atomically(path, svg_file(charts, "step of the horizon", "PSNR in dB", unit="dB").encode())
     return path

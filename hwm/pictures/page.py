@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 from hwm.pictures.plot import Series, line_chart
-
-
-def page_style() -> str:
-    """The style sheet of all pages; charts take their colours from its variables."""
-    return Path(__file__).with_name("page.css").read_text()
+from hwm.pictures.style import page_style
 
 
 def html_page(title: str, sections: Sequence[str]) -> str:
@@ -42,8 +37,8 @@ def training_section(training: Sequence[tuple[int, float, float | None]]) -> str
             steps,
             [t[2] for t in training],
             "val",
-            "6 3",
-            "circle" if sum(t[2] is not None for t in training) < 40 else "",
+            "--",
+            "o" if sum(t[2] is not None for t in training) < 40 else "",
         ),
     ]
     chart = line_chart(series, "update", "loss")

@@ -1,22 +1,37 @@
-"""Curves as inline SVG: axes, grid, legend, and nothing that needs a script or a second file.
+"""Charts as SVG, drawn by Matplotlib: inline for pages, or as a file by themselves.
 
 Colours are CSS variables of the page (`--model`, `--copy`, ...), so that a chart follows the page into the dark; lines
-differ in dashes and markers too, for those who do not tell colours apart.
+differ in dashes and markers too, for those who do not tell colours apart. Points say their values when pointed at.
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Callable, Sequence
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
-from itertools import pairwise
-from pathlib import Path
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-WIDTH, HEIGHT = 460, 290
-LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 44
+import numpy as np
 
-Scale = Callable[[float], float]
+from hwm.errors import HwmError
+from hwm.pictures.style import stand_in, variables, with_variables
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH, HEIGHT = 4.6, 2.9
+"""Inches of one chart, without its legend."""
+
+SVG, LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+SMALL_COLUMNS, SMALL_POINTS = 4, 150
+"""Charts in a row of `small_charts`, and most points of each."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +42,8 @@ class Series:
         name: for the legend.
         x, y: its points; points whose y is None or nan are left out.
         colour: name of a CSS variable of the page, without dashes.
-        dash: SVG dash pattern; empty for a solid line.
-        marker: `circle`, `square`, `diamond` or empty.
+        dash: Matplotlib's line style, such as "--".
+        marker: Matplotlib's marker, such as "o"; empty for none.
         error: half the height of a band around the line, at each point.
     """
 
@@ -36,7 +51,7 @@ class Series:
     x: Sequence[float]
     y: Sequence[float | None]
     colour: str
-    dash: str = ""
+    dash: str = "-"
     marker: str = ""
     error: Sequence[float] | None = None
 
@@ -50,151 +65,199 @@ class Series:
         ]
 
 
+Chart = tuple[str, Sequence[Series]]
+"""Title and lines."""
+
+
+def need_matplotlib() -> None:
+    """Raise `HwmError` where charts cannot be drawn; for commands to ask before long work."""
+    if not find_spec("matplotlib"):
+        raise HwmError("charts need Matplotlib: pip install 'humanoid-world-models[eval]'")
+
+
 def line_chart(series: Sequence[Series], x_label: str, y_label: str, *, zero: bool = False, unit: str = "") -> str:
     """A chart with its legend, as HTML.
 
     Args:
         zero: include 0 in the y axis, and draw it as a line.
         unit: of y, for the tips that points show.
+
+    Raises:
+        HwmError: Matplotlib is not installed.
     """
     shown = [s for s in series if s.points()]
     if not shown:
         return '<p class="quiet">nothing to draw</p>'
-    keys = "".join(f"<li>{_key(s)}{escape(s.name)}</li>" for s in shown)
-    drawn = drawing(shown, x_label, y_label, zero=zero, unit=unit)
-    return f'<div class="chart">{drawn}<ul class="legend">{keys}</ul></div>'
+    with _settings():
+        root = _tree(_figure([("", shown)], x_label, y_label, zero), _tips([("", shown)], unit))
+    root.set("role", "img")
+    root.set("aria-label", _describe(shown, x_label, y_label))
+    return f'<div class="chart">{_inline(root)}</div>'
 
 
-def svg_file(charts: Sequence[tuple[str, Sequence[Series]]], x_label: str, y_label: str, *, zero: bool = False) -> str:
-    """Charts side by side under their titles, with one legend, as a picture by itself (an SVG file)."""
-    legend = list({s.name: s for _, series in charts for s in series if s.points()}.values())
-    width, top = WIDTH * len(charts), 30
-    height = top + HEIGHT + 24 * len(legend)
-    style = Path(__file__).with_name("page.css").read_text()
-    variables = style[style.index(":root") : style.index("* {")]
-    lines = [line for line in style.splitlines() if line.startswith(".chart ")]
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}"><style>{variables}{" ".join(lines[1:])}</style>'
-        f'<rect width="{width}" height="{height}" style="fill:var(--card)"/>'
-    ]
-    for i, (title, series) in enumerate(charts):
-        shown = [s for s in series if s.points()]
-        inner = drawing(shown, x_label, y_label, zero=zero).replace(
-            "<svg ", f'<svg width="{WIDTH}" height="{HEIGHT}" ', 1
-        )
-        parts.append(f'<text class="label" x="{i * WIDTH + LEFT}" y="20">{escape(title)}</text>')
-        parts.append(f'<g transform="translate({i * WIDTH} {top})">{inner}</g>')
-    for i, s in enumerate(legend):
-        parts.append(f'<g transform="translate({LEFT} {top + HEIGHT + 24 * i})">{_key(s)}')
-        parts.append(f'<text class="label" x="38" y="11">{escape(s.name)}</text></g>')
-    return "".join([*parts, "</svg>\n"])
+def svg_file(charts: Sequence[Chart], x_label: str, y_label: str, *, zero: bool = False, unit: str = "") -> str:
+    """Charts side by side under their titles, with one legend, as a picture by itself (an SVG file).
+
+    Raises:
+        HwmError: Matplotlib is not installed.
+    """
+    drawn = [(title, [s for s in series if s.points()]) for title, series in charts]
+    with _settings():
+        figure = _figure(drawn, x_label, y_label, zero)
+        figure.set_facecolor(stand_in("card"))
+        root = _tree(figure, _tips(drawn, unit))
+    style = ET.Element(f"{{{SVG}}}style")
+    style.text = variables()
+    root.insert(0, style)
+    return _text(root) + "\n"
 
 
-def drawing(shown: Sequence[Series], x_label: str, y_label: str, *, zero: bool = False, unit: str = "") -> str:
-    """A chart of series that have points, without its legend, as an SVG element; see `line_chart`."""
-    xs = [x for s in shown for x, _, _ in s.points()]
-    ys = [v for s in shown for _, y, e in s.points() for v in (y - e, y + e)] + ([0.0] if zero else [])
-    x_ticks, y_ticks = ticks(min(xs), max(xs), 12, whole=True), ticks(min(ys), max(ys), 6)
-    x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-9)
-    y_low, y_high = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
+def small_charts(
+    values: Mapping[str, np.ndarray], limits: Mapping[str, tuple[float, float]], seconds: np.ndarray
+) -> str:
+    """Many curves over the same time, each in a small chart of its own under its name, as HTML.
 
-    def px(x: float) -> float:
-        inner = WIDTH - LEFT - RIGHT - 16
-        return LEFT + 8 + (x - x_low) / (x_high - x_low) * inner if len(set(xs)) > 1 else LEFT + 8 + inner / 2
+    Args:
+        values: name -> (N,).
+        limits: name -> lower and upper edge of its chart.
+        seconds: (N,) of the points.
 
-    def py(y: float) -> float:
-        return TOP + (y_high - y) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+    Raises:
+        HwmError: Matplotlib is not installed.
+    """
+    rows = -(-len(values) // SMALL_COLUMNS)
+    at = np.unique(np.linspace(0, len(seconds) - 1, min(len(seconds), SMALL_POINTS)).round().astype(int))
+    high = 0.62 * rows + 0.4
+    with _settings():
+        from matplotlib.figure import Figure
 
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(_describe(shown, x_label, y_label))}">'
-    ]
-    decimals = _decimals(y_ticks)
-    for y in y_ticks:
-        kind = "axis" if zero and y == 0 else "grid"
-        parts.append(f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(y):.1f}" y2="{py(y):.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{py(y) + 4:.1f}" text-anchor="end">{y:.{decimals}f}</text>')
-    for x in x_ticks:
-        if x_low <= x <= x_high:
-            parts.append(
-                f'<text class="tick" x="{px(x):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{short(x)}</text>'
-            )
-    bottom = HEIGHT - BOTTOM
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-    centre, middle = (LEFT + WIDTH - RIGHT) / 2, (TOP + bottom) / 2
-    parts.append(f'<text class="label" x="{centre}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
-    parts.append(
-        f'<text class="label" x="12" y="{middle}" text-anchor="middle" transform="rotate(-90 12 {middle})">'
-        f"{escape(y_label)}</text>"
+        figure = Figure((2 * SMALL_COLUMNS, high), facecolor="none")
+        grid = dict(left=0.05, right=0.99, bottom=0.38 / high, top=1 - 0.16 / high, wspace=0.32, hspace=0.85)
+        all_axes = figure.subplots(rows, SMALL_COLUMNS, squeeze=False, sharex=True, gridspec_kw=grid).flat
+        for axes, (name, y) in zip(all_axes, values.items(), strict=False):
+            low, top = limits[name]
+            _plain(axes)
+            axes.set_title(name, fontsize=7, color=stand_in("ink"), loc="left", pad=3, parse_math=False)
+            axes.set_yticks([low, top], [f"{low:.3g}", f"{top:.3g}"], fontsize=6)
+            axes.set_ylim(low, top)
+            axes.plot(seconds[at], y[at], color=stand_in("model"), linewidth=0.9, clip_on=False)
+        for i, axes in enumerate(figure.axes):
+            axes.set_visible(i < len(values))
+            if i + SMALL_COLUMNS >= len(values):  # nothing below it
+                axes.tick_params(labelbottom=True, labelsize=6)
+                axes.set_xlabel("time in s", fontsize=6.5, color=stand_in("quiet"), labelpad=1)
+        root = _tree(figure, {})
+    root.set("role", "img")
+    root.set("aria-label", "; ".join(f"{k} from {v.min():.3g} to {v.max():.3g}" for k, v in values.items()))
+    return f'<div class="scroll small-charts">{_inline(root)}</div>'
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    """Matplotlib's own settings and not the user's, with text that stays text."""
+    need_matplotlib()
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rc("svg", fonttype="none", hashsalt="hwm")
+        matplotlib.rc("font", size=8.5, **{"sans-serif": ["DejaVu Sans"]})
+        yield
+
+
+def _plain(axes: Axes) -> None:
+    """Axes of a bottom line and a grid of heights, in the colours of the page."""
+    axes.set_facecolor("none")
+    axes.spines[["top", "left", "right"]].set_visible(False)
+    axes.spines["bottom"].set_color(stand_in("quiet"))
+    axes.grid(axis="y", color=stand_in("line"), linewidth=0.8, clip_on=False)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelcolor=stand_in("quiet"))
+
+
+def _figure(charts: Sequence[Chart], x_label: str, y_label: str, zero: bool) -> Figure:
+    """Charts side by side with one legend below."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    names = list({s.name: None for _, series in charts for s in series})
+    size = WIDTH * len(charts), HEIGHT + 0.18 * len(names)
+    figure = Figure(size, facecolor="none", layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.07))
+    handles = {}
+    for number, (title, series) in enumerate(charts):
+        axes = figure.add_subplot(1, len(charts), number + 1)
+        _plain(axes)
+        axes.set_title(title, color=stand_in("ink"), loc="left", fontsize=9, parse_math=False)
+        axes.set_xlabel(x_label, color=stand_in("ink"), fontsize=9, parse_math=False)
+        axes.set_ylabel(y_label, color=stand_in("ink"), fontsize=9, parse_math=False)
+        if zero:
+            axes.axhline(0, color=stand_in("quiet"), linewidth=1, clip_on=False)
+        for i, s in enumerate(series):
+            handles[s.name] = _draw(axes, s, f"line-{number}-{i}")
+        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        axes.ticklabel_format(axis="y", useOffset=False)
+    legend = figure.legend(
+        handles.values(), handles, loc="outside lower left", frameon=False, labelcolor=stand_in("ink"), handlelength=3.2
     )
-    for s in shown:
-        parts += _draw(s, px, py, decimals + 1, unit)
-    return "".join([*parts, "</svg>"])
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return figure
 
 
-def _draw(s: Series, px: Scale, py: Scale, decimals: int, unit: str) -> list[str]:
-    """One line, its band and its markers."""
-    points, out = s.points(), []
-    stroke = f'style="stroke:var(--{s.colour});fill:none"'
+def _draw(axes: Axes, s: Series, key: str) -> Artist:
+    """One line, its band and its markers; gives what the legend shows."""
+    x, y, error = (np.array(column) for column in zip(*s.points(), strict=True))
+    colour = stand_in(s.colour)
     if s.error is not None:
-        upper = [f"{px(x):.1f},{py(y + e):.1f}" for x, y, e in points]
-        lower = [f"{px(x):.1f},{py(y - e):.1f}" for x, y, e in reversed(points)]
-        out.append(f'<polygon style="fill:var(--{s.colour});opacity:.16" points="{" ".join(upper + lower)}"/>')
-    dash = f' stroke-dasharray="{s.dash}"' if s.dash else ""
-    line = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y, _ in points)
-    out.append(f'<polyline class="line"{dash} {stroke} points="{line}"/>')
-    if s.marker:
-        for x, y, _ in points:
-            tip = f"<title>{escape(s.name)}: {y:.{decimals}f} {escape(unit)} at {short(x)}</title>"
-            out.append(_marker(s.marker, px(x), py(y), s.colour, tip))
-    return out
+        axes.fill_between(x, y - error, y + error, color=colour, alpha=0.16, linewidth=0, clip_on=False)
+    style = dict(linestyle=s.dash, marker=s.marker or None, markersize=4, linewidth=1.5, clip_on=False)
+    (line,) = axes.plot(x, y, color=colour, gid=key, **style)  # type: ignore[arg-type]
+    return line
 
 
-def _marker(kind: str, x: float, y: float, colour: str, tip: str = "") -> str:
-    style = f'style="fill:var(--{colour})"'
-    if kind == "circle":
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.6" {style}>{tip}</circle>'
-    turn = f' transform="rotate(45 {x:.1f} {y:.1f})"' if kind == "diamond" else ""
-    return f'<rect x="{x - 3:.1f}" y="{y - 3:.1f}" width="6" height="6"{turn} {style}>{tip}</rect>'
+def _tips(charts: Sequence[Chart], unit: str) -> dict[str, list[str]]:
+    """What the points of a line say, by the line's key."""
+    return {
+        f"line-{number}-{i}": [f"{s.name}: {y:.4g} {unit}".rstrip() + f" at {x:g}" for x, y, _ in s.points()]
+        for number, (_, series) in enumerate(charts)
+        for i, s in enumerate(series)
+        if s.marker
+    }
 
 
-def _key(s: Series) -> str:
-    """The sample of a line that the legend shows."""
-    dash = f' stroke-dasharray="{s.dash}"' if s.dash else ""
-    mark = _marker(s.marker, 14, 6, s.colour) if s.marker else ""
-    line = f'<line class="line" x1="0" x2="28" y1="6" y2="6"{dash} style="stroke:var(--{s.colour})"/>'
-    return f'<svg class="key" viewBox="0 0 28 12" width="28" height="12" aria-hidden="true">{line}{mark}</svg>'
+def _tree(figure: Figure, tips: Mapping[str, Sequence[str]]) -> ET.Element:
+    """A figure as SVG elements without what nobody asks for, its points with their tips."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    root = ET.fromstring(file.getvalue())
+    for metadata in root.findall(f"{{{SVG}}}metadata"):
+        root.remove(metadata)
+    for element in root.iter():
+        if (link := element.attrib.pop(f"{{{LINK}}}href", None)) is not None:
+            element.set("href", link)
+        points = element.findall(f".//{{{SVG}}}use") if element.get("id", "") in tips else []
+        for point, tip in zip(points, tips.get(element.get("id", ""), ()), strict=False):
+            ET.SubElement(point, f"{{{SVG}}}title").text = tip
+    named = set(re.findall(r"#([\w-]+)", " ".join(v for e in root.iter() for v in e.attrib.values())))
+    for element in root.iter():
+        if element.get("id") not in named | tips.keys():
+            element.attrib.pop("id", None)
+    return root
 
 
-def ticks(low: float, high: float, most: int, whole: bool = False) -> list[float]:
-    """At most about `most` round numbers that span low..high (as whole numbers, those within it)."""
-    span = max(high - low, 1e-9 if not whole else 1.0)
-    if span < 1e-6:
-        low, high, span = low - 0.5, high + 0.5, 1.0
-    raw = span / max(1, most - 1)
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * (1 - 1e-9))
-    if whole:
-        step = max(1.0, float(round(step)))
-        first = math.ceil(low / step) * step
-        count = int((high - first) / step + 1e-9) + 1
-        values = [first + i * step for i in range(max(0, count))]
-        return values if values and values[0] <= low + step / 2 else [low, *values]
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, last + 1)]
+def _text(root: ET.Element) -> str:
+    ET.register_namespace("", SVG)
+    return with_variables(ET.tostring(root, encoding="unicode")).replace("'DejaVu Sans'", "system-ui")
 
 
-def _decimals(values: Sequence[float]) -> int:
-    step = min((b - a for a, b in pairwise(values)), default=1.0)
-    return next(d for d in range(9) if d == 8 or abs(round(step, d) - step) < 1e-9 * max(1.0, step))
-
-
-def short(value: float) -> str:
-    """A number in a few characters: 12, 0.5, 20k, 1.5M."""
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= 10 * size or (abs(value) >= size and value % size == 0) or abs(value) >= 1e6:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.4g}"
+def _inline(root: ET.Element) -> str:
+    """As part of a page, in which ids of several charts would meet and a size of its own would not give way."""
+    for name in ("width", "height"):
+        root.attrib.pop(name, None)
+    return re.sub(r' (?:xmlns(?::\w+)?="[^"]*"|id="line-[\d-]+")', "", _text(root))
 
 
 def _describe(series: Sequence[Series], x_label: str, y_label: str) -> str:

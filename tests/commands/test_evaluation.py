@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,7 +74,7 @@ def test_further_stores_are_measured_alike(made, tmp_path: Path, capsys: pytest.
     r = json.loads(files[0].read_text())
     assert r["by_robot"][0] == r["by_robot"][1]
     assert [s["store"] for s in r["stores"]] == ["store", "store"]
-    assert files[4].read_text().count("<polyline") >= 6
+    assert files[4].read_text().count('id="line-') == 4, "under true and under random actions, of two robots"
 
 
 def test_the_model_is_named_in_either_way(made, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,3 +110,12 @@ def test_generate_writes_pictures(made, tmp_path: Path, capsys: pytest.CaptureFi
     wanted = ["clip_0.gif", "clip_0.mp4", "clip_1.gif", "clip_1.mp4", "comic.png", "contact_sheet.png", "figures.json"]
     assert sorted(p.name for p in out.iterdir()) == wanted
     assert sorted(Path(line).name for line in printed.splitlines()) == wanted
+
+
+def test_charts_that_cannot_be_drawn_are_refused_before_the_work(
+    made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for option in ("--report", "--controllability"):
+        assert cli.main(["evaluate", str(tmp_path / "no-model"), option, str(tmp_path / "x")]) == 2
+        assert "humanoid-world-models[eval]" in capsys.readouterr().err
