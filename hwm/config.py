@@ -55,6 +55,8 @@ class Trainable(nn.Module):
     adamw_only: ClassVar[tuple[str, ...]] = ()
     #: prefixes of the submodules that begin at random where the weights to begin from have none of them
     fresh: ClassVar[tuple[str, ...]] = ()
+    #: prefixes of the layers among `adamw_only` that read features of the model's width: hidden ones to muP
+    mup_hidden: tuple[str, ...] = ()
     #: how much wider than the model that the learning rate was found for (muP): AdamW divides that of hidden matrices
     mup_width: float = 1.0
 

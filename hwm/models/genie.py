@@ -43,6 +43,7 @@ class Genie(CausalMaskedModel, name="genie"):
 
     adamw_only = ("embed", "head", "actions")  # type: ignore[assignment]
     fresh = ("actions",)
+    mup_hidden = ("actions.mix",)
 
     @classmethod
     def tiny(cls) -> Config:

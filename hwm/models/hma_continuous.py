@@ -125,6 +125,8 @@ class HMAContinuous(ActionModel, WorldModel, name="hma_continuous"):
         self.make_action_parts(
             lambda numbers: nn.ModuleDict({"net": Denoiser(numbers, c.dim, c.head_width, c.head_depth)})
         )
+        conditions = tuple(f"action_heads.{key}.net.cond_embed" for key in getattr(self, "action_heads", ()))
+        self.mup_hidden = (*self.trunk.wide(), "out", "head.cond_embed", *conditions)
         init_weights(self)
         self.trunk.blocks.scale_for_mup(self.mup_width)
 

@@ -56,7 +56,7 @@ class HMADiscrete(ActionModel, CausalMaskedModel, name="hma_discrete"):
         if c.own_past:
             raise HwmError("own_past needs the parallel layout of Masked-HWM, which HMA does not have; leave it at 0")
         self.trunk = Trunk(c, spec, spec.latent.cells)
-        self.fresh = self.trunk.of_robots()  # type: ignore[misc]
+        self.fresh, self.mup_hidden = self.trunk.of_robots(), self.trunk.wide()  # type: ignore[misc]
         self.make_action_parts(lambda numbers: nn.Linear(c.dim, numbers))
         init_weights(self)
         self.trunk.blocks.scale_for_mup(self.mup_width)

@@ -187,6 +187,10 @@ class Trunk(nn.Module):
         """Prefixes of what each robot has of its own: a further robot's begin at random (`Trainable.fresh`)."""
         return "trunk.stems.", *(f"trunk.blocks.{i}.told." for i in range(len(self.blocks))), "action_"
 
+    def wide(self) -> tuple[str, ...]:
+        """Layers of the stems that read features of the model's width (`Trainable.mup_hidden`)."""
+        return tuple(f"trunk.stems.{key}.mix.3" for key in self.stems)
+
     def read(self, actions_BTKA: Tensor, embodiment: str, steps: int, unknown_TD: Tensor | None = None) -> Tensor:
         """What the steps of a window are told of its actions, (steps, B, D).
 

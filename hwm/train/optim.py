@@ -24,48 +24,80 @@ def optimizers(
     """AdamW for everything, or Muon for the hidden matrices or Adafactor for all matrices and AdamW for the rest.
 
     Muon (Jordan et al., 2024) suits the matrices between hidden features; embeddings, heads, biases and norms
-    (`module.adamw_only`, and whatever is not a Linear weight) stay with AdamW. Weight decay applies to matrices only.
+    (`module.adamw_only`, and whatever is not a Linear weight) stay with AdamW. Weight decay applies to matrices only,
+    and to no biases, norms, embedding tables or learned positions.
 
     Adafactor (arXiv 1804.04235) keeps a row and a column of second moments for each matrix, and no first moments: next
     to nothing. Its learning rate is relative to the size of the weights, so it gets that of AdamW over `TYPICAL`.
 
     Where `module.mup_width` is not 1 (muP, arXiv 2203.03466), AdamW divides the learning rate of the hidden matrices by
-    it (`lr_share` of their group) and multiplies their weight decay, which leaves the product alone.
+    it (`lr_share` of their group) and multiplies their weight decay, which leaves the product alone. So it does with
+    those of `module.adamw_only` that read features of the model's width, too (`module.mup_hidden`).
 
     Low-rank updates (`hwm.train.lora`) are always AdamW's: B begins at zero, and Adafactor's steps are relative to the
     size of the weights. muP's division is for A, which reads features, and not for B, which reads `rank` numbers.
     """
-    hidden: list[Tensor] = []
-    if kind == "adafactor":
-        hidden = [p for n, p in module.named_parameters() if p.requires_grad and p.ndim >= 2 and ".lora_" not in n]
-    elif kind == "muon" or module.mup_width != 1:
-        linear = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
-        hidden = [m.weight for n, m in linear if not n.startswith(module.adamw_only) and ".lora_" not in n]
-    slower: list[Tensor] = hidden if kind == "adamw" else []
-    if module.mup_width != 1:
-        slower = [*slower, *(p for n, p in module.named_parameters() if ".lora_A." in n)]
-    taken = {id(p) for p in [*hidden, *slower]}
+    others = _not_adamw(module, kind)
+    taken, slow = {id(p) for p in others}, _slowed(module)
     rest = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    decay = weight_decay * module.mup_width
-    groups.append({"params": slower, "weight_decay": decay, "lr_share": 1 / module.mup_width})
-    used = [g for g in groups if g["params"]]
+    decayed, width = _decayed(module), module.mup_width
+    groups = _groups([p for p in rest if id(p) not in slow], decayed, weight_decay)
+    groups += _groups([p for p in rest if id(p) in slow], decayed, weight_decay * width, lr_share=1 / width)
     made: list[torch.optim.Optimizer] = []
-    if used:
+    if groups:
         fused = not next(module.parameters()).is_meta  # on a CPU too: a seventh of the time, and no copies
-        made.append(torch.optim.AdamW(used, lr=lr, betas=betas, eps=1e-8, fused=fused))
-    if kind == "muon" and hidden:
+        made.append(torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=fused))
+    if kind == "muon" and others:
         # this adjustment makes a Muon update as large as AdamW's, so that one learning rate serves both
-        made.append(torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
-    if kind == "adafactor" and hidden:
+        made.append(torch.optim.Muon(others, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+    if kind == "adafactor" and others:
         if is_divided(module):
             raise HwmError("Adafactor's state cannot be divided: train.shard other than 1 needs adamw or muon")
-        relative: dict[str, Any] = {"params": hidden, "lr_share": 1 / TYPICAL}
-        made.append(torch.optim.Adafactor([relative], lr=lr / TYPICAL, weight_decay=weight_decay * TYPICAL))
+        relative = _groups(others, decayed, weight_decay * TYPICAL, lr_share=1 / TYPICAL)
+        made.append(torch.optim.Adafactor(relative, lr=lr / TYPICAL))
     return made
+
+
+def _not_adamw(module: Trainable, kind: str) -> list[Tensor]:
+    """What another optimizer than AdamW trains."""
+    if kind == "adafactor":
+        return [p for n, p in module.named_parameters() if p.requires_grad and p.ndim >= 2 and ".lora_" not in n]
+    return [p for p in _hidden(module) if p.requires_grad] if kind == "muon" else []
+
+
+def _linear(module: nn.Module) -> dict[str, Tensor]:
+    """The matrices of Linear layers, by the names of these."""
+    return {n: m.weight for n, m in module.named_modules() if isinstance(m, nn.Linear)}
+
+
+def _hidden(module: Trainable) -> list[Tensor]:
+    """The matrices between hidden features."""
+    return [p for n, p in _linear(module).items() if not n.startswith(module.adamw_only) and ".lora_" not in n]
+
+
+def _slowed(module: Trainable) -> set[int]:
+    """Ids of the parameters whose learning rate muP divides."""
+    if module.mup_width == 1:
+        return set()
+    others = [p for n, p in _linear(module).items() if ".lora_A." in n or n.startswith(module.mup_hidden)]
+    return {id(p) for p in [*_hidden(module), *others]}
+
+
+def _decayed(module: nn.Module) -> set[int]:
+    """Ids of the parameters that weight decay pulls at: matrices and kernels.
+
+    Of the others some have two dimensions, too: tables with a row for each id or place, most of which have no gradient
+    in a batch and would only shrink.
+    """
+    owned = [(m, n, p) for m in module.modules() for n, p in m.named_parameters(recurse=False)]
+    return {id(p) for m, n, p in owned if p.ndim >= 2 and n.endswith("weight") and not isinstance(m, nn.Embedding)}
+
+
+def _groups(params: Sequence[Tensor], decayed: set[int], weight_decay: float, **options: Any) -> list[dict[str, Any]]:
+    """An optimizer's groups of parameters, those that are not empty: with weight decay, and without."""
+    pulled, left = [p for p in params if id(p) in decayed], [p for p in params if id(p) not in decayed]
+    both = ((pulled, weight_decay), (left, 0.0))
+    return [{"params": part, "weight_decay": decay, **options} for part, decay in both if part]
 
 
 def learning_rate(step: int, *, peak: float, warmup: int, total: int, floor: float) -> float:

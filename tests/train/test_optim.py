@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hwm.config import Trainable
+from hwm.config import REGISTRY, Trainable
 from hwm.errors import HwmError
 from hwm.models.masked_hwm import MaskedHWM
 from hwm.train.checkpoint import load_average, save_model
 from hwm.train.optim import TYPICAL, MovingAverage, gradient_norm, learning_rate, optimizers, train_only
 from hwm.types import ActionSpec, DataSpec, LatentSpec
+from tests.models.test_registry import FAMILIES, build
+from tests.models.toys import toy_spec
 from tests.train.toy import Toy
 
 ACTION = ActionSpec(2, ("a", "b"), (0.0, 0.0), (1.0, 1.0))
@@ -45,7 +48,8 @@ def test_every_weight_is_trained_once(kind: str, make) -> None:
 def test_muon_trains_hidden_matrices_and_decay_spares_vectors() -> None:
     found = groups("muon", Toy(Toy.Config(), SPEC))
     assert found["hidden.weight"] == found["act.weight"] == ("Muon", 0.5)
-    assert found["embed.weight"] == found["head.weight"] == found["conv.weight"] == ("AdamW", 0.5)
+    assert found["head.weight"] == found["conv.weight"] == ("AdamW", 0.5)
+    assert found["embed.weight"] == ("AdamW", 0.0)
     assert found["head.bias"] == found["act.bias"] == ("AdamW", 0.0)
     assert {name for name, _ in groups("adamw", Toy(Toy.Config(), SPEC)).values()} == {"AdamW"}
 
@@ -71,6 +75,55 @@ def test_adafactor_trains_matrices_as_fast_as_adamw_and_keeps_next_to_nothing() 
     assert 0.3 < moved["adafactor"] / moved["adamw"] < 3
     state = made[-1].state[layer.weight]
     assert sum(v.numel() for v in state.values()) == sum(layer.weight.shape) + 1
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon", "adafactor"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_decay_pulls_at_matrices_and_at_no_table(name: str, kind: str) -> None:
+    module = build(name)
+    found = groups(kind, module)
+    layers = {f"{n}.weight" for n, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.Conv3d)}
+    assert {n for n, (_, decay) in found.items() if decay} == layers
+    tables = [n for n in found if "position" in n or ("embed" in n and n.endswith("weight") and n not in layers)]
+    assert tables or name.startswith("flow_hwm")  # which has neither ids nor learned places
+
+
+ACTIONS = ("actions.read.arm", "actions.read.hand_v2", "actions.mix")
+STEMS = tuple(f"trunk.stems.{e}.mix.{i}" for e in ("arm", "hand_v2") for i in (0, 3))
+HEADS = tuple(f"action_heads.{e}.net.cond_embed" for e in ("arm", "hand_v2"))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "outside", "slow"),
+    [
+        ("genie", {"actions": True}, (*ACTIONS, "head"), ACTIONS[2:]),
+        ("genie", {"actions": False}, ("head",), ()),
+        ("hma_discrete", {}, (*STEMS, "head"), STEMS[1::2]),
+        ("hma_continuous", {}, (*STEMS, "embed", "out"), (*STEMS[1::2], "out", "head.cond_embed")),
+        ("hma_continuous", {"action_loss": 1.0}, STEMS, (*STEMS[1::2], "out", "head.cond_embed", *HEADS)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_mup_slows_what_reads_features_of_the_width(name, changes, outside, slow, kind) -> None:
+    config = replace(REGISTRY[name].tiny(), dim=1024, depth=1, heads=8, **changes)
+    spec = toy_spec(channels=4) if name == "hma_continuous" else toy_spec()
+    with torch.device("meta"):
+        module = config.build(spec)
+    blocks = {n for n, m in module.named_modules() if isinstance(m, nn.Linear) and "blocks." in n}
+    blocks = {n for n in blocks if "head" not in n}
+    names = {p: n for n, p in module.named_parameters()}
+    share = {
+        names[p].removesuffix(".weight"): (g.get("lr_share", 1.0), g["weight_decay"])
+        for o in optimizers(module, kind, 0.1, 0.5, (0.9, 0.95))
+        for g in o.param_groups
+        for p in g["params"]
+        if names[p].endswith(".weight")
+    }
+    assert blocks
+    assert set(outside) <= share.keys()
+    fast = 1.0, 0.5
+    assert {n for n, found in share.items() if found == (0.25, 2.0)} == {*slow, *(blocks if kind == "adamw" else ())}
+    assert all(share[n] == fast for n in outside if n not in slow)
 
 
 def test_frozen_weights_are_left_alone() -> None:
