@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -71,15 +72,11 @@ class FlowSampler:
 Solver = Callable[[Field, Tensor, FlowSampler], Tensor]
 
 
-def stepwise(step: Step) -> Solver:
-    """A solver of evenly spaced steps; each starts from what the one before it came to."""
-
-    def solve(field: Field, x: Tensor, sampler: FlowSampler) -> Tensor:
-        for i in range(sampler.steps):
-            x = step(field, x, i / sampler.steps, 1 / sampler.steps)
-        return x
-
-    return solve
+def stepwise(step: Step, field: Field, x: Tensor, sampler: FlowSampler) -> Tensor:
+    """Evenly spaced steps; each starts from what the one before it came to."""
+    for i in range(sampler.steps):
+        x = step(field, x, i / sampler.steps, 1 / sampler.steps)
+    return x
 
 
 def dopri5(field: Field, x: Tensor, sampler: FlowSampler) -> Tensor:
@@ -103,8 +100,11 @@ def dopri5(field: Field, x: Tensor, sampler: FlowSampler) -> Tensor:
 
 
 SOLVERS: dict[str, Solver] = {
-    "euler": stepwise(euler), "midpoint": stepwise(midpoint), "heun": stepwise(heun), "dopri5": dopri5,
-}  # fmt: skip
+    "euler": partial(stepwise, euler),
+    "midpoint": partial(stepwise, midpoint),
+    "heun": partial(stepwise, heun),
+    "dopri5": dopri5,
+}
 
 
 def integrate(field: Field, x: Tensor, sampler: FlowSampler) -> Tensor:

@@ -18,8 +18,7 @@ from hwm.evaluate.scenarios import SCENARIOS
 from hwm.models.cosmos_ar import CosmosAR
 from hwm.models.cosmos_decoder import Decoder, Text
 from hwm.nn.gqa import GroupedAttention, RMSNorm, attend_grouped
-from hwm.nn.rope import Yarn, rope_3d, sincos_3d
-from hwm.objectives.next_token import NextTokenSampler, draw, keep_likely
+from hwm.objectives.next_token import NextTokenSampler
 from hwm.recipes import find_recipe
 from hwm.types import Batch, DataSpec, LatentSpec
 from tests.models.toys import LEVELS, toy_batch, toy_spec
@@ -89,53 +88,6 @@ def test_sizes_and_names_are_the_published_ones(name: str, parameters: int, tens
     assert {key: tuple(x.shape) for key, x in ours.state_dict().items()} == state
     same = ("dim", "depth", "heads", "kv_heads", "head_dim", "mlp_dim", "absolute", "begin", "context_dim", "yarn")
     assert all(getattr(model.config, key) == getattr(recipe.model, key) for key in same)
-
-
-# ---------------------------------------------------------------------- positions
-def test_rotary_positions_in_closed_form() -> None:
-    cos, sin = rope_3d((0, 1, 2), (4, 5), 128, CPU, theta=500_000.0)
-    assert cos.shape == (60, 64)
-    t, h, w = 2, 3, 1
-    row = (t * 4 + h) * 5 + w
-    angles = [t * 500_000 ** (-2 * j / 44) for j in range(22)]
-    angles += [place * 500_000 ** (-2 * j / 42) for place in (h, w) for j in range(21)]
-    torch.testing.assert_close(cos[row], torch.tensor(angles).cos())
-    torch.testing.assert_close(sin[row], torch.tensor(angles).sin())
-    led = rope_3d((0, 1, 2), (4, 5), 128, CPU, theta=500_000.0, lead=1)[0]
-    assert torch.equal(led, torch.cat([torch.ones(1, 64), cos]))
-
-
-def test_yarn_halves_all_of_time_and_most_of_space() -> None:
-    yarn = Yarn(2.0, 4.0, 1.0, 3, 40)
-    time = torch.tensor([500_000 ** (-2 * j / 44) for j in range(22)])
-    torch.testing.assert_close(yarn.slowed(time, 3), time / 2)
-    side = torch.tensor([500_000 ** (-2 * j / 42) for j in range(21)])
-    factor = yarn.slowed(side, 40) / side
-    assert factor[:4].tolist() == pytest.approx([1.0, 0.9013, 0.6374, 0.5], abs=1e-4)
-    assert (factor[4:] == 0.5).all()
-    slow, plain = (rope_3d((0, 1), (1, 1), 128, CPU, theta=500_000.0, yarn=y)[1][1, :22].asin() for y in (yarn, None))
-    torch.testing.assert_close(slow[1:] * 2, plain[1:])
-
-
-def test_absolute_positions_in_closed_form() -> None:
-    table = sincos_3d(2, (3, 4), 4096, CPU, torch.float32, 1)
-    assert table.shape == (25, 4096)
-    assert not table[0].any()
-    t, h, w = 1, 2, 3
-    row = table[1 + (t * 3 + h) * 4 + w]
-    expected: list[float] = []
-    for place, share in ((t, 1368), (h, 1364), (w, 1364)):
-        angles = [place * 10_000 ** (-2 * j / share) for j in range(share // 2)]
-        expected += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-    torch.testing.assert_close(row, torch.tensor(expected))
-
-
-@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.sampled_from([8, 12, 20, 48]))
-def test_tables_of_longer_grids_begin_with_those_of_shorter(t: int, h: int, w: int, more: int, dim: int) -> None:
-    for one, two in zip(*(rope_3d(tuple(range(n)), (h, w), dim, CPU, theta=100.0) for n in (t, t + more)), strict=True):
-        assert torch.equal(two[: len(one)], one)
-    one, two = (sincos_3d(n, (h, w), dim, CPU, torch.bfloat16) for n in (t, t + more))
-    assert torch.equal(two[: len(one)], one)
 
 
 # ---------------------------------------------------------------------- attention
@@ -383,32 +335,6 @@ def test_a_text_is_read_and_none_is_as_one_of_zeros() -> None:
 
 
 # ---------------------------------------------------------------------- sampling
-def test_top_k_and_top_p_keep_the_likely() -> None:
-    logits = torch.tensor([[0.4, 0.3, 0.15, 0.1, 0.05], [0.05, 0.1, 0.15, 0.3, 0.4]]).log()
-
-    def kept(top_p: float = 1.0, top_k: int = 0) -> list[list[int]]:
-        return [row.isfinite().nonzero().flatten().tolist() for row in keep_likely(logits, top_p, top_k)]
-
-    assert kept() == [[0, 1, 2, 3, 4]] * 2
-    assert kept(top_k=2) == [[0, 1], [3, 4]]
-    assert kept(top_p=0.5) == [[0, 1], [3, 4]]
-    assert kept(top_p=0.8) == [[0, 1, 2], [2, 3, 4]]
-    assert kept(top_p=1e-9) == [[0], [4]]
-    assert kept(top_p=0.9, top_k=2) == [[0, 1], [3, 4]]
-
-
-def test_draws_follow_the_distribution() -> None:
-    logits = torch.tensor([2.0, 1.0, 0.0, -1.0]).expand(40_000, -1)
-    for sampler, expected in (
-        (NextTokenSampler(1.0, 1.0), logits[0].softmax(-1)),
-        (NextTokenSampler(2.0, 1.0), (logits[0] / 2).softmax(-1)),
-        (NextTokenSampler(1.0, 1.0, 2), torch.cat([logits[0, :2].softmax(-1), torch.zeros(2)])),
-    ):
-        drawn = draw(logits, sampler, torch.Generator().manual_seed(0))
-        torch.testing.assert_close(drawn.bincount(minlength=4) / 40_000, expected, rtol=0, atol=0.01)
-    assert (draw(logits, GREEDY) == 0).all()
-
-
 def test_rows_with_their_own_generators_are_drawn_by_themselves() -> None:
     model, batch, sampler = build(), toy_batch(toy_spec(), 3).window(0, 2, 3), NextTokenSampler()
     seeds = [torch.Generator().manual_seed(i) for i in range(2)]
@@ -419,12 +345,6 @@ def test_rows_with_their_own_generators_are_drawn_by_themselves() -> None:
         assert torch.equal(one[0], both[i])
     other = model.predict(batch, sampler=sampler, generator=[torch.Generator().manual_seed(i + 9) for i in range(2)])
     assert not torch.equal(other.latents, both)
-
-
-@pytest.mark.parametrize("fields", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}])
-def test_samplers_that_cannot_be_are_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(HwmError, match="must be at least 0, top_p"):
-        NextTokenSampler(**fields)
 
 
 # ---------------------------------------------------------------------- mistakes

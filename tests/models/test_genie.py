@@ -20,11 +20,11 @@ from hwm.errors import HwmError
 from hwm.loading import copy_weights
 from hwm.models.genie import Genie
 from hwm.nn import layers
-from hwm.objectives.maskgit import MaskGITSampler, clip_rates, corrupt_digits, masked_counts
+from hwm.objectives.maskgit import MaskGITSampler, masked_counts
 from hwm.train.checkpoint import save_model
 from hwm.train.optim import optimizers
 from hwm.train.trainer import TrainConfig, Trainer
-from hwm.types import Batch, DataSpec, LatentSpec, split_digits
+from hwm.types import Batch, DataSpec, LatentSpec
 from tests.models.test_registry import OneClip
 from tests.models.toys import LEVELS, toy_batch, toy_spec
 from tests.parity import recorded
@@ -83,54 +83,6 @@ def test_an_untrained_model_knows_nothing() -> None:
 
 
 # ---------------------------------------------------------------------- corruption and masking
-@given(st.integers(2, 20), st.integers(1, 25), st.sampled_from([0.0, 1.0]), st.integers(0, 2**31))
-def test_which_steps_are_corrupted_and_masked(steps: int, prompt: int, non_mlm: float, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    rate, ratio = clip_rates(32, steps, max_corrupt=0.2, non_mlm=non_mlm, prompt=prompt, generator=generator)
-    late = ratio > 0
-    assert rate.min() >= 0
-    assert rate.max() <= 1
-    assert not late[:, 0].any()
-    assert late[:, -1].all()
-    first = late.int().argmax(1, keepdim=True)
-    assert torch.equal(late, torch.arange(steps) >= first), "from its first masked step on, every step is masked"
-    before = rate.gather(1, first - 1)
-    assert (rate[~late] <= 0.2).all()
-    if non_mlm:
-        assert (first >= min(prompt, steps - 1)).all()
-        after = torch.where(late, rate, before)
-        assert (after.diff(dim=1) >= -1e-6).all(), "later steps are more corrupt"
-    else:
-        assert (first == 1).all()
-        torch.testing.assert_close(rate, before.expand_as(rate))
-
-
-def test_how_much_is_corrupted_and_masked() -> None:
-    generator = torch.Generator().manual_seed(0)
-    rate, ratio = clip_rates(40_000, 16, prompt=8, generator=generator)
-    # a masked step has a mean ratio of 2 / pi; 15 steps of 16 are, or 8 to 1 of them, with equal chances
-    assert ratio.mean().item() == pytest.approx(2 / math.pi * (15 + 4.5) / 32, abs=5e-3)
-    assert rate[:, 0].mean().item() == pytest.approx(0.1, abs=2e-3)
-    # the last step is kept at a mean rate of 0.9 without drift, and 0.9 * 0.625 * 0.95^n, n = 1..8, with it
-    drift = sum(0.95**n for n in range(1, 9)) / 8 * 0.625
-    assert 1 - rate[:, -1].mean().item() == pytest.approx(0.9 * (1 + drift) / 2, abs=5e-3)
-    assert clip_rates(100, 16, fully_masked=1.0)[1][:, 8:].eq(1).any()
-
-
-def test_digits_are_corrupted_each_by_itself() -> None:
-    ids = torch.full((1, 2, 40_000), 7 + 3 * 512)
-    rate = torch.tensor([[0.0, 0.3]])
-    out = corrupt_digits(ids, rate, (512, 512), torch.Generator().manual_seed(0))
-    assert torch.equal(out[:, 0], ids[:, 0])
-    hit = split_digits(out[0, 1], (512, 512)) != torch.tensor([7, 3])
-    chance = 0.3 * 511 / 512
-    assert hit.float().mean(0).tolist() == pytest.approx([chance, chance], abs=0.01)
-    assert hit.all(-1).float().mean().item() == pytest.approx(chance**2, abs=0.01)
-    assert 0 <= out.min() <= out.max() < 512**2
-    drawn = corrupt_digits(ids, torch.ones(1, 2), (512, 512), torch.Generator().manual_seed(0))
-    assert split_digits(drawn, (512, 512)).float().mean((0, 1, 2)).tolist() == pytest.approx([255.5] * 2, abs=3)
-
-
 def test_some_token_of_every_masked_step_is_masked_and_none_of_the_others() -> None:
     model = build()
     ids = torch.randint(60, (64, 5, 16))

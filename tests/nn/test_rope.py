@@ -1,9 +1,13 @@
+import math
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from hwm.errors import HwmError
-from hwm.nn.rope import rope_1d, rope_2d, rope_3d, rotate
+from hwm.nn.rope import Yarn, rope_1d, rope_2d, rope_3d, rotate, sincos_3d
 
 CPU = torch.device("cpu")
 
@@ -85,3 +89,49 @@ def test_tables_made_in_inference_mode_can_be_trained_with():
 def test_a_width_that_does_not_split_is_refused():
     with pytest.raises(HwmError, match="divisible by 4"):
         rope_2d((2, 2), 6, CPU)
+
+
+def test_rotary_positions_in_closed_form() -> None:
+    cos, sin = rope_3d((0, 1, 2), (4, 5), 128, CPU, theta=500_000.0)
+    assert cos.shape == (60, 64)
+    t, h, w = 2, 3, 1
+    row = (t * 4 + h) * 5 + w
+    angles = [t * 500_000 ** (-2 * j / 44) for j in range(22)]
+    angles += [place * 500_000 ** (-2 * j / 42) for place in (h, w) for j in range(21)]
+    torch.testing.assert_close(cos[row], torch.tensor(angles).cos())
+    torch.testing.assert_close(sin[row], torch.tensor(angles).sin())
+    led = rope_3d((0, 1, 2), (4, 5), 128, CPU, theta=500_000.0, lead=1)[0]
+    assert torch.equal(led, torch.cat([torch.ones(1, 64), cos]))
+
+
+def test_yarn_halves_all_of_time_and_most_of_space() -> None:
+    yarn = Yarn(2.0, 4.0, 1.0, 3, 40)
+    time = torch.tensor([500_000 ** (-2 * j / 44) for j in range(22)])
+    torch.testing.assert_close(yarn.slowed(time, 3), time / 2)
+    side = torch.tensor([500_000 ** (-2 * j / 42) for j in range(21)])
+    factor = yarn.slowed(side, 40) / side
+    assert factor[:4].tolist() == pytest.approx([1.0, 0.9013, 0.6374, 0.5], abs=1e-4)
+    assert (factor[4:] == 0.5).all()
+    slow, plain = (rope_3d((0, 1), (1, 1), 128, CPU, theta=500_000.0, yarn=y)[1][1, :22].asin() for y in (yarn, None))
+    torch.testing.assert_close(slow[1:] * 2, plain[1:])
+
+
+def test_absolute_positions_in_closed_form() -> None:
+    table = sincos_3d(2, (3, 4), 4096, CPU, torch.float32, 1)
+    assert table.shape == (25, 4096)
+    assert not table[0].any()
+    t, h, w = 1, 2, 3
+    row = table[1 + (t * 3 + h) * 4 + w]
+    expected: list[float] = []
+    for place, share in ((t, 1368), (h, 1364), (w, 1364)):
+        angles = [place * 10_000 ** (-2 * j / share) for j in range(share // 2)]
+        expected += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+    torch.testing.assert_close(row, torch.tensor(expected))
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.sampled_from([8, 12, 20, 48]))
+def test_tables_of_longer_grids_begin_with_those_of_shorter(t: int, h: int, w: int, more: int, dim: int) -> None:
+    for one, two in zip(*(rope_3d(tuple(range(n)), (h, w), dim, CPU, theta=100.0) for n in (t, t + more)), strict=True):
+        assert torch.equal(two[: len(one)], one)
+    one, two = (sincos_3d(n, (h, w), dim, CPU, torch.bfloat16) for n in (t, t + more))
+    assert torch.equal(two[: len(one)], one)
