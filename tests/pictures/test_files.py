@@ -84,6 +84,13 @@ def test_pictures_that_are_none(data: bytes) -> None:
         read_picture(data)
 
 
+def test_pictures_of_other_formats_are_refused() -> None:
+    file = io.BytesIO()
+    Image.fromarray(noise(1)[0]).save(file, "BMP")
+    with pytest.raises(HwmError, match="neither PNG nor JPEG"):
+        read_picture(file.getvalue())
+
+
 def test_a_cut_file_is_no_picture() -> None:
     for data in (png(noise(1, 40, 40)[0]), jpeg(noise(1, 40, 40)[0])):
         with pytest.raises(HwmError, match="cannot be decoded"):

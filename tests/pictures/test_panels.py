@@ -45,6 +45,15 @@ def test_panels_may_have_another_name_during_the_context() -> None:
     assert (frames[2] != named[2]).any()
 
 
+def test_the_bar_shows_how_far_the_clip_is() -> None:
+    panels = {"one": np.zeros((4, 20, 80, 3), np.uint8)}
+    for f, frame in enumerate(compose(panels, ["", "", "", ""], context=2, scale=1)):
+        shown = [(CONTEXT_COLOUR if i < 2 else FUTURE_COLOUR) for i in range(4)]
+        want = [c if i <= f else tuple(v // 4 for v in c) for i, c in enumerate(shown)]
+        row = next(y for y in range(frame.shape[0]) if (frame[y, 5] == want[0]).all())
+        assert [tuple(frame[row, 20 * i + 5].tolist()) for i in range(4)] == want
+
+
 def test_compose_refuses_what_does_not_fit() -> None:
     with pytest.raises(HwmError, match="one shape"):
         list(compose({"a": noise(2), "b": noise(3)}, ["", ""]))

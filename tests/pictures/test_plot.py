@@ -114,6 +114,7 @@ def test_a_picture_fetches_nothing_and_follows_into_the_dark() -> None:
     root = ET.fromstring(text)
     assert "prefers-color-scheme: dark" in text
     assert "var(--model)" in text
+    assert "fill: var(--card)" in text, "paper of its own"
     assert text.count("http") == 1  # the name of the format
     assert {"one", "two"} <= {e.text for e in root.iter(f"{SVG}text")}
 
