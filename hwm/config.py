@@ -29,6 +29,8 @@ class Config:
     owner: ClassVar[type[Trainable]]
     #: fields that matter to training alone, and what a validation loss has instead; subclasses add to it
     in_validation: ClassVar[Mapping[str, Any]] = {}
+    #: fields that older versions wrote though this class could not heed them, and the one value that they had
+    retired: ClassVar[Mapping[str, Any]] = {}
 
     def for_validation(self) -> Self:
         """The same config with the `in_validation` of all its classes."""
@@ -202,6 +204,8 @@ def _decode(hint: Any, data: Any, where: str) -> Any:
             return config
         hints = typing.get_type_hints(hint)
         fields = {f.name: f for f in dataclasses.fields(hint)}
+        retired = getattr(hint, "retired", {})
+        data = {k: v for k, v in data.items() if k in fields or k not in retired or v != retired[k]}
         for key in data:
             if key not in fields:
                 raise unknown(f"field of {where}", key, fields)

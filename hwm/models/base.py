@@ -13,7 +13,7 @@ from torch import Tensor
 from hwm.config import Config as AnyConfig
 from hwm.config import Trainable
 from hwm.errors import HwmError
-from hwm.types import Batch, Generator, Prediction
+from hwm.types import Batch, DataSpec, Generator, Prediction
 
 
 class WorldModel(Trainable):
@@ -55,6 +55,13 @@ class WorldModel(Trainable):
             cache: `Prediction.cache` of an earlier call whose window began at the same step.
             generator: source of randomness, or one for each row of the batch; None is torch's global one.
         """
+
+    def __init__(self, config: Any, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        if not 1 <= config.hop <= config.past:
+            raise HwmError(
+                f"hop={config.hop} must be between 1 and past={config.past}: a window keeps one step at least"
+            )
 
     def window_start(self, done: int) -> int:
         """First step of the window that predicts step `done` of a rollout: a function of `done` alone, so that a
@@ -123,6 +130,22 @@ class WorldModel(Trainable):
             raise HwmError(f"latents have a grid of {spec.grid}, got shape {tuple(batch.latents.shape)}")
         if batch.missing < 0:
             raise HwmError(f"{batch.latents.shape[1]} latent steps but only {batch.actions.shape[1]} steps of actions")
+
+    def check_window(self, past: int, missing: int) -> None:
+        """Raise `HwmError` where this model does not predict `missing` steps from `past`."""
+        c = self.config
+        if not (1 <= past <= c.past and 1 <= missing <= c.horizon) or past % self.group:
+            groups = f", in multiples of {self.group}" if self.group > 1 else ""
+            raise HwmError(
+                f"{self.name} predicts 1 to {c.horizon} steps from 1 to {c.past}{groups}, not {missing} from {past}; "
+                f"use rollout for more, and train on clips of past + horizon = {c.past + c.horizon} steps"
+            )
+
+    def check_clip(self, steps: int) -> None:
+        """Raise `HwmError` where a model that learns of all steps of a clip but the first does not take so many."""
+        longest = self.config.past + self.config.horizon
+        if not 2 <= steps <= longest:
+            raise HwmError(f"{self.name} trains on clips of 2 to past + horizon = {longest} steps, not {steps}")
 
     def check_actions(self, batch: Batch) -> None:
         """The part of `check` that is about actions, for a model that takes none to leave out."""

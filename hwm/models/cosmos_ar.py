@@ -204,8 +204,6 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
             raise HwmError(f"{self.name} needs discrete latents, and this data has {latent.channels} channels")
         if c.factorized and not (latent.levels and not c.begin):
             raise HwmError("factorized=True needs token ids made of digits (levels of the tokenizer), and no begin")
-        if not 1 <= c.hop <= c.past:
-            raise HwmError(f"hop={c.hop} must be between 1 and past={c.past}: a window keeps at least one step")
         if c.context_every < 1:
             raise HwmError(f"context_every={c.context_every}: every how many blocks one attends to the text, 1 for all")
         if c.action_deltas and not c.actions:
@@ -377,9 +375,8 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy of every token of the steps after the first, in nats; nothing of the clip is missing."""
         self.check(batch)
-        steps, longest = batch.latents.shape[1], self.config.past + self.config.horizon
-        if not 2 <= steps <= longest:
-            raise HwmError(f"{self.name} trains on clips of 2 to past + horizon = {longest} steps, not {steps}")
+        steps = batch.latents.shape[1]
+        self.check_clip(steps)
         shown, target_BHS = batch.window(0, steps, steps), batch.latents[:, 1:].flatten(2)
         if most := self.config.max_corrupt:
             ids_BTS = shown.latents.flatten(2)
@@ -425,13 +422,9 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
         The cache holds all given tokens but the last, to which the actions of the first missing step are added.
         """
         self.check(batch)
-        self.check_ids(batch.latents, self.vocab)
         c, known = self.config, batch.latents.shape[1]
-        if not (1 <= batch.missing <= c.horizon and 1 <= known <= c.past):
-            raise HwmError(
-                f"this model predicts 1 to {c.horizon} steps from 1 to {c.past}, not {batch.missing} from {known}; "
-                "use rollout for more"
-            )
+        self.check_window(known, batch.missing)
+        self.check_ids(batch.latents, self.vocab)
         ids_BL, grid = self.sequence(batch.latents), self.grid(known + batch.missing)
         decoder = Decoder(self, grid, len(ids_BL), self.embed_actions(batch), text=self.text, cache=cache)
         made_BL, logits_BLV = decoder.go_on(

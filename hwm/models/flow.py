@@ -266,15 +266,6 @@ class FlowModel(WorldModel):
         if batch.latents.dim() != 5 or batch.latents.shape[2] != channels:
             raise HwmError(f"latents are (B, T, {channels}, H, W), got shape {tuple(batch.latents.shape)}")
 
-    def check_window(self, past: int, missing: int) -> None:
-        """Raise `HwmError` for windows that this model was not made for."""
-        c = self.config
-        if not (1 <= past <= c.past and 1 <= missing <= c.horizon):
-            raise HwmError(
-                f"this model predicts 1 to {c.horizon} steps from 1 to {c.past} and not {missing} from {past}; "
-                "use rollout for more, and train on clips of past + horizon steps"
-            )
-
     @torch.no_grad()
     def predict(
         self,

@@ -53,10 +53,6 @@ class Genie(CausalMaskedModel, name="genie"):
     def __init__(self, config: Config, spec: DataSpec) -> None:
         super().__init__(config, spec)
         c = config
-        if c.own_past:
-            raise HwmError("own_past needs the parallel layout of Masked-HWM, which GENIE does not have; leave it at 0")
-        if not 1 <= c.hop <= c.past:
-            raise HwmError(f"hop={c.hop} must be between 1 and past={c.past}: a window keeps at least one step")
         self.position = nn.Parameter(torch.zeros(c.past + c.horizon, spec.latent.cells, c.dim))
         self.actions = ActionEncoder(spec, c.dim, positions=1, ordered=True, deep=False) if c.actions else None
         self.blocks = CausalStack(CausalBlock(c) for _ in range(c.depth))

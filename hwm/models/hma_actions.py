@@ -22,17 +22,15 @@ from torch import Tensor, nn
 
 from hwm.errors import HwmError
 from hwm.models.hma_trunk import Trunk
+from hwm.models.masked_causal import CausalModel
 from hwm.nn.actions import module_key
-from hwm.nn.causal import CausalModel
-from hwm.types import Batch, DataSpec, Generator
+from hwm.types import Batch, Generator
 
 
 class ActionModel(CausalModel):
     """The part of a model that is about its actions. A model says how its heads guess (`action_error`, `guess`), and
     what the states of a window are whose last steps are masked whole (`expectation`)."""
 
-    config: Any
-    spec: DataSpec
     trunk: Trunk
     action_mask: nn.Parameter | None
     action_heads: nn.ModuleDict
@@ -135,11 +133,7 @@ class ActionModel(CausalModel):
         c, past, missing = self.config, batch.latents.shape[1], batch.missing
         if not c.action_loss:
             raise HwmError("this model was not trained to predict actions: train with --model.action-loss 0.5")
-        if not (1 <= past <= c.past and 1 <= missing <= c.horizon):
-            raise HwmError(
-                f"this model predicts the actions of 1 to {c.horizon} steps from 1 to {c.past}, not {missing} from "
-                f"{past}"
-            )
+        self.check_window(past, missing)
         known = batch.actions[:, :past]
         unknown = torch.full_like(batch.actions[:, past:], torch.nan)
         x_TBXD = self.expectation(replace(batch, actions=torch.cat([known, unknown], 1), following=None))

@@ -53,7 +53,7 @@ class MARSampler:
         return normal(shape, device, generator)
 
 
-class HMAContinuous(ActionModel, WorldModel, name="hma_continuous"):
+class HMAContinuous(ActionModel, name="hma_continuous"):
     """Each step is guessed from the steps before it, from its actions, and from its own patches that are not masked.
 
     Where the spec tells mean and standard deviation of the latents, the model works on standardised ones.
@@ -198,8 +198,7 @@ class HMAContinuous(ActionModel, WorldModel, name="hma_continuous"):
         self.check(batch)
         x_BTSE = self.tokens(batch.latents)
         (B, T, S, _), c, device = x_BTSE.shape, self.config, x_BTSE.device
-        if not 2 <= T <= self.trunk.steps:
-            raise HwmError(f"HMA trains on clips of 2 to past + horizon = {self.trunk.steps}, not {T}")
+        self.check_clip(T)
         _, ratio_BT = clip_rates(
             B, T, max_corrupt=0.0, non_mlm=c.non_mlm, prompt=c.prompt, fully_masked=c.fully_masked, device=device
         )
@@ -255,11 +254,7 @@ class HMAContinuous(ActionModel, WorldModel, name="hma_continuous"):
         """MAR: all missing steps start masked; each look settles some of their patches for good."""
         self.check(batch)
         c, past, missing = self.config, batch.latents.shape[1], batch.missing
-        if not (1 <= missing <= c.horizon and 1 <= past <= c.past):
-            raise HwmError(
-                f"this model predicts 1 to {c.horizon} steps from 1 to {c.past}, not {missing} from {past}; use "
-                "rollout for more"
-            )
+        self.check_window(past, missing)
         x_BPSE = self.tokens(batch.latents)
         x_BHSE, window = self.fill_in(
             x_BPSE, self.actions_of(batch), batch.embodiment, missing, sampler or c.sampler, cache, generator

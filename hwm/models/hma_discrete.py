@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hwm.errors import HwmError
 from hwm.models.hma_actions import ActionModel
 from hwm.models.hma_trunk import HMAFields, Trunk
 from hwm.models.masked_causal import CausalMaskedModel
@@ -53,8 +52,6 @@ class HMADiscrete(ActionModel, CausalMaskedModel, name="hma_discrete"):
     def __init__(self, config: Config, spec: DataSpec) -> None:
         super().__init__(config, spec)
         c = config
-        if c.own_past:
-            raise HwmError("own_past needs the parallel layout of Masked-HWM, which HMA does not have; leave it at 0")
         self.trunk = Trunk(c, spec, spec.latent.cells)
         self.fresh, self.mup_hidden = self.trunk.of_robots(), self.trunk.wide()  # type: ignore[misc]
         self.make_action_parts(lambda numbers: nn.Linear(c.dim, numbers))

@@ -158,8 +158,6 @@ class Trunk(nn.Module):
         known = {"concatenate", *WAYS}
         if not c.action_network or not set(c.action_network) <= known:
             raise HwmError(f"action_network={c.action_network} must name at least one of {sorted(known)}, and no other")
-        if not 1 <= c.hop <= c.past:
-            raise HwmError(f"hop={c.hop} must be between 1 and past={c.past}: a window keeps at least one step")
         self.concatenates = "concatenate" in c.action_network
         if self.concatenates and c.action_tokens < 1:
             raise HwmError(f'action_network="concatenate" needs action_tokens of 1 or more, not {c.action_tokens}')

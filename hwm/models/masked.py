@@ -38,10 +38,6 @@ class MaskedModel(WorldModel):
             non_mlm: probability of the training mode that is closer to autoregressive; see `maskgit.mask_future`.
             fully_masked: share of the future steps that are masked whole in training, as at the first look.
             label_smoothing: of the cross-entropy.
-            own_past: in training, up to this share of the past steps of every other clip is shown as the model itself
-                would have predicted them (scheduled sampling, Bengio et al. 2015), which is what a rollout will feed
-                it; needs the parallel layout, in which one extra look without gradient predicts them all. 0 in the
-                paper.
             factorized: embed and predict the digits that ids are made of (`LatentSpec.levels`) instead of whole ids.
             sampler: how missing steps are filled in unless a call says otherwise.
         """
@@ -55,12 +51,12 @@ class MaskedModel(WorldModel):
         non_mlm: float = 0.5
         fully_masked: float = 0.0
         label_smoothing: float = 0.0
-        own_past: float = 0.0
         factorized: bool = False
         sampler: MaskGITSampler = field(default_factory=MaskGITSampler)
         in_validation: ClassVar[Mapping[str, Any]] = {
-            "max_corrupt": 0.0, "non_mlm": 0.0, "fully_masked": 0.0, "label_smoothing": 0.0, "own_past": 0.0,
+            "max_corrupt": 0.0, "non_mlm": 0.0, "fully_masked": 0.0, "label_smoothing": 0.0,
         }  # fmt: skip
+        retired: ClassVar[Mapping[str, Any]] = {"own_past": 0.0}
 
     blocks: nn.ModuleList
     parallel = False
@@ -157,31 +153,20 @@ class MaskedModel(WorldModel):
         shown_BHS = maskgit.corrupt(shown.view_as(future_BHS), rate_B11, self.vocab, generator)
         return past_BPS, shown_BHS, masked.view(future_BHS.shape[:3])
 
+    def as_learned_from(self, past_BPS: Tensor, actions_BTKA: Tensor, embodiment: str) -> Tensor:
+        """The past of a training clip, corrupted as it is, as the loss shows it."""
+        return past_BPS
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy of masked tokens in nats; the batch is a whole clip, and nothing of it is missing."""
         self.check(batch)
-        ids_BTS = self.tokens(batch.latents)
-        actions = self.actions_of(batch.window(0, ids_BTS.shape[1], ids_BTS.shape[1]))
+        ids_BTS, steps = self.tokens(batch.latents), batch.latents.shape[1]
+        actions = self.actions_of(batch.window(0, steps, steps))
         past_BPS, shown_BHS, masked_BHS = self.corrupt_and_mask(ids_BTS)
-        if self.config.own_past and self.parallel:
-            past_BPS = self.with_own_guesses(past_BPS, actions, batch.embodiment)
+        past_BPS = self.as_learned_from(past_BPS, actions, batch.embodiment)
         hidden_BHSD = self.look_at_clip(past_BPS, actions, batch.embodiment, shown_BHS, masked_BHS)
         loss, accuracy = self.head.loss(hidden_BHSD, self.split(ids_BTS)[1], masked_BHS, self.config.label_smoothing)
         return loss, {"accuracy": accuracy, "masked": masked_BHS.float().mean()}
-
-    @torch.no_grad()
-    def with_own_guesses(self, past_BPS: Tensor, actions_BTKA: Tensor, embodiment: str) -> Tensor:
-        """The past with some of its steps replaced by the model's own one-look predictions of them."""
-        steps, clips = past_BPS.shape[1], (past_BPS.shape[0] + 1) // 2  # half of the clips: half of the cost
-        shown_BPS = past_BPS[:clips]
-        window = self.observe(shown_BPS, actions_BTKA[:clips], embodiment, steps)
-        hidden_BPSD = self.look(window, shown_BPS, torch.ones_like(shown_BPS, dtype=torch.bool))
-        drawn = [maskgit.pick(part, self.config.sampler)[0] for part in self.head.draws(self.head(hidden_BPSD))]
-        # the look at step t is asked for at place t - 1; the first step has no past to be predicted from
-        own_BPS = torch.cat([shown_BPS[:, :1], self.head.join(tuple(drawn))[:, :-1]], 1)
-        share_B11 = self.config.own_past * torch.rand(clips, 1, 1, device=past_BPS.device)
-        use_BP1 = torch.rand(clips, steps, 1, device=past_BPS.device) < share_B11
-        return torch.cat([torch.where(use_BP1, own_BPS, shown_BPS), past_BPS[clips:]])
 
     @torch.no_grad()
     def predict(
@@ -198,13 +183,10 @@ class MaskedModel(WorldModel):
         Missing steps are filled in together, each on the same schedule, and see one another as the backbone allows.
         """
         self.check(batch)
-        c, sampler = self.config, sampler or self.config.sampler
-        steps, missing = batch.latents.shape[1], batch.missing
-        if not (1 <= missing <= c.horizon and 1 <= steps <= c.past) or missing % self.group or steps % self.group:
-            raise HwmError(
-                f"this model predicts 1 to {c.horizon} steps from 1 to {c.past}, in multiples of {self.group}, "
-                f"not {missing} from {steps}; use rollout for more"
-            )
+        sampler, missing = sampler or self.config.sampler, batch.missing
+        self.check_window(batch.latents.shape[1], missing)
+        if missing % self.group:
+            raise HwmError(f"{self.name} predicts steps in multiples of {self.group}, and {missing} are missing")
         if sampler.pick == "mean" and not self.head.levels:
             raise HwmError('pick="mean" is for factorised vocabularies with ordered digits; use pick="sample"')
         ids_BHS, first, window = self.fill_in(

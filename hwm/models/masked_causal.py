@@ -1,4 +1,4 @@
-"""What masked models share in which no step depends on later ones: GENIE and HMA over token ids.
+"""Models of which no step depends on later ones: what they share, and the masked ones, GENIE and HMA over token ids.
 
 Shape suffixes: B batch, T latent step of this pass, M step of the window, P past step, H missing step, S cells,
 K actions a step, A action dimension, D width.
@@ -13,11 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hwm.errors import HwmError
+from hwm.models.base import WorldModel
 from hwm.models.masked import MaskedModel
-from hwm.nn.causal import CausalCache, CausalFields, CausalModel, CausalWindow, mup_width
+from hwm.nn.causal import CausalCache, CausalFields, CausalWindow, mup_width
 from hwm.objectives.maskgit import MaskGITSampler, clip_rates, corrupt_digits, cosine_mask
 from hwm.types import DataSpec
+
+
+class CausalModel(WorldModel):
+    """A model of which no step depends on later ones: what a window of it is."""
+
+    @abstractmethod
+    def told(self, actions_BTKA: Tensor, embodiment: str, steps: int) -> Tensor | None:
+        """What the first `steps` steps of a window are told of its actions, (steps, B, D), if anything."""
+
+    def window(
+        self, actions_BTKA: Tensor, embodiment: str, steps: int, cache: CausalCache | None = None
+    ) -> CausalWindow:
+        """A window of `steps` steps, of which no more is known than what an earlier one left."""
+        return CausalWindow(cache or CausalCache(), self.told(actions_BTKA, embodiment, steps), embodiment)
 
 
 class CausalMaskedModel(CausalModel, MaskedModel):
@@ -59,9 +73,7 @@ class CausalMaskedModel(CausalModel, MaskedModel):
 
     def split(self, ids_BTS: Tensor) -> tuple[Tensor, Tensor]:
         """All steps of a training clip but the first are guessed."""
-        steps, longest = ids_BTS.shape[1], self.config.past + self.config.horizon
-        if not 2 <= steps <= longest:
-            raise HwmError(f"{self.name} trains on clips of 2 to past + horizon = {longest} steps, not {steps}")
+        self.check_clip(ids_BTS.shape[1])
         return ids_BTS[:, :1], ids_BTS[:, 1:]
 
     def corrupt_and_mask(

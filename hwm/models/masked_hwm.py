@@ -6,9 +6,10 @@ dimension, D width. Inside the blocks time comes first (TBSD).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from hwm.nn.layers import constant, init_weights
 from hwm.nn.rope import rope_1d, rope_2d
 from hwm.nn.st import Memory, View
 from hwm.nn.streams import ROWS, Block, Stack
+from hwm.objectives import maskgit
 from hwm.types import DataSpec
 
 # variant -> rows of the first `unshared_layers` blocks and of the others
@@ -81,6 +83,9 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
                 rotary positions alone and windows of any length will do.
             parallel: train every step of the clip but the first as a target at once, each the one missing step of its
                 own window, for two passes' worth of tokens. Needs horizon = 1, of which it is the exact equivalent.
+            own_past: in training, up to this share of the past steps of every other clip is shown as the model itself
+                would have predicted them (scheduled sampling, Bengio et al. 2015), which is what a rollout will feed
+                it. Needs `parallel`, under which one extra look without gradient predicts them all.
             reach: how many earlier past steps' cells the spatial attention of a missing step reads too.
             copy_previous: add a Linear of the embedding of the same cell one step earlier to each missing step's input.
             action_deltas: actions are read together with their change since the action before.
@@ -95,11 +100,14 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
         final_norm: bool = False
         learned_steps: int = 3
         parallel: bool = False
+        own_past: float = 0.0
         reach: int = 0
         copy_previous: bool = False
         action_deltas: bool = False
         ordered_actions: bool = False
         published_rope: bool = False
+
+        in_validation: ClassVar[Mapping[str, Any]] = {"own_past": 0.0}
 
     @classmethod
     def tiny(cls) -> Config:
@@ -139,6 +147,23 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
     def split(self, ids_BTS: Tensor) -> tuple[Tensor, Tensor]:
         """In the parallel layout all steps but the last are past, and all but the first are asked for."""
         return (ids_BTS[:, :-1], ids_BTS[:, 1:]) if self.parallel else super().split(ids_BTS)
+
+    def as_learned_from(self, past_BPS: Tensor, actions_BTKA: Tensor, embodiment: str) -> Tensor:
+        return self.with_own_guesses(past_BPS, actions_BTKA, embodiment) if self.config.own_past else past_BPS
+
+    @torch.no_grad()
+    def with_own_guesses(self, past_BPS: Tensor, actions_BTKA: Tensor, embodiment: str) -> Tensor:
+        """The past with some of its steps replaced by the model's own one-look predictions of them."""
+        steps, clips = past_BPS.shape[1], (past_BPS.shape[0] + 1) // 2  # half of the clips: half of the cost
+        shown_BPS = past_BPS[:clips]
+        window = self.observe(shown_BPS, actions_BTKA[:clips], embodiment, steps)
+        hidden_BPSD = self.look(window, shown_BPS, torch.ones_like(shown_BPS, dtype=torch.bool))
+        drawn = [maskgit.pick(part, self.config.sampler)[0] for part in self.head.draws(self.head(hidden_BPSD))]
+        # the look at step t is asked for at place t - 1; the first step has no past to be predicted from
+        own_BPS = torch.cat([shown_BPS[:, :1], self.head.join(tuple(drawn))[:, :-1]], 1)
+        share_B11 = self.config.own_past * torch.rand(clips, 1, 1, device=past_BPS.device)
+        use_BP1 = torch.rand(clips, steps, 1, device=past_BPS.device) < share_B11
+        return torch.cat([torch.where(use_BP1, own_BPS, shown_BPS), past_BPS[clips:]])
 
     def cache_of(self, window: Window) -> Cache:
         memory, steps, last = window.cache

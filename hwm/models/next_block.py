@@ -168,16 +168,6 @@ class NextBlock(WorldModel, name="next_block"):
         loss, accuracy = self.head.loss(hidden_BHSD, target_BHS, every, self.config.label_smoothing)
         return loss, {"accuracy": accuracy}
 
-    def check_window(self, past: int, missing: int) -> None:
-        """Raise `HwmError` for windows that this model was not made for."""
-        c = self.config
-        if not (1 <= past <= c.past and 1 <= missing <= c.horizon) or past % c.clip_steps:
-            clips = f", in whole clips of {c.clip_steps}," if c.clip_steps > 1 else ""
-            raise HwmError(
-                f"this model predicts 1 to {c.horizon} steps from 1 to {c.past}{clips} and not {missing} from {past}; "
-                "use rollout for more"
-            )
-
     @torch.no_grad()
     def logit_pieces(self, batch: Batch) -> Iterator[tuple[slice, Tensor]]:
         """Logits of all missing steps, a few cells at a time: which cells, and (B, H, cells, V) of them.

@@ -8,7 +8,6 @@ Time comes first (TBSD).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -62,20 +61,6 @@ class CausalWindow(NamedTuple):
     cache: CausalCache
     actions: Tensor | None
     embodiment: str
-
-
-class CausalModel(ABC):
-    """The part of a model that says what a window is made of."""
-
-    @abstractmethod
-    def told(self, actions_BTKA: Tensor, embodiment: str, steps: int) -> Tensor | None:
-        """What the first `steps` steps of a window are told of its actions, (steps, B, D), if anything."""
-
-    def window(
-        self, actions_BTKA: Tensor, embodiment: str, steps: int, cache: CausalCache | None = None
-    ) -> CausalWindow:
-        """A window of `steps` steps, of which no more is known than what an earlier one left."""
-        return CausalWindow(cache or CausalCache(), self.told(actions_BTKA, embodiment, steps), embodiment)
 
 
 def mup_width(config: Any) -> float:

@@ -333,7 +333,6 @@ def test_other_grids_and_whole_ids() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"own_past": 0.5}, "own_past needs the parallel layout"),
         ({"hop": 5}, "hop=5 must be between 1 and past=4"),
         ({"hop": 0}, "hop=0 must be between"),
         ({"heads": 3}, "does not split into 3 heads"),

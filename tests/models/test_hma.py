@@ -222,7 +222,6 @@ def test_a_further_robot_begins_from_a_model_of_others(continuous: bool, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"own_past": 0.5}, "own_past needs the parallel layout"),
         ({"hop": 5}, "hop=5 must be between 1 and past=4"),
         ({"heads": 3}, "does not split into 3 heads"),
         ({"action_network": ("concat",)}, "must name at least one of .*'add', 'concatenate', 'cross_attend'"),

@@ -183,7 +183,7 @@ def test_settings_without_sense_are_refused(changes: dict[str, Any], message: st
 def test_models_and_windows_that_predict_no_actions_are_refused() -> None:
     with pytest.raises(HwmError, match="was not trained to predict actions"):
         build().predict_actions(toy_batch(toy_spec(), 5).window(0, 4, 5))
-    with pytest.raises(HwmError, match="actions of 1 to 1 steps from 1 to 4, not 2 from 3"):
+    with pytest.raises(HwmError, match="predicts 1 to 1 steps from 1 to 4, not 2 from 3"):
         build(action_loss=0.5).predict_actions(toy_batch(toy_spec(), 5).window(0, 3, 5))
 
 

@@ -145,13 +145,13 @@ def test_windows_of_any_length_within_its_own(past: int, missing: int) -> None:
 @pytest.mark.parametrize(("past", "missing"), [(4, 1), (3, 4), (3, 0)])
 def test_other_windows_are_an_error(past: int, missing: int) -> None:
     model = build()
-    with pytest.raises(HwmError, match="this model predicts 1 to 3 steps from 1 to 3 and not"):
+    with pytest.raises(HwmError, match="next_block predicts 1 to 3 steps from 1 to 3, not"):
         model.predict(toy_batch(model.spec, past + missing).window(0, past, past + missing))
 
 
 def test_windows_begin_where_clips_do() -> None:
     model = build(clip_steps=3, hop=3)
-    with pytest.raises(HwmError, match="from 1 to 3, in whole clips of 3, and not 1 from 2"):
+    with pytest.raises(HwmError, match="from 1 to 3, in multiples of 3, not 1 from 2"):
         model.predict(toy_batch(model.spec, 3).window(0, 2, 3))
     with pytest.raises(HwmError, match="past=3, horizon=3 and hop=1 must be multiples of clip_steps=3"):
         build(clip_steps=3)
@@ -213,7 +213,7 @@ def test_data_it_cannot_read_is_an_error() -> None:
     with pytest.raises(HwmError, match="factorized=True needs token ids made of digits"):
         replace(NextBlock.tiny(), factorized=True).build(plain)
     model = build()
-    with pytest.raises(HwmError, match="predicts 1 to 3 steps from 1 to 3 and not 3 from 4"):
+    with pytest.raises(HwmError, match="predicts 1 to 3 steps from 1 to 3, not 3 from 4"):
         model.loss(toy_batch(model.spec, 7))
 
 

@@ -54,6 +54,29 @@ def window(model: WorldModel, missing: int | None = None) -> Batch:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_windows_it_was_not_made_for_are_refused(name):
+    model = build(name)
+    past, horizon = model.config.past, model.config.horizon
+    full = toy_batch(model.spec, past + horizon + 2)
+    for given, missing in ((past + 1, 1), (past, horizon + 1), (0, 1), (past, 0)):
+        with pytest.raises(HwmError, match=f"{name} predicts 1 to {horizon} steps from 1 to {past}"):
+            model.predict(full.window(0, given, given + missing))
+    for hop in (0, past + 1):
+        with pytest.raises(HwmError, match=f"hop={hop}"):
+            replace(model.config, hop=hop).build(model.spec)
+
+
+@pytest.mark.parametrize("name", ["genie", "hma_discrete", "masked_hwm_shared"])
+def test_options_that_a_family_cannot_heed_are_not_its_own_and_load_where_they_were_off(name):
+    config = tiny_config(name)
+    assert not hasattr(config, "own_past")
+    assert config_from_json({**to_json(config), "own_past": 0.0}) == config
+    with pytest.raises(HwmError, match="own_past"):
+        config_from_json({**to_json(config), "own_past": 0.5})
+    assert config_from_json({**to_json(tiny_config("masked_hwm")), "own_past": 0.5}).own_past == 0.5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_loss_is_finite_and_falls_on_one_batch(name):
     model = build(name)
     batch, optimizer, losses = clip(model), None, []
