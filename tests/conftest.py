@@ -14,6 +14,7 @@ from hypothesis import settings
 from hwm.data.store import Header, Store, Writer
 from hwm.pictures.video import write_video
 from hwm.types import LatentSpec
+from tests import parity
 
 torch.set_num_threads(1)
 # a busy machine is no failure, and a test that passed yesterday passes today
@@ -22,6 +23,10 @@ settings.load_profile("hwm")
 
 TOKENS = LatentSpec((2, 2), 25, levels=(5, 5))
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    parity.report(terminalreporter)
 
 
 def make_header(**changes: Any) -> Header:

@@ -1,8 +1,14 @@
-"""Recorded cases: those of public implementations, which lie beside the project and not in it, and self-made ones."""
+"""Recorded cases: those of public implementations, and self-made ones.
+
+Of those of public implementations the small ones are in `recorded` beside this file. Large ones are not part of the
+project: the environment variable HWM_PARITY names a folder with them, by default `shared/parity` beside the clone.
+Tests that need one skip where there is none, and `report` makes pytest say how many did.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,20 +19,41 @@ from torch import Tensor
 
 from hwm.convert.cases import Case, read_case
 
-FOLDER = Path(__file__).parents[2] / "shared" / "parity"
+SMALL = Path(__file__).parent / "recorded"
+LARGE = Path(os.environ.get("HWM_PARITY") or Path(__file__).parents[2] / "shared" / "parity")
+MISSING = "no large recorded cases"
+
+
+def large_folder() -> Path:
+    """The folder of large recorded cases; skips the test where there is none."""
+    if not LARGE.is_dir():
+        pytest.skip(f"{MISSING}: no folder {LARGE}")
+    return LARGE
 
 
 def recorded_path(name: str) -> Path:
-    """The file of a recorded case; skips the test where there is none."""
-    path = FOLDER / f"{name}.safetensors"
-    if not path.exists():
-        pytest.skip(f"the recorded outputs of the public implementation ({name}) are not here")
-    return path
+    """The file of a recorded case, the large one of two of the same name; skips the test where there is none."""
+    paths = [folder / f"{name}.safetensors" for folder in (LARGE, SMALL)]
+    found = next((path for path in paths if path.exists()), None)
+    if found is None:
+        pytest.skip(f"{MISSING}: no file {paths[0]}")
+    return found
 
 
 def recorded(name: str) -> Case:
     """A recorded case; skips the test where there is none."""
     return read_case(recorded_path(name))
+
+
+def report(terminal: Any) -> None:
+    """A line at the end of pytest's output on the tests that had no recorded case to run on."""
+    skipped = [found for found in terminal.stats.get("skipped", ()) if MISSING in str(found.longrepr)]
+    if skipped:
+        terminal.write_line(
+            f"{len(skipped)} SKIPPED for want of large recorded cases in {LARGE}: set HWM_PARITY to their folder. "
+            f"The small ones in {SMALL.parent.name}/{SMALL.name} are always there.",
+            yellow=True,
+        )
 
 
 def write_case(

@@ -3,7 +3,8 @@
 A case is a pair of files. NAME.safetensors holds tensors: `state.*` the original's state dict, `in.*` inputs (with
 every random number that was drawn), `out.*` outputs. NAME.json holds `family`, the original's `config`, and `tensors`:
 for each input and output its `shape` and `dtype`, and for each output of floats `atol`, by how much it may differ.
-Integers are to be equal.
+Integers are to be equal. Of an output with `every`, N, the file holds each N-th number alone, from the first on, of all
+that `shape` counts, in a row. Floats narrower than float32 stand for the float32 that they equal.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Case(NamedTuple):
         weights: its state dict.
         given, out: inputs and outputs by name.
         tolerance: largest absolute difference of each output of floats.
+        shapes: of each output, whole.
+        every: of each output, of how many numbers one is in `out`, which is flat where this is not 1.
     """
 
     name: str
@@ -52,6 +55,22 @@ class Case(NamedTuple):
     given: Tensors
     out: dict[str, Tensor]
     tolerance: dict[str, float]
+    shapes: dict[str, tuple[int, ...]]
+    every: dict[str, int]
+
+
+class _Entry(NamedTuple):
+    """What the description says of an input or output."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    every: int
+    atol: float
+
+    @property
+    def held(self) -> tuple[tuple[int, ...], str]:
+        """Shape and type of the tensor in the file."""
+        return (self.shape if self.every == 1 else (-(-math.prod(self.shape) // self.every),)), self.dtype
 
 
 class Compared(NamedTuple):
@@ -83,42 +102,60 @@ def read_case(path: Path) -> Case:
         HwmError: a file is missing, damaged, or the two do not agree; the message names the tensor.
     """
     about_path, path = path.with_suffix(".json"), path.with_suffix(".safetensors")
-    try:
-        about = json.loads(about_path.read_bytes())
-        family, config, listed = str(about["family"]), dict(about["config"]), dict(about["tensors"])
-        shapes = {name: (tuple(entry["shape"]), str(entry["dtype"])) for name, entry in listed.items()}
-        tolerance = {name: float(entry["atol"]) for name, entry in listed.items() if "atol" in entry}
-    except (OSError, ValueError) as error:
-        raise HwmError(f"cannot read {about_path}, which says what is in {path.name}: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise HwmError(
-            f"{about_path} does not describe a case: it needs family, config and tensors, and of each tensor its "
-            f"shape and dtype ({type(error).__name__}: {error})"
-        ) from error
+    family, config, listed = _described(about_path, path.name)
     tensors = load_tensors(path)
-    for name, expected in shapes.items():
+    for name, entry in listed.items():
         if name not in tensors:
             raise HwmError(f"{path} lacks {name}, which {about_path.name} lists")
         found = tuple(tensors[name].shape), str(tensors[name].dtype).removeprefix("torch.")
-        if found != expected:
-            raise HwmError(f"{name} of {path} is {_kind(found)}, and {about_path.name} says {_kind(expected)}")
-
+        if found != entry.held:
+            raise HwmError(f"{name} of {path} is {_kind(found)}, and {about_path.name} says {_kind(entry.held)}")
     for name in tensors:
-        if not name.startswith("state.") and name not in shapes:
+        if not name.startswith("state.") and name not in listed:
             raise HwmError(f"{path} holds {name}, of which {about_path.name} says nothing")
 
     def part(prefix: str) -> dict[str, Tensor]:
-        names = [*shapes, *tensors.keys() - shapes.keys()]  # in the order of the description
-        return {name.removeprefix(prefix): tensors[name] for name in names if name.startswith(prefix)}
+        names = [*listed, *(name for name in tensors if name not in listed)]  # in the order of the description
+        return {name.removeprefix(prefix): _widened(tensors[name]) for name in names if name.startswith(prefix)}
 
     given, out = Tensors(part("in."), f"in.* of {path}"), part("out.")
     if not out:
         raise HwmError(f"{path} holds no outputs (tensors named out.*) to compare with")
-    tolerance = {name.removeprefix("out."): value for name, value in tolerance.items()}
+    entries = {name: listed[f"out.{name}"] for name in out}
     for name, value in out.items():
-        if value.is_floating_point() and not 0 <= tolerance.get(name, math.nan) < math.inf:
-            raise HwmError(f"{about_path} gives no tolerance (atol) for out.{name}")
-    return Case(path.stem, family, config, part("state."), given, out, tolerance)
+        if value.is_floating_point() and not 0 <= entries[name].atol < math.inf:
+            raise HwmError(f"{about_path.name} gives no tolerance (atol) for out.{name}")
+    tolerance = {name: entries[name].atol for name, value in out.items() if value.is_floating_point()}
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    every = {name: entry.every for name, entry in entries.items()}
+    return Case(path.stem, family, config, part("state."), given, out, tolerance, shapes, every)
+
+
+def _described(path: Path, of: str) -> tuple[str, dict[str, Any], dict[str, _Entry]]:
+    """Family, config, and what is said of each input and output, in a description of the file `of`."""
+    try:
+        about = json.loads(path.read_bytes())
+        family, config, listed = str(about["family"]), dict(about["config"]), dict(about["tensors"])
+        entries = {
+            name: _Entry(tuple(e["shape"]), str(e["dtype"]), int(e.get("every", 1)), float(e.get("atol", math.nan)))
+            for name, e in listed.items()
+        }
+    except (OSError, ValueError) as error:
+        raise HwmError(f"cannot read {path}, which says what is in {of}: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise HwmError(
+            f"{path} does not describe a case: it needs family, config and tensors, and of each tensor its "
+            f"shape and dtype ({type(error).__name__}: {error})"
+        ) from error
+    for name, entry in entries.items():
+        if entry.every < 1 or (entry.every > 1 and not name.startswith("out.")):
+            raise HwmError(f"{path} says of {name} that each number out of {entry.every} is there; only outputs may be "
+                           "thinned, and by 1 or more")  # fmt: skip
+    return family, config, entries
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.float() if x.is_floating_point() and x.itemsize < 4 else x
 
 
 def _kind(of: tuple[tuple[int, ...], str]) -> str:
@@ -151,13 +188,15 @@ def _compare(case: Case, name: str, ours: Callable[[], Tensor] | None) -> Compar
         return Compared(name, nan, nan, tolerance, str(problem))
     except Exception as problem:  # whatever is wrong with one output, the others are worth knowing
         return Compared(name, nan, nan, tolerance, f"{type(problem).__name__}: {problem}")
-    if found.shape != expected.shape or found.is_floating_point() != expected.is_floating_point():
-        kinds = (_kind((tuple(x.shape), str(x.dtype).removeprefix("torch."))) for x in (found, expected))
-        return Compared(name, nan, nan, tolerance, " instead of ".join(kinds))
+    if found.shape != case.shapes[name] or found.is_floating_point() != expected.is_floating_point():
+        kinds = ((tuple(found.shape), found.dtype), (case.shapes[name], expected.dtype))
+        words = " instead of ".join(_kind((shape, str(dtype).removeprefix("torch."))) for shape, dtype in kinds)
+        return Compared(name, nan, nan, tolerance, words)
     if not expected.numel():
         return Compared(name, 0.0, 0.0, tolerance)
-    error = (found.double() - expected.double()).abs().max().item()
-    return Compared(name, error, error / max(expected.double().abs().max().item(), 1e-300), tolerance)
+    there = expected.double().flatten()
+    error = (found.double().flatten()[:: case.every[name]] - there).abs().max().item()
+    return Compared(name, error, error / max(there.abs().max().item(), 1e-300), tolerance)
 
 
 def table(rows: Iterable[Compared]) -> str:

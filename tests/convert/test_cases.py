@@ -181,6 +181,35 @@ def test_several_cases_are_all_run(case: Path, capsys: pytest.CaptureFixture[str
     assert "at least one" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_of_a_thinned_output_every_nth_number_is_compared(kept: int, case: Path) -> None:
+    whole = load_file(case)["out.logits"]
+
+    def thin(tensors: dict[str, Tensor]) -> None:
+        tensors["out.logits"] = whole.flatten()[::7].clone()
+
+    change(case, thin)
+    describe(case, lambda about: about["tensors"]["out.logits"].update(every=7))
+    found = read_case(case)
+    assert whole.numel() % 7
+    assert found.shapes["logits"] == whole.shape
+    assert [(row.name, row.passed) for row in compare(found)[1]] == [("logits", True), ("loss", True)]
+    found.out["logits"][-1 - kept] += 1e-3
+    assert [(row.name, row.passed) for row in compare(found)[1]] == [("logits", False), ("loss", True)]
+
+
+def test_narrow_floats_stand_for_the_float32_that_they_equal(case: Path) -> None:
+    wide = read_case(case).weights
+    key = "out_x_proj.weight"
+    rounded = wide[key].to(torch.float8_e4m3fn)
+    change(case, lambda tensors: tensors.update({f"state.{key}": rounded}))
+    found = read_case(case).weights
+    assert {x.dtype for x in found.values()} == {torch.float32}
+    assert torch.equal(found[key], rounded.float())
+    assert not torch.equal(found[key], wide[key])
+    assert compare(read_case(case))[0].head.weight.dtype == torch.float32
+
+
 # ---------------------------------------------------------------------- mistakes
 def test_cases_that_are_broken_are_refused(case: Path) -> None:
     about, tensors = case.with_suffix(".json").read_bytes(), case.read_bytes()
@@ -206,6 +235,10 @@ def test_cases_that_are_broken_are_refused(case: Path) -> None:
     fails(r"in\.tokens of .* is int32 \(2, 12\), and own\.json says int64 \(2, 12\)")
     change(case, lambda t: t.update({"in.more": torch.ones(1)}))
     fails(r"holds in\.more, of which own\.json says nothing")
+    describe(case, lambda a: a["tensors"]["out.logits"].update(every=7))
+    fails(r"out\.logits of .* is float32 .*, and own\.json says float32 \(55,\)")
+    describe(case, lambda a: a["tensors"]["in.tokens"].update(every=2))
+    fails(r"own\.json says of in\.tokens .* only outputs")
     change(case, lambda t: [t.pop("out.logits"), t.pop("out.loss")])
     describe(case, lambda a: [a["tensors"].pop(k) for k in ("out.logits", "out.loss")])
     fails("holds no outputs")

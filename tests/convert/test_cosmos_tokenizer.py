@@ -25,7 +25,7 @@ from hwm.tokenizers.cosmos_video import Down, Up
 from hwm.tokenizers.fsq import FSQ
 from hwm.types import DataSpec, LatentSpec
 from hwm.weights import save_tensors
-from tests.parity import FOLDER, recorded_path
+from tests.parity import large_folder, recorded_path
 
 SIZE = (16, 32)
 Shelf = Callable[[Cosmos.Config], Path]
@@ -112,12 +112,9 @@ def test_recorded_outputs_are_ours(name: str) -> None:
 
 
 def test_every_recorded_case_is_listed() -> None:
-    if not FOLDER.is_dir():
-        pytest.skip("the recorded outputs of the public implementation are not here")
-    there = {
-        p.stem for kind in ("cosmos-tokenizer", "cosmos-image", "fsq") for p in FOLDER.glob(f"{kind}-*.safetensors")
-    }
-    assert there == set(CASES)
+    folder = large_folder()
+    kinds = ("cosmos-tokenizer", "cosmos-image", "fsq")
+    assert {p.stem for kind in kinds for p in folder.glob(f"{kind}-*.safetensors")} == set(CASES)
 
 
 @pytest.mark.parametrize("config", [DV8, CV8, DI8], ids=lambda c: c.variant)
