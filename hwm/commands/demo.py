@@ -77,7 +77,7 @@ def run_demo(o: DemoOptions) -> Path:
 
     console.rule("2. does it do what it is told?")
     model = load(o.model)
-    clips = Clips(open_store(o.store), model.config.past + 8)
+    clips = Clips(open_store(o.store), model.config.past + 8, part="test")
     tokenizer = load_tokenizer(clips.store.header.tokenizer)
     obedience = obey(model, tokenizer, clips, COMMANDS, starts=6, steps=10)
     for command, motion in obedience.motion.items():

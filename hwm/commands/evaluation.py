@@ -12,7 +12,8 @@ import tyro
 from hwm.errors import HwmError
 
 if TYPE_CHECKING:
-    from hwm.data.store import Header
+    from hwm.data.clips import Clips
+    from hwm.data.store import Header, Store
     from hwm.models.base import WorldModel
 
 SHIPPED = "masked_hwm_mini"
@@ -32,6 +33,8 @@ class RolloutOptions:
         horizon: steps to predict.
         stride: distance between the steps of a clip (15 for 1X v1.1, which has 30 a second).
         rate: in its place, the longest that leaves so many steps a second, as `--data.rate` of training.
+        split: of a held-out store, the part that training does not see (`test`: the second episode, the fourth and so
+            on), that which its validation sees (`validation`), or all.
         filter_overlaps: choose among clips of which none shares a step with another, as 1X's evaluation does.
         scenario: autoregressive (the model sees its own predictions), temporally_teacher_forced (it sees the true
             steps before) or fully_teacher_forced (each token sees the true tokens before it; not for masked models).
@@ -54,6 +57,7 @@ class RolloutOptions:
     horizon: int = 8
     stride: int = 1
     rate: float = 0.0
+    split: Literal["test", "validation", "all"] = "test"
     filter_overlaps: bool = False
     scenario: tuple[Literal["autoregressive", "temporally_teacher_forced", "fully_teacher_forced"], ...] = (
         "autoregressive",
@@ -73,6 +77,19 @@ class RolloutOptions:
         if self.checkpoint and self.model:
             raise HwmError(f"name one model: {self.checkpoint} or --model {self.model}")
         return self.checkpoint or self.model or SHIPPED
+
+    def windows(self, store: Store, prompt: int) -> Clips:
+        """The clips to choose from."""
+        from hwm.data.clips import Clips
+        from hwm.data.mixture import stride_of
+
+        stride = stride_of(store, self.stride, self.rate)
+        if self.split == "test" and len(store.episodes) < 2:
+            raise HwmError(
+                f"{store.path} has one episode, which is for validation, and none for test: hold more out, or evaluate "
+                "on it with --split all"
+            )
+        return Clips(store, prompt + self.horizon, stride=stride, filter_overlaps=self.filter_overlaps, part=self.split)
 
     def model_for(self, header: Header) -> WorldModel:
         """The model that is named, as wanted, for a store's data."""
@@ -178,8 +195,6 @@ def run_evaluation(
 
     from hwm.config import parse_changes
     from hwm.config import replace as changed
-    from hwm.data.clips import Clips
-    from hwm.data.mixture import stride_of
     from hwm.data.readers import open_store
     from hwm.evaluate.evaluate import EvaluateConfig
     from hwm.evaluate.evaluate import evaluate as run
@@ -192,9 +207,7 @@ def run_evaluation(
     model = o.model_for(store.header)
     tokenizer = load_tokenizer(o.tokenizer or store.header.tokenizer, device())
     prompt = o.prompt or model.config.past
-    clips = Clips(
-        store, prompt + o.horizon, stride=stride_of(store, o.stride, o.rate), filter_overlaps=o.filter_overlaps
-    )
+    clips = o.windows(store, prompt)
     how = EvaluateConfig(
         clips=o.clips, prompt=prompt, horizon=o.horizon, scenarios=o.scenario,
         swaps=tuple(SWAPS) if o.swaps and o.clips > 1 else (), batch_size=o.batch_size, seed=o.seed,

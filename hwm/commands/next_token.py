@@ -55,12 +55,14 @@ class NextTokenOptions(RolloutOptions):
         json: print one JSON object instead.
         prompt: steps of context.
         clips: how many clips, spread evenly over all shards; 0 takes every one.
+        split: by default all, of which the published figures are.
     """
 
     prompt: Annotated[int, tyro.conf.arg(aliases=("--context-steps",))] = 2  # type: ignore[assignment]
     horizon: int = 1
     clips: int = 96
     batch_size: int = 4
+    split: Literal["test", "validation", "all"] = "all"
     scenario: tuple[Literal["autoregressive", "temporally_teacher_forced", "fully_teacher_forced"], ...] = (
         "autoregressive",
         "fully_teacher_forced",
@@ -151,23 +153,21 @@ def tokens_alone(o: NextTokenOptions) -> tuple[dict[str, Any], dict[str, Means]]
 
     from hwm.config import parse_changes, to_json
     from hwm.config import replace as changed
-    from hwm.data.clips import Clips
-    from hwm.data.mixture import stride_of
     from hwm.data.readers import open_store
     from hwm.evaluate.camera import episode_of
 
     if o.threads:
         torch.set_num_threads(o.threads)
     store = open_store(o.store)
-    stride = stride_of(store, o.stride, o.rate)
-    clips = Clips(store, o.prompt + o.horizon, stride=stride, filter_overlaps=o.filter_overlaps)
+    clips = o.windows(store, o.prompt)
     model = o.model_for(store.header)
     sampler = changed(model.config.sampler, parse_changes(model.config.sampler, o.sampler))
     indices = clips.spread(o.clips)
     scores = score_tokens(model, clips, indices, o.prompt, o.scenario, sampler, o.batch_size, o.seed)
     about = {
         "model": model.name, "parameters": sum(p.numel() for p in model.parameters()), "checkpoint": o.weights,
-        "store": clips.store.path.name, "prompt": o.prompt, "horizon": o.horizon, "clips": len(indices),
+        "store": clips.store.path.name, "split": o.split, "prompt": o.prompt, "horizon": o.horizon,
+        "clips": len(indices),
         "sampler": to_json(sampler), "seed": o.seed, "batch_size": min(o.batch_size, len(indices)),
         "tokens": model.spec.latent.cells * o.horizon,
     }  # fmt: skip

@@ -105,7 +105,7 @@ def train_recipe(recipe: Any, run: Path, init: str | None = None) -> Any:
     if recipe.tokenizer and held_out:
         try:
             tokenizer, clips = load_tokenizer(held_out.spec.tokenizer or recipe.tokenizer), held_out.clips[0]
-            rollouts = Clips(clips.store, module.config.past + 8, stride=clips.stride), tokenizer
+            rollouts = Clips(clips.store, module.config.past + 8, stride=clips.stride, part=clips.part), tokenizer
         except HwmError as error:
             print(f"no pictures of rollouts while training: {error}")
     return Trainer(recipe.train, module, data, held_out, run, show_progress(rollouts)).run()

@@ -11,13 +11,18 @@ import torch
 
 from hwm.data.arrays import moments
 from hwm.data.store import Store
-from hwm.errors import HwmError
+from hwm.errors import HwmError, unknown
 from hwm.types import Batch, DataSpec
 
 MOTION_STEPS = 4096
 """Steps that are compared at once."""
 STATISTICS_STEPS = 256
 """Steps that statistics of continuous latents are taken of: a step has hundreds of cells, and a store may be large."""
+
+
+PARTS = {"all": slice(None), "validation": slice(0, None, 2), "test": slice(1, None, 2)}
+"""Which episodes of a held-out store a part has, in the store's order. Choices while training go by validation, so that
+on the episodes of test nothing was chosen. Further episodes at the end of a store leave the others in their part."""
 
 
 class Starts:
@@ -64,6 +69,7 @@ class Clips:
         filter_overlaps: leave out windows that share a step with an earlier one: windows of a stride s begin at s
             neighbouring steps, then at none until all of them have ended (as 1X's evaluation chooses them).
         episodes: the first so many alone, of which then the statistics are, too; 0 for all.
+        part: `validation` or `test`, see `PARTS`: windows of every second episode alone; statistics remain the store's.
 
     Raises:
         HwmError: no episode is long enough, the store has fewer, or settings that exclude each other.
@@ -78,14 +84,17 @@ class Clips:
         *,
         filter_overlaps: bool = False,
         episodes: int = 0,
+        part: str = "all",
     ) -> None:
+        if part not in PARTS:
+            raise unknown("part", part, PARTS)
         if min(length, every, stride) < 1:
             raise HwmError(f"length {length}, every {every} and stride {stride} must be at least 1")
         if store.latents is None:
             store.header.latent_shape  # noqa: B018  raises the error that says what to do
         if episodes > len(store.episodes):
             raise HwmError(f"{store.path} has {len(store.episodes)} episodes, and the first {episodes} are wanted")
-        self.store, self.length, self.stride = store, length, stride
+        self.store, self.length, self.stride, self.part = store, length, stride, part
         self.steps = store.episodes[episodes - 1].stop if episodes else store.steps  # that windows are taken of
         span = (length - 1) * stride + 1
         begin = store.clip_steps
@@ -94,11 +103,12 @@ class Clips:
         if filter_overlaps and every > 1:
             raise HwmError(f"filter_overlaps decides where windows begin, and so does every={every}: give one of them")
         run, period = (stride, -(-length // begin) * begin * stride) if filter_overlaps else (1, every * begin)
-        starts, stops = (edges[: episodes or None] for edges in store.bounds)
+        starts, stops = (edges[: episodes or None][PARTS[part]] for edges in store.bounds)
         self.starts = Starts(starts, stops, span, run, period)
         if not len(self.starts):
             longest = int(np.max(stops - starts, initial=0))
-            raise HwmError(f"{store.path}: no episode has the {span} steps of a window; the longest has {longest}")
+            of = "" if part == "all" else f" of the {len(starts)} of {len(store.episodes)} that are for {part}"
+            raise HwmError(f"{store.path}: no episode{of} has the {span} steps of a window; the longest has {longest}")
         h = store.header
         self.embodiment = h.embodiment
         self.continuous = h.latent is not None and h.latent.channels is not None

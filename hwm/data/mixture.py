@@ -36,7 +36,7 @@ class DataConfig:
 
     Attributes:
         stores: folders of encoded stores to train on; `mini` is the set shipped with the package.
-        val_stores: held-out stores.
+        val_stores: held-out stores, of which the validation part is seen: every second episode, from the first on.
         split: a list of data sets, each a store in `root`, to add to these: `openx_1`, `openx_5`, `openx_10`,
             `openx_20`, `openx_30`, `openx_40`, `language_table`, or a text file with a name a line. Their held-out
             stores, where there are any, have the same names with `_heldout` behind.
@@ -88,7 +88,7 @@ class DataConfig:
         return (*self.stores, *(str(root / name) for name in names))
 
     def open(self, validation: bool = False) -> Mixture:
-        """Open the training (or held-out) stores."""
+        """Open the training stores, or the validation part of the held-out ones."""
         from hwm.data.readers import open_store
 
         if self.episodes < 0:
@@ -107,6 +107,7 @@ class DataConfig:
                 stride=stride_of(s, self.stride, self.rate),
                 filter_overlaps=self.filter_overlaps,
                 episodes=episodes,
+                part="validation" if validation else "all",
             )
             for s in stores
         ]

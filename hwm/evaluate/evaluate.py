@@ -248,6 +248,7 @@ class _Run:
             embodiment=clips.embodiment,
             store=clips.store.path.name,
             source=clips.store.header.source,
+            split=clips.part,
             tokenizer=self.tokenizer.id,
             prompt=self.prompt,
             horizon=c.horizon,

@@ -57,7 +57,7 @@ def _row(results: Results, scenario: str) -> list[str]:
     return [
         results.checkpoint or results.model,
         str(results.parameters),
-        results.store,
+        results.data,
         scenario,
         str(results.prompt),
         str(results.horizon),

@@ -91,7 +91,7 @@ def _head(title: str, results: Results, said: Sequence[Finding]) -> str:
     judgement = verdict(results)
     facts = (
         f"{_count(results.parameters)}, {results.embodiment}, {results.clips} held-out clips of "
-        f"{results.store}, {_device(results)}, {results.date}"
+        f"{results.data}, {_device(results)}, {results.date}"
     )
     items = "".join(f'<li class="{f.tone}">{escape(f.text)}</li>' for f in said)
     return (
@@ -277,7 +277,7 @@ def _about(results: Results, data: str) -> str:
     rows = {
         "model": f"{results.model}, {results.parameters:,} parameters",
         "trained on": data,
-        "evaluated on": f"{results.store}: {results.source}" if results.source else results.store,
+        "evaluated on": f"{results.data}: {results.source}" if results.source else results.data,
         "clips": f"{results.clips} of {len(set(results.episodes))} episodes, spread evenly over the store; "
         f"{int(results.moving.sum())} of them move",
         "task": f"{results.prompt} steps of context, {results.horizon} predicted, {results.steps_per_second:g} steps/s",

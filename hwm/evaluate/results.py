@@ -98,6 +98,7 @@ class Results:
 
     Attributes:
         model, config, parameters, embodiment, store, source, tokenizer: what was evaluated, and on what.
+        split: which part of the store: `test`, `validation` or `all`.
         prompt, horizon: steps of context, and steps predicted.
         seed, batch_size, sampler, device, torch, date: how.
         reference: what predictions are compared with, `camera` or, for a store without video, `reconstruction`.
@@ -121,6 +122,7 @@ class Results:
     embodiment: str
     store: str
     source: str
+    split: str
     tokenizer: str
     prompt: int
     horizon: int
@@ -148,6 +150,11 @@ class Results:
     @property
     def clips(self) -> int:
         return len(self.moving)
+
+    @property
+    def data(self) -> str:
+        """The store, with the part of it that was evaluated."""
+        return self.store if self.split == "all" else f"{self.store}, {self.split}"
 
     @property
     def scenario(self) -> str:
@@ -203,8 +210,8 @@ class Results:
         about = {
             name: getattr(self, name)
             for name in (
-                "model", "parameters", "embodiment", "store", "source", "tokenizer", "prompt", "horizon", "seed",
-                "batch_size", "device", "torch", "date", "reference", "steps_per_second", "frames_per_step",
+                "model", "parameters", "embodiment", "store", "source", "split", "tokenizer", "prompt", "horizon",
+                "seed", "batch_size", "device", "torch", "date", "reference", "steps_per_second", "frames_per_step",
                 "draws", "distances", "checkpoint", "command",
             )
         }  # fmt: skip
@@ -268,7 +275,8 @@ class Results:
         """Tables for a terminal: the model among its baselines, for all clips and for those that move."""
         parts: list[Any] = []
         for scenario in self.figures:
-            title, count = f"{self.model}, {scenario.replace('_', ' ')}", int(self.moving.sum())
+            title = f"{self.model} on {self.data}, {scenario.replace('_', ' ')}"
+            count = int(self.moving.sum())
             parts.append(self._table(scenario, False, f"{title}: all {self.clips} clips, {count} of which move"))
             if 0 < count < self.clips:
                 parts.append(self._table(scenario, True, f"{title}: the {count} clips that move"))

@@ -13,7 +13,10 @@ import torch
 
 from hwm import cli
 from hwm.commands.evaluation import SHIPPED, RolloutOptions
+from hwm.data.mixture import DataConfig
+from hwm.data.readers import open_store
 from hwm.errors import HwmError
+from hwm.evaluate.camera import episode_of
 from hwm.loading import load_tokenizer
 from hwm.models.genie import Genie
 from hwm.tokenizers.tiny import TinyTokenizer
@@ -119,3 +122,26 @@ def test_charts_that_cannot_be_drawn_are_refused_before_the_work(
     for option in ("--report", "--controllability"):
         assert cli.main(["evaluate", str(tmp_path / "no-model"), option, str(tmp_path / "x")]) == 2
         assert "humanoid-world-models[eval]" in capsys.readouterr().err
+
+
+def test_figures_are_of_episodes_that_training_does_not_see(made, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--clips", "4", "--horizon", "2", "--no-swaps", "--json"]
+    store, seen = open_store(made.store), {}
+    for split in ("test", "validation", "all"):
+        clips = RolloutOptions(store=made.store, horizon=2, split=split).windows(store, 3)
+        seen[split] = {episode_of(clips, i).id for i in range(len(clips))}
+        r = json.loads(run(capsys, "evaluate", made.model, "--data", made.store, *few, "--split", split))
+        assert (r["split"], r["episodes"]) == (split, len(seen[split]))
+    validated = DataConfig(stores=(made.store,), val_stores=(made.store,), steps=3).open(validation=True).clips[0]
+    validated_on = {episode_of(validated, i).id for i in range(len(validated))}
+    assert validated_on == seen["validation"] == seen["all"] - seen["test"] == {"episode_0"}
+    assert json.loads(run(capsys, "evaluate", made.model, "--data", made.store, *few))["split"] == "test"
+
+
+def test_one_episode_is_for_validation(made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = load_tokenizer(Path(made.model).parent / "tok")
+    store = str(pan_world.record(tmp_path / "store", tokenizer, episodes=1, steps=8).path)
+    assert cli.main(["evaluate", made.model, "--data", store, "--horizon", "2"]) == 2
+    assert "has one episode, which is for validation, and none for test" in capsys.readouterr().err
+    few = ["--clips", "2", "--horizon", "2", "--no-swaps", "--split", "all"]
+    assert "standard errors are n/a" in run(capsys, "evaluate", made.model, "--data", store, *few)

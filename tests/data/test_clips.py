@@ -232,6 +232,26 @@ def test_windows_are_counted_from_both_ends(store: Store) -> None:
             clips.batch([index])
 
 
+@pytest.mark.parametrize("episodes", [2, 3, 10])
+def test_parts_share_no_episode_and_are_the_store_together(tmp_path: Path, episodes: int) -> None:
+    store = numbered(tmp_path / "s", [5] * episodes)
+    parts = {part: Clips(store, 3, part=part) for part in ("validation", "test", "all")}
+    of = {part: set(clips.batch(np.arange(len(clips))).actions[:, 0, 0, 0].tolist()) for part, clips in parts.items()}
+    assert of["validation"] == set(range(0, episodes, 2))
+    assert of["test"] == set(range(1, episodes, 2))
+    assert of["all"] == of["validation"] | of["test"] == set(range(episodes))
+    assert len(parts["validation"]) + len(parts["test"]) == len(parts["all"])
+    assert parts["test"].spec() == parts["all"].spec(), "a part is no other kind of data"
+
+
+def test_an_empty_part_is_said(tmp_path: Path) -> None:
+    store = numbered(tmp_path / "s", [9, 4, 9])
+    with pytest.raises(HwmError, match=r"no episode of the 1 of 3 that are for test has the 5 steps .* has 4"):
+        Clips(store, 5, part="test")
+    with pytest.raises(HwmError, match="did you mean test"):
+        Clips(store, 3, part="tests")
+
+
 def test_settings_that_exclude_each_other_are_refused(store: Store) -> None:
     with pytest.raises(HwmError, match="filter_overlaps decides where windows begin"):
         Clips(store, 2, every=3, filter_overlaps=True)
