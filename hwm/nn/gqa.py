@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 
 from hwm.errors import HwmError
 from hwm.nn.rope import Table, rotate
@@ -138,6 +137,8 @@ def attend_grouped(
     if causal and length > 1:
         if length == total:
             return F.scaled_dot_product_attention(q_BhLd, k_BgMd, v_BgMd, is_causal=True, enable_gqa=True)
+        from torch.nn.attention.bias import causal_lower_right  # here: it imports torch's compiler
+
         later = causal_lower_right(length, total)
         return F.scaled_dot_product_attention(q_BhLd, k_BgMd, v_BgMd, attn_mask=later, enable_gqa=True)
     # nothing hides anything from any query, so those of one head of keys are only more queries to the same keys

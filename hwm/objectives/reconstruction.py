@@ -117,7 +117,6 @@ def balance(other: Tensor, fooled: Tensor, made: Tensor, limit: float = 1e4) -> 
     return (ours / theirs.clamp_min(torch.finfo(theirs.dtype).tiny)).clamp(max=limit).detach()
 
 
-@torch.compiler.disable  # the balance asks for gradients in the pictures, which a graph of both would not give
 def reconstruction_loss(
     judges: Judges, adversary: Adversary | None, made_BFCHW: Tensor, truth_BFCHW: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -128,6 +127,15 @@ def reconstruction_loss(
     Raises:
         HwmError: the weights of LPIPS cannot be read, or pictures are too small for it.
     """
+    # the balance asks for gradients in the pictures, which a graph of both would not give; to say so where the function
+    # is defined would import the compiler with it, which takes longer than all the rest of the package
+    loss = torch.compiler.disable(_loss) if torch.compiler.is_compiling() else _loss
+    return loss(judges, adversary, made_BFCHW, truth_BFCHW)
+
+
+def _loss(
+    judges: Judges, adversary: Adversary | None, made_BFCHW: Tensor, truth_BFCHW: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
     error = made_BFCHW - truth_BFCHW
     squared = error.square()
     loss = absolute = error.abs().mean()

@@ -25,7 +25,7 @@ from hwm.train.blocks import recompute
 from hwm.train.trainer import TrainConfig
 from hwm.types import Batch, DataSpec, LatentSpec
 from hwm.weights import load_tensors
-from tests.tokenizers.test_cosmos_commands import film
+from tests.commands.test_tokens import film
 
 SIZE = (16, 32)
 SPEC = DataSpec(LatentSpec(SIZE, channels=3), {}, "pixels-16x32")
