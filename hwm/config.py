@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import os
 import types
@@ -16,9 +15,9 @@ from typing import Any, ClassVar, Self, TypeVar, Union
 from torch import Tensor, nn
 
 from hwm.errors import HwmError, unknown
+from hwm.plugins import Table, own
 from hwm.types import Batch, DataSpec
 
-REGISTRY: dict[str, type[Trainable]] = {}
 T = TypeVar("T")
 
 
@@ -66,8 +65,9 @@ class Trainable(nn.Module):
         super().__init_subclass__(**kwargs)
         if name is None:
             return
-        if name in REGISTRY and REGISTRY[name].__qualname__ != cls.__qualname__:
-            raise ValueError(f"the public name {name!r} is already that of {REGISTRY[name]}")
+        taken = REGISTRY.get(name, cls)
+        if (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise HwmError(f"{cls.__module__}.{cls.__qualname__} cannot be called {name!r}: that is already {taken}")
         if "Config" not in cls.__dict__:
             raise TypeError(f"{cls.__name__} needs a Config of its own to be registered as {name!r}")
         cls.name = name
@@ -108,13 +108,24 @@ class Trainable(nn.Module):
         return self.loss(batch)
 
 
+def _wrong(name: str, part: Any) -> str:
+    if not (isinstance(part, type) and issubclass(part, Trainable) and "name" in part.__dict__):
+        return "it is no subclass of hwm.config.Trainable with a public name"
+    return "" if part.name == name else f"its class calls itself {part.name!r}"
+
+
+GROUPS = ("hwm.models", "hwm.tokenizers")
+REGISTRY: Table[type[Trainable]] = Table("model", GROUPS, _wrong, shipped=[e for g in GROUPS for e in own(g)])
+"""Trainable classes by their public names."""
+
+
 def registered(name: str) -> type[Trainable]:
-    """The trainable class of a public name; the package's own families are imported first."""
-    importlib.import_module("hwm.models")
-    importlib.import_module("hwm.tokenizers")
-    if name not in REGISTRY:
-        raise unknown("model", name, REGISTRY)
-    return REGISTRY[name]
+    """The trainable class of a public name, imported if it is not yet.
+
+    Raises:
+        HwmError: nobody offers one.
+    """
+    return REGISTRY.find(name)
 
 
 def replace(value: Any, changes: Mapping[str, Any]) -> Any:

@@ -14,13 +14,16 @@ from hwm.config import Trainable
 from hwm.errors import HwmError, unknown
 from hwm.models.base import WorldModel
 from hwm.nn.int8 import with_int8_weights
+from hwm.plugins import ELSEWHERE
+from hwm.tokenizers import TOKENIZERS
 from hwm.tokenizers.pixels import Pixels
 from hwm.tokenizers.sd_vae import is_diffusers, load_vae
 from hwm.train.checkpoint import load_model
 from hwm.types import Tokenizer
 
 MODELS = {"masked_hwm_mini": ROOT / "masked_hwm_mini"}
-TOKENIZERS = {"tiny": ROOT / "tiny"}
+SHIPPED = {"tiny": ROOT / "tiny"}
+"""Tokenizers with weights that come with the package."""
 
 
 def load(
@@ -59,7 +62,8 @@ def as_wanted(
 
 
 def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu") -> Tokenizer:
-    """A tokenizer: a shipped one by name (or the identity a store recorded), a folder, or `pixels-HxW`.
+    """A tokenizer by name (or the identity a store recorded), of this or an installed package, a folder, or
+    `pixels-HxW`.
 
     `stand-in-1.1` and `stand-in-2.0` show the small folders that `hwm data make-onex` writes.
 
@@ -78,19 +82,41 @@ def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu"
 
         return StandIn(text.removeprefix("stand-in-"), load_tokenizer("tiny", device))
     base, _, fingerprint = text.rpartition("@") if "@" in text and not Path(text).exists() else (text, "", "")
-    if not Path(base).exists() and base not in TOKENIZERS and base in downloadable():
-        raise HwmError(
-            f"there is no tokenizer called {base!r} here: hwm tokenizer download {base} fetches it; give its folder"
-        )
-    folder = _find("tokenizer", base, TOKENIZERS)
-    found, weights = _tokenizer_in(folder, device)
-    if not isinstance(found, Tokenizer):
-        raise HwmError(f"{name} is a checkpoint of a {found.name!r}, not of a tokenizer")
-    found.id = f"{base}@{weights_fingerprint(weights)}"
+    found = _named_tokenizer(base, device) or _tokenizer_at(base, device)
     if fingerprint and found.id != text:
         raise HwmError(
-            f"{text} is wanted, but the weights at {folder} are {found.id}: latents of one mean nothing to the other"
+            f"{text} is wanted, but the weights at {base} are {found.id}: latents of one mean nothing to the other"
         )
+    return found
+
+
+def _named_tokenizer(name: str, device: torch.device | str) -> Tokenizer | None:
+    """A tokenizer that needs no checkpoint, of this or another package; None where there is none of that name."""
+    if name in SHIPPED or name not in TOKENIZERS.names():
+        return None
+    made = TOKENIZERS.find(name)
+    if isinstance(made, type) and issubclass(made, Trainable):
+        if Path(name).exists():
+            return None
+        raise HwmError(f"{name!r} is a kind of tokenizer with weights: give the folder of a checkpoint of one")
+    tokenizer = made()
+    if not isinstance(tokenizer, Tokenizer) or tokenizer.id.partition("@")[0] != name:
+        raise HwmError(f"{made} makes no tokenizer whose id is {name!r}, by which stores would find it again")
+    return tokenizer.to(device).eval() if isinstance(tokenizer, torch.nn.Module) else tokenizer
+
+
+def _tokenizer_at(name: str, device: torch.device | str) -> Tokenizer:
+    """The tokenizer of a folder, or a shipped one."""
+    if not Path(name).exists() and name not in SHIPPED and name in downloadable():
+        raise HwmError(
+            f"there is no tokenizer called {name!r} here: hwm tokenizer download {name} fetches it; give its folder"
+        )
+    if not Path(name).exists() and name not in SHIPPED:
+        raise HwmError(f"{unknown('tokenizer', name, [*SHIPPED, *TOKENIZERS.names()])}{ELSEWHERE}")
+    found, weights = _tokenizer_in(_find("tokenizer", name, SHIPPED), device)
+    if not isinstance(found, Tokenizer):
+        raise HwmError(f"{name} is a checkpoint of a {found.name!r}, not of a tokenizer")
+    found.id = f"{name}@{weights_fingerprint(weights)}"
     return found
 
 
@@ -121,7 +147,7 @@ def copy_weights(name: str | Path, module: Trainable) -> None:
     Raises:
         HwmError: there is nothing of that name, or its weights are of another size.
     """
-    source = load_model(_find("model", name, MODELS | TOKENIZERS))
+    source = load_model(_find("model", name, MODELS | SHIPPED))
     try:
         own, theirs = module.state_dict(), source.state_dict()
         fresh = {k: v for k, v in own.items() if k.startswith(module.fresh)}

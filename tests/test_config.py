@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -121,7 +122,7 @@ def test_what_has_no_place_in_a_config() -> None:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> type[Trainable]:
     """A registered class of this test alone."""
-    monkeypatch.setattr("hwm.config.REGISTRY", registry := dict(REGISTRY))
+    monkeypatch.setattr("hwm.config.REGISTRY", registry := copy(REGISTRY))
 
     class Model(Trainable, name="test_config_model"):
         @dataclass(frozen=True, kw_only=True)
@@ -170,7 +171,7 @@ def test_a_field_of_one_config_does_not_take_another(model: type[Trainable]) -> 
 
 
 def test_names_are_taken_once(model: type[Trainable]) -> None:
-    with pytest.raises(ValueError, match="already"):
+    with pytest.raises(HwmError, match="already"):
 
         class Second(Trainable, name="test_config_model"):
             @dataclass(frozen=True, kw_only=True)

@@ -33,11 +33,11 @@ from hwm.assets import ROOT as ASSETS
 from hwm.assets import STORES
 from hwm.commands.tokens import EncodeOptions
 from hwm.commands.training import count_parameters
-from hwm.config import REGISTRY
+from hwm.config import REGISTRY, registered
 from hwm.data.mixture import DataConfig
 from hwm.data.record import SimRecording
 from hwm.data.store import Store
-from hwm.evaluate import evaluate, metrics, results
+from hwm.evaluate import evaluate, results
 from hwm.objectives.flow import FlowSampler
 from hwm.objectives.maskgit import MaskGITSampler
 from hwm.objectives.next_token import NextTokenSampler
@@ -45,6 +45,7 @@ from hwm.objectives.reconstruction import Judges
 from hwm.recipes import RECIPES
 from hwm.recipes.specs import ACTIONS_1X
 from hwm.train.trainer import TrainConfig
+from tests.outside import forgotten
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -105,16 +106,9 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.Mod
     monkeypatch.setitem(sys.modules, "page", module)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    tables = (REGISTRY, RECIPES, metrics.METRICS, evaluate.SWAPS, evaluate.SCENARIOS)
-    kept, loaded = [dict(t) for t in tables], set(sys.modules)
     random, threads = torch.get_rng_state(), torch.get_num_threads()
-    yield module
-    for table, old in zip(tables, kept, strict=True):
-        table.clear()  # type: ignore[attr-defined]
-        table.update(old)  # type: ignore[attr-defined]
-    for new in set(sys.modules) - loaded:
-        if Path(getattr(sys.modules[new], "__file__", None) or "/").is_relative_to(tmp_path):
-            del sys.modules[new]
+    with forgotten(tmp_path):
+        yield module
     torch.set_rng_state(random)
     torch.set_num_threads(threads)
 
@@ -127,9 +121,10 @@ def absent(needs: str) -> list[str]:
 def run(block: Block, page: Path, module: types.ModuleType) -> None:
     kind, _, value = (part.strip() for part in block.note.partition(":"))
     if kind == "file":
+        Path(value).parent.mkdir(parents=True, exist_ok=True)
         Path(value).write_text(block.text)
         importlib.invalidate_caches()
-        made = importlib.import_module(Path(value).stem)
+        made = importlib.import_module(value.removesuffix(".py").replace("/", "."))
         vars(module).update({k: v for k, v in vars(made).items() if not k.startswith("__")})
         return
     padded = "\n" * (block.line - 1) + block.text  # so that a traceback shows the line of the page
@@ -196,17 +191,18 @@ def test_commands_parse(page: Path, clean: types.ModuleType, monkeypatch: pytest
             run(block, page, clean)
     verbs = cli._verbs()
     for line in command_lines(page):
-        given = arguments(line) or []
+        words = arguments(line) or []
+        given = cli.named_modules(words)[1]
         if not given or given in (["--help"], ["--version"]):
             continue
         verb = given[0]
         assert verb in verbs, f"{name(page)}: `{line}`: there is no verb {verb}"
         if given[1:] == []:
             continue  # the verb alone, as it is spoken of in prose
-        if "tyro.cli(" not in inspect.getsource(verbs[verb][1]):
+        if "tyro.cli(" not in inspect.getsource(verbs[verb]):
             continue
         try:
-            end: object = cli.main(given)
+            end: object = cli.main(words)
         except Parsed:
             continue
         except SystemExit as stop:
@@ -280,7 +276,7 @@ def minutes(store: Store) -> float:
 
 def test_recipe_options_exist() -> None:
     """Options of recipes, wherever a page names them: `--train.lr`, `--model.sampler.steps`, `--train.no-compile`."""
-    classes = [c for c in REGISTRY.values() if c.__module__.startswith("hwm.")]
+    classes = [registered(entry.name) for entry in REGISTRY.shipped]
     samplers = {type(tiny.sampler) for tiny in (c.tiny() for c in classes) if hasattr(tiny, "sampler")}
     assert {MaskGITSampler, NextTokenSampler, FlowSampler} <= samplers
     known = {

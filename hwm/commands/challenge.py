@@ -129,7 +129,6 @@ def make_sampling(o: SamplingOptions) -> Made:
 
     from hwm.challenge import sampling as track
     from hwm.challenge.recordings import recordings
-    from hwm.config import parse_changes, replace
     from hwm.devices import device_of
     from hwm.loading import load_tokenizer
 
@@ -138,9 +137,6 @@ def make_sampling(o: SamplingOptions) -> Made:
         raise HwmError(f"{o.model} does not say whose latents it reads: name them with --tokenizer")
     tokenizer = load_tokenizer(o.tokenizer or model.spec.tokenizer, device_of(model, torch.device("cpu")))
     data = recordings(o.data, o.known, o.target, o.clips)
-    own = getattr(model.config, "sampler", None)
-    if o.sampler and own is None:
-        raise HwmError(f"the model {model.name!r} has no sampler to change")
     painter = track.Painter(
         model,
         tokenizer,
@@ -148,7 +144,7 @@ def make_sampling(o: SamplingOptions) -> Made:
         data.embodiment,
         samples=o.samples,
         batch_size=o.batch_size,
-        sampler=replace(own, parse_changes(own, o.sampler)) if o.sampler else None,
+        sampler=model.sampler_with(o.sampler) if o.sampler else None,
         seed=o.seed,
         size=o.size,
     )

@@ -103,6 +103,7 @@ class EvaluateOptions(RolloutOptions):
     """Measure a model on held-out clips: without arguments the shipped model on the shipped held-out rooms.
 
     Attributes:
+        metrics: also take these metrics of pictures, of packages that are installed or imported.
         lpips: also measure LPIPS (AlexNet); its published weights are downloaded once, 244 MB.
         lpips_weights: the same with weights from files: torchvision's AlexNet and the channels of the package lpips.
         fid: also measure FID, by this TorchScript file of Inception v3 (StyleGAN3's inception-2015-12-05.pt).
@@ -115,6 +116,7 @@ class EvaluateOptions(RolloutOptions):
         controllability: also draw PSNR under the true actions and under random ones, step by step, into this SVG file.
     """
 
+    metrics: tuple[str, ...] = ()
     lpips: bool = False
     lpips_weights: tuple[Path, ...] = ()
     fid: Path | None = None
@@ -138,11 +140,12 @@ def evaluate(args: list[str]) -> None:
         return evaluate_next_token(args[1:])
     o = tyro.cli(EvaluateOptions, args=args, prog="hwm evaluate")
     from hwm.evaluate import robots
+    from hwm.evaluate.metrics import METRICS
     from hwm.pictures.plot import need_matplotlib
 
     if o.report or o.controllability:
         need_matplotlib()
-    extra = {}
+    extra: dict[str, Any] = {name: METRICS.find(name) for name in o.metrics}
     if o.lpips or o.lpips_weights:
         from hwm.evaluate.metrics import Metric
         from hwm.networks.lpips import load_lpips
@@ -193,8 +196,6 @@ def run_evaluation(
     """Load what the options name, and evaluate."""
     import torch
 
-    from hwm.config import parse_changes
-    from hwm.config import replace as changed
     from hwm.data.readers import open_store
     from hwm.evaluate.evaluate import EvaluateConfig
     from hwm.evaluate.evaluate import evaluate as run
@@ -211,7 +212,7 @@ def run_evaluation(
     how = EvaluateConfig(
         clips=o.clips, prompt=prompt, horizon=o.horizon, scenarios=o.scenario,
         swaps=tuple(SWAPS) if o.swaps and o.clips > 1 else (), batch_size=o.batch_size, seed=o.seed,
-        sampler=changed(model.config.sampler, parse_changes(model.config.sampler, o.sampler)),
+        sampler=model.sampler_with(o.sampler),
         metrics=extra_metrics or {}, features=features or {}, draws=o.draws, checkpoint=o.weights, command=command,
         progress=progress, examples=examples,
     )  # fmt: skip

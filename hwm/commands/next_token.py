@@ -151,8 +151,7 @@ def tokens_alone(o: NextTokenOptions) -> tuple[dict[str, Any], dict[str, Means]]
     """Load what the options name, and score the tokens of its predictions."""
     import torch
 
-    from hwm.config import parse_changes, to_json
-    from hwm.config import replace as changed
+    from hwm.config import to_json
     from hwm.data.readers import open_store
     from hwm.evaluate.camera import episode_of
 
@@ -161,7 +160,7 @@ def tokens_alone(o: NextTokenOptions) -> tuple[dict[str, Any], dict[str, Means]]
     store = open_store(o.store)
     clips = o.windows(store, o.prompt)
     model = o.model_for(store.header)
-    sampler = changed(model.config.sampler, parse_changes(model.config.sampler, o.sampler))
+    sampler = model.sampler_with(o.sampler)
     indices = clips.spread(o.clips)
     scores = score_tokens(model, clips, indices, o.prompt, o.scenario, sampler, o.batch_size, o.seed)
     about = {

@@ -212,7 +212,6 @@ def policies(args: list[str]) -> None:
 
     import torch
 
-    from hwm.config import parse_changes, replace
     from hwm.files import write_atomically
     from hwm.interact.policies import evaluate_policies, find_policy, spread_starts
     from hwm.interact.session import World
@@ -223,7 +222,6 @@ def policies(args: list[str]) -> None:
         torch.set_num_threads(o.threads)
     chosen = {name: find_policy(name) for name in o.policies}
     world = World.open(o.model, store=o.store, device="cuda" if torch.cuda.is_available() else "cpu")
-    usual = getattr(world.model.config, "sampler", None)
     found = evaluate_policies(
         world,
         chosen,
@@ -232,7 +230,7 @@ def policies(args: list[str]) -> None:
         task=o.task,
         simulator=o.simulator,
         seed=o.seed,
-        sampler=replace(usual, parse_changes(usual, o.sampler)) if o.sampler else None,
+        sampler=world.model.sampler_with(o.sampler) if o.sampler else None,
         progress=not o.json,
     )
     text = json.dumps({**found.json(), "command": shlex.join(["hwm", "policies", *args])}, indent=1, allow_nan=False)

@@ -20,7 +20,7 @@ def train(args: list[str]) -> None:
     from hwm.recipes import RECIPES, Recipe, find_recipe
 
     if not args or args[0].startswith("-"):
-        raise HwmError(f"say which recipe to train: hwm train RECIPE --out DIR. Recipes: {', '.join(sorted(RECIPES))}")
+        raise HwmError(f"say which recipe to train: hwm train RECIPE --out DIR. Recipes: {', '.join(RECIPES.names())}")
     name, function = args[0], find_recipe(args[0])
     recipe = function()
 
@@ -129,7 +129,7 @@ def recipes(args: list[str]) -> None:
     o = tyro.cli(Options, args=args, prog="hwm recipes")
     from hwm.recipes import RECIPES, find_recipe
 
-    chosen = {name: find_recipe(name) for name in o.names} or dict(sorted(RECIPES.items()))
+    chosen = {name: find_recipe(name) for name in o.names or RECIPES.names()}
     if o.memory:
         print_memory(list(chosen), o.memory, o.json)
         return

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hwm.plugins import Table
 from hwm.types import Prediction
 
 PSNR_CAP = 100.0
@@ -104,8 +105,11 @@ def cross_entropy(prediction: Prediction, target_BTHW: Tensor) -> Tensor | None:
     return torch.stack([row for row in rows if row is not None])
 
 
-METRICS: dict[str, Metric] = {
-    "psnr": Metric(psnr, title="PSNR in dB", places=2),
-    "ssim": Metric(ssim, title="SSIM"),
-}
-"""Metrics of pictures; each is taken of the prediction and of every baseline."""
+METRICS: Table[Metric] = Table(
+    "metric",
+    ("hwm.metrics",),
+    lambda name, part: "" if isinstance(part, Metric) else "it is no hwm.evaluate.metrics.Metric",
+    {"psnr": Metric(psnr, title="PSNR in dB", places=2), "ssim": Metric(ssim, title="SSIM")},
+)
+"""Metrics of pictures; each that is here is taken of the prediction and of every baseline. Those that packages offer
+are taken where they are asked for."""

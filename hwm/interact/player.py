@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from fastapi import WebSocket, WebSocketDisconnect
 
-from hwm.config import from_json, to_json
+from hwm.config import to_json
 from hwm.errors import HwmError, unknown
 from hwm.interact.engine import Shown, jpeg
 from hwm.interact.limits import Action, number, short
@@ -166,8 +166,7 @@ class Player:
         def change(session: Session) -> None:
             if replay.tokenizer != session.world.tokenizer.id:
                 raise HwmError(f"the replay is of tokenizer {replay.tokenizer}; here is {session.world.tokenizer.id}")
-            current = session.world.model.config.sampler
-            sampler = None if replay.sampler is None else from_json(type(current), replay.sampler)
+            sampler = None if replay.sampler is None else session.world.model.sampler_with(replay.sampler)
             session.reset(replay.start, replay.seed)
             session.sampler = sampler
 
@@ -199,11 +198,11 @@ class Player:
         if name not in presets:
             raise unknown("preset", name, presets)
         model = self.server.world.model
-        sampler = presets[name].build(model)
-        if message.get("sampler") is not None:
-            if not isinstance(message["sampler"], dict):
-                raise HwmError(f"'sampler' is an object of fields, got {short(message['sampler'])}")
-            sampler = from_json(type(model.config.sampler), {**to_json(sampler), **message["sampler"]})
+        sampler, changes = presets[name].build(model), message.get("sampler")
+        if changes is not None:
+            if not isinstance(changes, dict):
+                raise HwmError(f"'sampler' is an object of fields, got {short(changes)}")
+            sampler = model.sampler_with({**presets[name].sampler, **changes})
         self.preset, self.session.sampler = name, sampler
         await self.say({"type": "preset", "name": name, "sampler": to_json(sampler), "id": message.get("id")})
 

@@ -16,7 +16,6 @@ Shapes: T steps of an episode, G latent steps that the model predicts together, 
 
 from __future__ import annotations
 
-import importlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -35,6 +34,7 @@ from hwm.interact.session import Session, World, advance
 from hwm.interact.starts import Gallery, Start
 from hwm.interact.tasks import TASKS, Task
 from hwm.interact.twin import Twin, available
+from hwm.plugins import import_object
 from hwm.progress import track
 
 
@@ -134,11 +134,7 @@ def find_policy(name: str) -> Any:
         if name not in SCRIPTED:
             raise unknown("policy", name, SCRIPTED)
         return SCRIPTED[name]
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise HwmError(f"cannot import the policy {name!r}: {error}") from error
+    found = import_object("policy", name)
     if isinstance(found, type):
         raise HwmError(f"{name!r} is a class; name an object made of it")
     return found

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from hwm.config import from_json, to_json
+from hwm.config import from_json
 from hwm.data.clips import Clips
 from hwm.errors import HwmError
 from hwm.files import write_atomically
@@ -47,10 +47,7 @@ class Preset:
 
     def build(self, model: WorldModel) -> Any:
         """The model's sampler with these changes; raises `HwmError` for unknown fields and values of other types."""
-        default = getattr(model.config, "sampler", None)
-        if default is None:
-            return None
-        return from_json(type(default), {**to_json(default), **self.sampler})
+        return model.sampler_with(self.sampler)
 
     def describe(self) -> dict[str, Any]:
         """What a page shows of it."""

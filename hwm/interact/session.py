@@ -262,14 +262,11 @@ class Session:
 
         They do not differ where machine, model and number of threads are those of the recording.
         """
-        from hwm.config import from_json
-
         if replay.tokenizer != self.world.tokenizer.id:
             raise HwmError(f"the replay is of tokenizer {replay.tokenizer}, this world of {self.world.tokenizer.id}")
         self.sampler = None
         if replay.sampler is not None:
-            kind = type(self.world.model.config.sampler)
-            self.sampler = from_json(kind, replay.sampler)
+            self.sampler = self.world.model.sampler_with(replay.sampler)
         on_frames(self.reset(replay.start, replay.seed))
         group, departed = self.world.model.group, None
         for i in range(len(replay.actions) // group):
@@ -310,7 +307,8 @@ class Session:
         generator = torch.Generator(self.world.device).manual_seed(mix(self.seed, done))
         actions = np.concatenate([np.stack(self.actions[start:]), actions_GKA]).astype(np.float32)
         latents = torch.cat(self.latents[start:])
-        key = (self._start.embodiment, len(latents), cache is None, self.sampler)
+        alone = None if model.cache_axis is not None else id(self)  # whose caches cannot be joined with others'
+        key = (self._start.embodiment, len(latents), cache is None, self.sampler, alone)
         return Window(latents, torch.from_numpy(actions).to(self.world.device), cache, generator, key)
 
     def accept(self, latents: Tensor, actions_GKA: np.ndarray, cache: Any) -> None:
@@ -376,30 +374,13 @@ def predict(windows: Sequence[Window], session: Session) -> list[tuple[Tensor, A
         torch.stack([w.actions for w in windows]),
         str(windows[0].key[0]),
     )
-    axis = world.model.cache_axis
-    cache = None
-    if windows[0].cache is not None:
-        cache = map_tensors(lambda parts: torch.cat(parts, axis), *(w.cache for w in windows))
+    cache = windows[0].cache
+    if cache is not None and len(windows) > 1:
+        cache = world.model.stack_caches([w.cache for w in windows])
     with torch.autocast(world.device.type, world.dtype, enabled=world.dtype != torch.float32):
         out = world.model.predict(batch, sampler=session.sampler, cache=cache, generator=[w.generator for w in windows])
-    if len(windows) == 1:
-        return [(out.latents[0], out.cache)]
-
-    def row(i: int) -> Any:
-        return map_tensors(lambda parts: parts[0].narrow(axis, i, 1).clone(), out.cache)
-
-    return [(out.latents[i], row(i)) for i in range(len(windows))]
-
-
-def map_tensors(function: Callable[[list[Tensor]], Tensor], *trees: Any) -> Any:
-    """A tree of tuples like the given ones, its tensors those that `function` makes of the tensors in one place."""
-    first = trees[0]
-    if isinstance(first, Tensor):
-        return function(list(trees))
-    if isinstance(first, tuple):
-        parts = [map_tensors(function, *each) for each in zip(*trees, strict=True)]
-        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
-    return first
+    caches = [out.cache] if len(windows) == 1 else world.model.split_cache(out.cache, len(windows))
+    return list(zip(out.latents, caches, strict=True))
 
 
 def mix(seed: int, step: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,19 @@ import torch
 from torch import Tensor
 
 from hwm.config import Config as AnyConfig
-from hwm.config import Trainable
+from hwm.config import Trainable, from_json, parse_changes, to_json
+from hwm.config import replace as changed
 from hwm.errors import HwmError
+from hwm.models.caches import split, stack
 from hwm.types import Batch, DataSpec, Generator, Prediction
 
 
 class WorldModel(Trainable):
-    """Predicts latent steps from the steps before them and the actions that lead to them."""
+    """Predicts latent steps from the steps before them and the actions that lead to them.
+
+    A family with a public name gives a `Config`, which subclasses this one, `loss` and `predict`; all else that others
+    ask of a model is declared here and has an answer.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(AnyConfig):
@@ -34,9 +40,27 @@ class WorldModel(Trainable):
 
     config: Any
     group = 1  # latent steps that are predicted together at least
-    cache_axis = 1  # the batch's axis in every tensor of a cache
+    #: the batch's axis in every tensor of a cache (any, where there are no caches). None: caches of several rollouts
+    #: cannot be joined, and each is computed by itself.
+    cache_axis: int | None = None
 
-    @abstractmethod
+    def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
+        if name is not None:
+            cls._check_declared(name)
+        super().__init_subclass__(name=name, **kwargs)
+
+    @classmethod
+    def _check_declared(cls, name: str) -> None:
+        """Raise `HwmError` where a family lacks what every one must say itself."""
+        for method, shared in (("loss", Trainable.loss), ("predict", WorldModel.predict)):
+            if getattr(cls, method) is shared:
+                raise HwmError(f"the model {name!r} ({cls.__module__}.{cls.__qualname__}) must define `{method}`")
+        if not issubclass(cls.Config, WorldModel.Config):
+            raise HwmError(
+                f"{cls.__qualname__}.Config of the model {name!r} must subclass WorldModel.Config, which declares "
+                "`past`, `horizon` and `hop`"
+            )
+
     def predict(
         self,
         batch: Batch,
@@ -55,6 +79,57 @@ class WorldModel(Trainable):
             cache: `Prediction.cache` of an earlier call whose window began at the same step.
             generator: source of randomness, or one for each row of the batch; None is torch's global one.
         """
+        raise NotImplementedError
+
+    @property
+    def sampler(self) -> Any:
+        """How `predict` samples unless it is told otherwise, a frozen dataclass: the config's field of this name; None
+        where there is none, of a model that has nothing to choose."""
+        return getattr(self.config, "sampler", None)
+
+    def sampler_with(self, changes: Mapping[str, Any] | Sequence[str]) -> Any:
+        """The model's sampler with some fields changed; no changes suit every model.
+
+        Args:
+            changes: plain values by field, or words `NAME=VALUE`.
+
+        Raises:
+            HwmError: unknown fields, values of other types, or changes of a model without a sampler.
+        """
+        if not changes:
+            return self.sampler
+        if self.sampler is None:
+            raise HwmError(
+                f"{self.name} has no sampler to change: a model that has one declares it in its Config, as a field "
+                "`sampler` that is a frozen dataclass"
+            )
+        if isinstance(changes, Mapping):
+            return from_json(type(self.sampler), {**to_json(self.sampler), **changes})
+        return changed(self.sampler, parse_changes(self.sampler, changes))
+
+    def stack_caches(self, caches: Sequence[Any]) -> Any:
+        """Caches of single rollouts, whose windows are of one length, as the cache of one batch.
+
+        Raises:
+            HwmError: the model does not say how (`cache_axis`), or they are not alike.
+        """
+        return stack(caches, self._axis())
+
+    def split_cache(self, cache: Any, count: int) -> list[Any]:
+        """The cache of a batch of `count` rollouts as one of each, which share no memory: `stack_caches` undone.
+
+        Raises:
+            HwmError: the model does not say how (`cache_axis`), or the cache is of another number.
+        """
+        return [None] * count if cache is None else split(cache, count, self._axis())
+
+    def _axis(self) -> int:
+        if self.cache_axis is None:
+            raise HwmError(
+                f"{self.name} does not say how caches of several rollouts are joined: it declares `cache_axis`, the "
+                "batch's axis in all their tensors, or overrides `stack_caches` and `split_cache`"
+            )
+        return self.cache_axis
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)

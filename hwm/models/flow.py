@@ -69,6 +69,8 @@ class FlowModel(WorldModel):
     together, so that all of them see all actions of the window.
     """
 
+    cache_axis = 0  # it keeps none
+
     @dataclass(frozen=True, kw_only=True)
     class Config(WorldModel.Config):
         """The defaults are those of the paper.

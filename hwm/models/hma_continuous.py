@@ -95,6 +95,7 @@ class HMAContinuous(ActionModel, name="hma_continuous"):
         in_validation: ClassVar[Mapping[str, Any]] = {"non_mlm": 0.0, "fully_masked": 0.0}
 
     adamw_only = ("embed", "out", "head", "trunk.stems", "action")
+    cache_axis = 1
 
     @classmethod
     def tiny(cls) -> Config:

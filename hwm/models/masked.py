@@ -60,6 +60,7 @@ class MaskedModel(WorldModel):
 
     blocks: nn.ModuleList
     parallel = False
+    cache_axis = 1
     adamw_only = ("embed", "head")
 
     def __init__(self, config: Any, spec: DataSpec) -> None:

@@ -97,6 +97,7 @@ class NextBlock(WorldModel, name="next_block"):
         in_validation: ClassVar[Mapping[str, Any]] = {"max_corrupt": 0.0, "label_smoothing": 0.0}
 
     adamw_only = ("embed", "head")
+    cache_axis = 0  # it keeps none
 
     @classmethod
     def tiny(cls) -> Config:

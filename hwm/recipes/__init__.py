@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from hwm.config import Config, replace
-from hwm.errors import unknown
 from hwm.data.mixture import DataConfig
+from hwm.plugins import Table, import_object
 from hwm.train.trainer import TrainConfig
-from hwm.errors import HwmError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,11 @@ class Recipe:
         return new
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {}
+def _wrong(name: str, part: Any) -> str:
+    return "" if callable(part) else "it is no function that returns a Recipe"
+
+
+RECIPES: Table[Callable[[], Recipe]] = Table("recipe", ("hwm.recipes",), _wrong)
 
 
 def recipe(function: Callable[[], Recipe]) -> Callable[[], Recipe]:
@@ -51,16 +53,10 @@ def find_recipe(name: str) -> Callable[[], Recipe]:
     Raises:
         HwmError: no such recipe; the message shows the nearest.
     """
-    if name in RECIPES:
-        return RECIPES[name]
     if ":" in name:
-        module, _, attribute = name.partition(":")
-        try:
-            found: Callable[[], Recipe] = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise HwmError(f"cannot import the recipe {name!r}: {error}") from error
-        return found
-    raise unknown("recipe", name, RECIPES)
+        function: Callable[[], Recipe] = import_object("recipe", name)
+        return function
+    return RECIPES.find(name)
 
 
 from hwm.recipes import cosmos_ar, cosmos_tokenizer, flow_hwm, genie, hma, masked_hwm, next_block, tokenizer, toy  # noqa: E402, F401  they register their recipes

@@ -1,6 +1,7 @@
 """Checkpoints: safetensors beside JSON, written so that a half-written one is never taken for whole.
 
-hwm.json            public class name, config, data spec (action statistics, tokenizer identity), version
+hwm.json            public class name, config, data spec (action statistics, tokenizer identity), version; the module of
+                    a class that is not this package's, which is told where it is not known, and never imported for it
 model.safetensors   the weights to use (the moving average where there is one)
 state/              only in a training run's step folders: raw weights, optimizer, and where the run stood; the first
                     two in state/shards/, a file a process, where the run divided them; the moving average in
@@ -21,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from hwm.config import Trainable, config_from_json, from_json, to_json
+from hwm.config import REGISTRY, Trainable, config_from_json, from_json, to_json
 from hwm.errors import CheckpointError, HwmError
 from hwm.files import write_atomically
 from hwm.train.aside import Aside
@@ -54,11 +55,29 @@ def save_model(path: str | Path, module: Trainable, weights: dict[str, Tensor] |
     meta = {
         "format": FORMAT,
         "version": __version__,
+        **home_of(type(module)),
         "config": to_json(module.config),
         "spec": to_json(module.spec),
         "notes": to_json(notes),
     }
     write_atomically(folder / "hwm.json", json.dumps(meta, indent=1).encode())
+
+
+def home_of(kind: type[Trainable]) -> dict[str, str]:
+    """What `hwm.json` says of a class of another package: its module, for people to know where it comes from."""
+    module = kind.__module__
+    return {} if module.partition(".")[0] in ("hwm", "__main__") else {"module": module}
+
+
+def known_by(meta: dict[str, Any]) -> str:
+    """How to make the class of a checkpoint known that is not. Nothing is imported because a checkpoint says so."""
+    module, name = meta.get("module"), meta["config"].get("class")
+    if not isinstance(module, str) or name in REGISTRY.names():
+        return ""
+    return (
+        f". This checkpoint says that {name!r} is of the module {module!r}: if you trust that, install the package it "
+        f"is of, give --import {module}, or import it in Python"
+    )
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> Trainable:
@@ -72,7 +91,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Trainabl
     try:
         config, spec = config_from_json(meta["config"]), from_json(DataSpec, meta["spec"])
     except HwmError as error:
-        raise CheckpointError(f"{folder / 'hwm.json'}: {error}") from error
+        raise CheckpointError(f"{folder / 'hwm.json'}: {error}{known_by(meta)}") from error
     with torch.device("meta"):
         module: Trainable = config.build(spec)
     weights = load_tensors(folder / "model.safetensors", device)

@@ -9,18 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-import hwm.models  # noqa: F401  registers the families
-from hwm.config import REGISTRY
+from hwm.config import registered
 from hwm.errors import HwmError
 from hwm.interact.limits import Limits
 from hwm.interact.session import World
 from hwm.interact.starts import Start
-from hwm.models.base import WorldModel
+from hwm.plugins import own
 from hwm.types import DataSpec, Tokenizer
 from tests.interact.pages import address, browser, model, page  # noqa: F401  fixtures
 from tests.models.toys import toy_batch, toy_spec
 
-FAMILIES = sorted(n for n, c in REGISTRY.items() if issubclass(c, WorldModel) and c.__module__.startswith("hwm."))
+FAMILIES = sorted(entry.name for entry in own("hwm.models"))
 
 
 class Painter(Tokenizer):
@@ -50,7 +49,7 @@ class Painter(Tokenizer):
 def build_world(name: str = "masked_hwm", **config: Any) -> World:
     """A toy model of a family, seeded, in float64 so that batches round alike."""
     torch.manual_seed(0)
-    made = REGISTRY[name].tiny()
+    made = registered(name).tiny()
     if config:
         from dataclasses import replace
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import hwm.models  # noqa: F401  registers the families
-from hwm.config import REGISTRY, config_from_json, to_json
+from hwm.config import config_from_json, registered, to_json
 from hwm.errors import HwmError
 from hwm.models.base import WorldModel
+from hwm.plugins import own
 from hwm.train.blocks import compile_blocks, recompute
 from hwm.train.checkpoint import load_model, save_model
 from hwm.train.trainer import TrainConfig, Trainer
@@ -20,12 +20,12 @@ from hwm.types import Batch
 from tests.models.toys import is_aligned, toy_batch, toy_spec
 
 GATED = {"flow_hwm", "flow_hwm_uvit"}  # gates begin at zero (AdaLN-Zero): nothing passes before the first update
-FAMILIES = sorted(n for n, c in REGISTRY.items() if issubclass(c, WorldModel) and c.__module__.startswith("hwm."))
+FAMILIES = sorted(entry.name for entry in own("hwm.models"))
 
 
 def tiny_config(name: str):
     """Each class says itself what a config that tests can run is."""
-    return REGISTRY[name].tiny()
+    return registered(name).tiny()
 
 
 def build(name: str) -> WorldModel:

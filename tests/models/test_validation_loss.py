@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from hwm.config import REGISTRY
+from hwm.config import registered
 from hwm.errors import HwmError
 from hwm.models.base import WorldModel
 from tests.models.test_registry import FAMILIES, opened
@@ -43,7 +43,7 @@ def loss_of(model, call, training) -> float:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_training_adds_is_not_in_the_validation_loss(name):
-    plain = replace(REGISTRY[name].tiny(), **ROOM.get(name, {}))
+    plain = replace(registered(name).tiny(), **ROOM.get(name, {}))
     base = with_weights_of(plain, name)
     weights, here = base.state_dict(), {f.name for f in fields(plain)} & TRAINING.keys()
     tried = 0
@@ -61,17 +61,17 @@ def test_what_training_adds_is_not_in_the_validation_loss(name):
 
 def test_guesses_of_actions_are_validated_beside_the_loss():
     for name in ("hma_discrete", "hma_continuous"):
-        config = replace(REGISTRY[name].tiny(), action_loss=0.5)
+        config = replace(registered(name).tiny(), action_loss=0.5)
         metrics = with_weights_of(config, name).eval().validation_loss(toy_batch(spec_of(name), 5))[1]
         assert metrics["action_error"] > 0
         assert (
             "action_error"
-            not in (with_weights_of(REGISTRY[name].tiny(), name).validation_loss(toy_batch(spec_of(name), 5))[1])
+            not in (with_weights_of(registered(name).tiny(), name).validation_loss(toy_batch(spec_of(name), 5))[1])
         )
 
 
 def test_a_failing_loss_leaves_the_config_as_it_was():
-    model = with_weights_of(replace(REGISTRY["next_block"].tiny(), label_smoothing=0.3), "next_block")
+    model = with_weights_of(replace(registered("next_block").tiny(), label_smoothing=0.3), "next_block")
     with pytest.raises(HwmError):
         model.validation_loss(toy_batch(model.spec, 2))
     assert model.config.label_smoothing == 0.3

@@ -1,13 +1,14 @@
 """Data of everybody: a table of kinds, each of which recognises its own folders and files.
 
 A kind is a `Source`: a list of episodes that are decoded when they are asked for. To add one, write the class and name
-it in `SOURCES`.
+it in `SOURCES`, or in the entry points `hwm.sources` of a package of your own.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hwm.assets import STORES
 from hwm.data.sources.base import AS_IT_IS
@@ -20,21 +21,28 @@ from hwm.data.sources.rlds import RLDS
 from hwm.data.sources.robomimic import Robomimic
 from hwm.data.sources.stored import Stored
 from hwm.data.sources.views import Resampled, Selected, Split
-from hwm.errors import HwmError, unknown
+from hwm.errors import HwmError
+from hwm.plugins import ELSEWHERE, Table
 
-SOURCES: dict[str, type[Source]] = {
-    "store": Stored,
-    "lerobot": LeRobot,
-    "rlds": RLDS,
-    "robomimic": Robomimic,
-    "folder": Folder,
-}
-"""Kinds by name; the first that recognises a path reads it."""
+
+def _wrong(name: str, part: Any) -> str:
+    return "" if isinstance(part, type) and issubclass(part, Source) else "it is no subclass of hwm.data.sources.Source"
+
+
+SOURCES: Table[type[Source]] = Table(
+    "kind of source",
+    ("hwm.sources",),
+    _wrong,
+    {"store": Stored, "lerobot": LeRobot, "rlds": RLDS, "robomimic": Robomimic, "folder": Folder},
+)
+"""Kinds by name; the first that recognises a path reads it, those of installed packages after all that are here."""
 
 
 def recognise(path: Path) -> str:
     """The kind of a folder or file; empty where no kind knows it."""
-    return next((name for name, kind in SOURCES.items() if kind.recognises(path)), "")
+    there = list(SOURCES)
+    offered = [name for name in SOURCES.names() if name not in SOURCES]
+    return next((name for name in there + offered if SOURCES.find(name).recognises(path)), "")
 
 
 def open_source(name: str | Path, options: SourceOptions = AS_IT_IS) -> Source:
@@ -53,10 +61,10 @@ def open_plain(name: str | Path, options: SourceOptions = AS_IT_IS) -> Source:
         path = find_dataset(str(name), options)
     kind = options.kind or recognise(path)
     if not kind:
-        raise HwmError(f"{path} is none of the known kinds of data ({', '.join(SOURCES)}); see docs/data.md")
-    if kind not in SOURCES:
-        raise unknown("kind of source", kind, SOURCES)
-    return SOURCES[kind](path, replace(options, split=options.split.partition("[")[0]))
+        raise HwmError(
+            f"{path} is none of the known kinds of data ({', '.join(SOURCES.names())}); see docs/data.md{ELSEWHERE}"
+        )
+    return SOURCES.find(kind)(path, replace(options, split=options.split.partition("[")[0]))
 
 
 def seen_as(source: Source, options: SourceOptions) -> Source:
