@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hwm.data import clips as clips_module
 from hwm.data.clips import Clips, fake_batch
 from hwm.data.mixture import DataConfig
 from hwm.data.readers import open_store
@@ -278,3 +279,33 @@ def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
     assert clips.batch([0]).latents.isfinite().all()
     with pytest.raises(HwmError, match="not finite in step 2, such as nan"):
         clips.batch([0, 1, 2])
+
+
+@settings(max_examples=25)
+@given(windows=st.integers(1, 40), count=st.integers(1, 50))
+def test_windows_that_are_spread_begin_at_the_first_and_end_at_the_last(tmp_path_factory, windows, count) -> None:
+    clips = Clips(numbered(tmp_path_factory.mktemp("s"), [windows + 1]), 2)
+    found = clips.spread(count)
+    assert len(found) == min(count, windows)
+    assert found[0] == 0
+    assert found[-1] == windows - 1 or count == 1
+    assert found.dtype.kind == "i"
+    assert len(found) < 3 or np.ptp(np.diff(found)) <= 1, "evenly"
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 4096])
+def test_motion_is_the_same_however_many_steps_are_compared_at_once(tmp_path: Path, at_once: int, monkeypatch) -> None:
+    monkeypatch.setattr(clips_module, "MOTION_STEPS", at_once)
+    store = make_store(tmp_path / "s", [7, 6])
+    for length, stride in ((2, 1), (3, 1), (2, 2)):
+        clips = Clips(store, length, stride=stride)
+        for found, start in zip(clips.motion(), clips.starts[np.arange(len(clips))], strict=True):
+            ids = store.latents[start : start + (length - 1) * stride + 1]
+            assert found == pytest.approx((ids[1:] != ids[:-1]).mean())
+
+
+def test_motion_of_values_is_their_mean_change(tmp_path: Path) -> None:
+    for dtype, scale in (("uint8", 1 / 255), ("float32", 1.0)):
+        store = make_store(tmp_path / dtype, [5], latent=LatentSpec((2, 2), channels=3), dtype=dtype)
+        change = np.abs(np.diff(np.asarray(store.latents, np.float64), axis=0)).mean((1, 2, 3)) * scale
+        assert Clips(store, 2).motion() == pytest.approx(change, rel=1e-5)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwm.data.clips import Clips
-from hwm.data.mixture import DataConfig, Mixture, loader, split_names
+from hwm.data.mixture import DataConfig, Mixture, Stream, _leave_signals_to_parent, loader, split_names
 from hwm.data.store import Store, Writer
 from hwm.errors import HwmError
 from hwm.types import Batch, LatentSpec
@@ -252,3 +256,53 @@ def test_a_data_config_opens_stores(tmp_path: Path) -> None:
         DataConfig(stores=("x",)).open(validation=True)
     with pytest.raises(HwmError, match="there is no store nowhere"):
         DataConfig(stores=("nowhere",)).open()
+
+
+# ---------------------------------------------------------------------- workers
+@pytest.mark.parametrize(("worker", "steps"), [(None, [3, 4, 5]), ((0, 2), [3, 5, 7]), ((1, 3), [4, 7, 10])])
+def test_workers_take_turns(mixture: Mixture, worker: tuple[int, int] | None, steps: list[int], monkeypatch) -> None:
+    info = SimpleNamespace(id=worker[0], num_workers=worker[1]) if worker else None
+    monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: info)
+    found = islice(Stream(mixture, seed=9, start=3, size=4, rank=1, world=2), 3)
+    assert all(same(batch, mixture.batch(9, step, 4, 1, 2)) for batch, step in zip(found, steps, strict=True))
+
+
+def test_a_loader_reads_ahead_with_as_many_processes_as_asked_and_by_default_with_none(mixture: Mixture) -> None:
+    for options, count in (({}, 0), ({"workers": 2}, 2)):
+        before = len(multiprocessing.active_children())
+        batches = loader(mixture, seed=4, start=2, size=4, **options)
+        assert same(next(batches), mixture.batch(4, 2, 4)), "of one process, by default"
+        assert len(multiprocessing.active_children()) - before == count
+        del batches
+
+
+def test_workers_leave_the_signals_of_a_stop_to_the_trainer() -> None:
+    numbers = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        _leave_signals_to_parent(0)
+        assert [signal.getsignal(n) for n in numbers] == [signal.SIG_IGN, signal.SIG_IGN, before[signal.SIGTERM]]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_windows_of_a_config_need_not_overlap(tmp_path: Path) -> None:
+    path = str(make_store(tmp_path / "s", [12]).path)
+    counts = {f: len(DataConfig(stores=(path,), steps=4, filter_overlaps=f).open().clips[0]) for f in (False, True)}
+    assert counts == {False: 9, True: 3}
+
+
+def test_a_mixture_warns_of_each_store_that_a_spec_does_not_suit(mixture: Mixture) -> None:
+    assert mixture.warnings(mixture.spec) == []
+    action = mixture.spec.actions["toy"]
+    far = replace(mixture.spec, actions={"toy": replace(action, mean=(1e3, 1e3))})
+    (found,) = mixture.warnings(far)  # and nothing of the robot that the spec does not know
+    assert str(mixture.clips[0].store.path) in found
+    narrow = replace(mixture.spec, actions={"toy": replace(action, std=(1e-3, 1e-3))})
+    assert len(mixture.warnings(narrow)) == 1
+
+
+def test_a_split_that_is_meant_is_suggested() -> None:
+    with pytest.raises(HwmError, match="did you mean openx_5"):
+        split_names("openx5")

@@ -67,7 +67,9 @@ def test_psnr_closed_form_and_cap() -> None:
     black = torch.zeros(2, 3, 4, 4)
     assert torch.allclose(metrics.psnr(black + 0.1, black), torch.full((2,), 20.0), atol=1e-4)
     assert metrics.psnr(black, black).tolist() == [100.0] * 2
-    assert metrics.psnr(black + 7, black + 1).tolist() == [100.0] * 2, "both sides are clamped to [0, 1]"
+    for a, b in ((7, 1), (1, 7), (-7, 0), (0, -7)):
+        assert metrics.psnr(black + a, black + b).tolist() == [100.0] * 2, "both sides are clamped to [0, 1]"
+        assert metrics.ssim(black + a, black + b).tolist() == pytest.approx([1.0] * 2)
     assert metrics.psnr(black[:1] + 1, black[:1]).item() == pytest.approx(0, abs=1e-4)
 
 

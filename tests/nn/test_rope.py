@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hwm.errors import HwmError
-from hwm.nn.rope import Yarn, rope_1d, rope_2d, rope_3d, rotate, sincos_3d
+from hwm.nn.rope import Yarn, coordinates, rope_1d, rope_2d, rope_3d, rotate, shares, sincos_3d
 
 CPU = torch.device("cpu")
 
@@ -135,3 +135,52 @@ def test_tables_of_longer_grids_begin_with_those_of_shorter(t: int, h: int, w: i
         assert torch.equal(two[: len(one)], one)
     one, two = (sincos_3d(n, (h, w), dim, CPU, torch.bfloat16) for n in (t, t + more))
     assert torch.equal(two[: len(one)], one)
+
+
+@given(st.integers(3, 100).map(lambda n: 2 * n))
+def test_a_width_is_shared_out_in_whole_pairs_and_time_has_the_rest(dim):
+    time, side = shares(dim)
+    assert time + 2 * side == dim
+    assert time % 2 == side % 2 == 0
+    assert side <= time < side + 6
+
+
+@pytest.mark.parametrize("dim", [0, 2, 4, 7, 9])
+def test_a_width_without_room_for_three_is_refused(dim):
+    with pytest.raises(HwmError, match=f"even width of at least 6, got {dim}"):
+        shares(dim)
+
+
+def test_coordinates_are_of_times_then_rows_then_columns():
+    found = torch.cat(coordinates((0.5, 4.0), (2, 3), False), 1)
+    assert found.dtype == torch.float64
+    assert found.tolist() == [[t, float(r), float(c)] for t in (0.5, 4.0) for r in range(2) for c in range(3)]
+    centred = torch.cat(coordinates((0.5, 4.0), (2, 3), True), 1)
+    assert torch.equal(centred, found - torch.tensor([0, 0.5, 1.0]))
+
+
+@given(
+    st.floats(1.5, 8), st.floats(3, 9), st.floats(0.5, 2), st.integers(2, 50), st.lists(st.floats(1e-6, 9), min_size=1)
+)
+def test_frequencies_are_slowed_by_how_often_they_turn(scale, fast, slow, length, frequencies):
+    frequency = torch.tensor(frequencies, dtype=torch.float64)
+    turns, found = frequency * length / (2 * math.pi), Yarn(scale, fast, slow, 1, 1).slowed(frequency, length)
+    torch.testing.assert_close(found[turns > fast], frequency[turns > fast])
+    torch.testing.assert_close(found[turns < slow], frequency[turns < slow] / scale)
+    between = (frequency / scale + (frequency - frequency / scale) * (turns - slow) / (fast - slow))[
+        (turns >= slow) & (turns <= fast)
+    ]
+    torch.testing.assert_close(found[(turns >= slow) & (turns <= fast)], between)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_rotation_is_a_product_of_complex_numbers(dtype):
+    cos, sin = rope_1d((0.0, 3.0, 7.5), 8, CPU)
+    x = torch.randn(2, 4, 3, 8).to(dtype)
+    product = torch.complex(x[..., :4].float(), x[..., 4:].float()) * torch.complex(cos, sin)
+    found = rotate(x, (cos, sin))
+    assert found.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(
+        found.float(), torch.cat([product.real, product.imag], -1), atol=tolerance, rtol=tolerance
+    )

@@ -68,6 +68,9 @@ def test_spans_end_within_the_path() -> None:
     assert torch.equal(t / d, (t / d).round())
     assert (t + d).max() == 1
     assert t.min() == 0
+    assert set(t[d == 0.25].tolist()) == {0, 0.25, 0.5, 0.75}
+    assert abs(t[d == 1 / 32].mean() - 31 / 64) < 0.05
+    assert abs((d == 1).float().mean() - 1 / 6) < 0.03
 
 
 def test_a_lesson_of_no_spans_is_flow_matching_and_spans_are_the_last_examples() -> None:
@@ -129,3 +132,23 @@ def test_few_steps_come_nearer_to_the_data_where_spans_were_learned(name: str | 
     else:  # at the velocity of the first moment one step leads to about the mean, 0
         assert off[1] > 0.28
         assert off[4] > 0.18
+
+
+def test_half_of_the_shortest_span_counts_as_none() -> None:
+    asked: list[float] = []
+
+    def means(x: Tensor, t_B: Tensor, d_B: Tensor) -> Tensor:
+        asked.extend(d_B.tolist())
+        return x
+
+    spans = torch.tensor([2.0**-HALVINGS, 2.0 ** (1 - HALVINGS), 1.0])
+    OBJECTIVES["shortcut"].target(means, torch.ones(3, 2), torch.zeros(3), spans)
+    assert asked == [0.0, 2.0**-HALVINGS, 0.5] * 2
+
+
+def test_times_of_a_lesson_lie_about_their_middle() -> None:
+    torch.manual_seed(0)
+    data = torch.zeros(5000, 1)
+    for told, middle in (((), 0.0), ((-1.5,), -1.5)):
+        shown = lesson(None, 0, lambda part: lambda x, t, d: x, data, data, *told)
+        assert shown.t.logit().mean().item() == pytest.approx(middle, abs=0.06)

@@ -71,6 +71,7 @@ def test_counts_are_those_of_the_cosine_schedule():
     assert maskgit.masked_counts(1, 1024) == (0,)
     assert maskgit.masked_counts(2, 1024) == (725, 0)
     assert maskgit.masked_counts(4, 1024) == (947, 725, 392, 0)
+    assert MaskGITSampler(steps=4).counts(1024) == (947, 725, 392, 0)
 
 
 @pytest.mark.parametrize(("steps", "cells"), [(16, 16), (16, 20), (100, 7), (3, 4)])
@@ -140,6 +141,7 @@ def test_no_noise_is_drawn_at_the_last_step_or_at_temperature_zero():
         generator = seeded()
         assert torch.equal(sampler.keep_score(logp, generator, to_come=to_come), logp)
         assert torch.equal(generator.get_state(), seeded().get_state())
+    assert torch.equal(MaskGITSampler(choice_temperature=4.5).keep_score(logp), logp)  # of the last step
 
 
 @pytest.mark.parametrize("wrong", [dict(choice_temperature=-1.0), dict(choice_temperature=math.inf)])
@@ -177,7 +179,7 @@ def test_which_steps_are_corrupted_and_masked(steps: int, prompt: int, non_mlm: 
 
 def test_how_much_is_corrupted_and_masked() -> None:
     generator = seeded()
-    rate, ratio = maskgit.clip_rates(40_000, 16, prompt=8, generator=generator)
+    rate, ratio = maskgit.clip_rates(40_000, 16, generator=generator)  # the prompt has 8 steps
     # a masked step has a mean ratio of 2 / pi; 15 steps of 16 are, or 8 to 1 of them, with equal chances
     assert ratio.mean().item() == pytest.approx(2 / math.pi * (15 + 4.5) / 32, abs=5e-3)
     assert rate[:, 0].mean().item() == pytest.approx(0.1, abs=2e-3)
@@ -225,3 +227,105 @@ def test_masked_cross_entropy_follows_autocast(monkeypatch):
     loss.backward()
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, F.cross_entropy(head(h), ids), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(("prompt", "steps"), [(1, 4), (3, 6), (8, 3)])
+def test_the_first_masked_step_after_a_prompt_is_any_of_those_left(prompt, steps):
+    _, ratio = maskgit.clip_rates(6000, steps, non_mlm=1.0, prompt=prompt, generator=seeded())
+    first, lowest = (ratio > 0).int().argmax(1), min(prompt, steps - 1)
+    share = first.bincount(minlength=steps) / 6000
+    torch.testing.assert_close(share[:lowest], torch.zeros(lowest))
+    assert (share[lowest:] - 1 / (steps - lowest)).abs().max() < 0.03
+
+
+def test_steps_of_a_clip_are_masked_whole_as_often_as_asked():
+    _, ratio = maskgit.clip_rates(4000, 5, non_mlm=0.0, fully_masked=0.3, generator=seeded())
+    assert not ratio[:, 0].any()
+    assert abs((ratio[:, 1:] == 1).float().mean() - 0.3) < 0.02
+    _, masked = maskgit.mask_future(
+        torch.zeros(4000, 2, 64, dtype=torch.long), 9, non_mlm=0.0, fully_masked=0.3, generator=seeded()
+    )
+    assert abs(masked.all(-1).float().mean() - (0.3 + 0.7 * whole_by_chance(64))) < 0.02
+
+
+def whole_by_chance(cells):
+    """The mean over u of cos(pi/2 u)^n, about exp(-n pi^2 u^2 / 8)."""
+    return (2 / (math.pi * cells)) ** 0.5
+
+
+def test_by_default_half_of_the_samples_are_autoregressive_and_steps_are_masked_whole_by_chance_alone():
+    ids = torch.zeros(6000, 2, 400, dtype=torch.long)
+    visible, masked = maskgit.mask_future(ids, 10**6, generator=seeded())
+    assert abs((visible != 0).any(-1).any(-1).float().mean() - 0.5) < 0.03
+    assert abs(masked[:, 1].all(-1).float().mean() - whole_by_chance(400)) < 0.01
+
+
+def test_what_is_kept_shrinks_from_step_to_step_after_the_first():
+    ids = torch.zeros(1500, 4, 400, dtype=torch.long)
+    visible, masked = maskgit.mask_future(ids, 10**6, non_mlm=1.0, generator=seeded())
+    whole = masked.any(-1).all(-1)
+    kept = (visible[whole] == 0).double().mean(-1)
+    for step in range(4):
+        assert kept[:, step].mean().item() == pytest.approx(0.625 * 0.95**step, abs=0.03)
+    ratio = (kept[:, 1:] / kept[:, :-1]).mean().item()
+    assert ratio == pytest.approx(0.95, abs=0.01)
+
+
+def test_each_sample_has_a_rate_of_corruption_of_its_own():
+    rate = maskgit.corruption_rate(5000, 0.4, torch.device("cpu"), seeded())
+    assert rate.shape == (5000, 1, 1)
+    assert rate.min() >= 0
+    assert 0.39 < rate.max() <= 0.4
+    assert abs(rate.mean() - 0.2) < 0.01
+
+
+def test_cells_are_masked_with_the_probability_of_their_step():
+    ratio = torch.tensor([[0.0, 0.3], [0.8, 1.0]])
+    share = maskgit.cosine_mask(ratio, 20_000, seeded()).float().mean(-1)
+    torch.testing.assert_close(share, ratio, atol=0.015, rtol=0)
+
+
+@given(st.integers(1, 9), st.integers(0, 2**31))
+def test_masked_again_are_so_many_of_the_masked_cells_of_each_step_and_the_least_sure(cells, seed):
+    score = torch.rand(2, 3, cells, generator=seeded(seed))
+    masked = torch.rand(2, 3, cells, generator=seeded(seed + 1)) < 0.7
+    count = int(masked.sum(-1).min())
+    again = maskgit.remask(score, masked, count)
+    assert (again.sum(-1) == count).all()
+    assert not (again & ~masked).any()
+    settled = score.masked_fill(again | ~masked, 2).amin(-1)
+    assert (score.masked_fill(~again, -1).amax(-1) <= settled).all()
+
+
+@pytest.mark.parametrize("sampler", [MaskGITSampler(), MaskGITSampler(temperature=0.1), MaskGITSampler(pick="mean")])
+def test_an_id_is_picked_of_each_distribution_with_its_log_probability(sampler):
+    wanted = torch.randint(5, (2, 3, 4), generator=seeded())
+    logits = F.one_hot(wanted, 5) * 30.0 + torch.rand(5)
+    ids, logp = maskgit.pick(logits, sampler, seeded())
+    assert torch.equal(ids, wanted)
+    torch.testing.assert_close(logp, -F.cross_entropy(logits.movedim(-1, 1), wanted, reduction="none"))
+
+
+@pytest.mark.parametrize(("at_once", "sizes"), [(400, [20]), (399, [19, 1]), (60, [3] * 6 + [2]), (7, [1] * 20)])
+def test_no_more_logits_than_allowed_are_made_at_a_time(at_once, sizes, monkeypatch):
+    monkeypatch.setattr(maskgit, "LOGITS_AT_ONCE", at_once)
+    made, h = [], torch.randn(20, 4, requires_grad=True)
+
+    def head(h):
+        made.append(len(h))
+        return F.pad(h, (0, 16))
+
+    loss = maskgit.masked_cross_entropy(h, torch.arange(20), torch.ones(20, dtype=torch.bool), head, 20)
+    assert made == sizes
+    loss.backward()
+    assert len(made) == len(sizes) * (1 if len(sizes) == 1 else 2), "all at once they are kept, else made again"
+
+
+def test_losses_of_one_masked_token_and_of_none():
+    logits, ids = torch.randn(3, 7), torch.tensor([1, 2, 3])
+    one, none = torch.tensor([False, True, False]), torch.zeros(3, dtype=torch.bool)
+    wanted = F.cross_entropy(logits[1:2], ids[1:2])
+    torch.testing.assert_close(maskgit.masked_cross_entropy(logits, ids, one, nn.Identity(), 7), wanted)
+    torch.testing.assert_close(maskgit.digit_cross_entropy((logits,), ids[:, None], one), wanted)
+    assert maskgit.masked_cross_entropy(logits, ids, none, nn.Identity(), 7) == 0
+    assert maskgit.digit_cross_entropy((logits,), ids[:, None], none) == 0

@@ -65,7 +65,7 @@ def test_each_side_of_the_game_gets_its_own_gradient(reach: int) -> None:
     made, truth = pair()
     adversary = Adversary(judges)
     adversary.train()
-    loss, _ = reconstruction_loss(judges, adversary, made, truth)
+    loss, values = reconstruction_loss(judges, adversary, made, truth)
     loss.backward()
     players = list(adversary.discriminator.parameters())
 
@@ -76,6 +76,8 @@ def test_each_side_of_the_game_gets_its_own_gradient(reach: int) -> None:
     tokenizers = (alone - truth).abs().mean() - 0.5 * score(alone).mean()
     torch.testing.assert_close(made.grad, torch.autograd.grad(tokenizers, alone)[0])
     hinge = (F.relu(1 - score(truth)).mean() + F.relu(1 + score(made.detach())).mean()) / 2
+    torch.testing.assert_close(values["discriminator"], hinge.detach())
+    torch.testing.assert_close(values["real"] - values["fake"], (score(truth).mean() - score(made).mean()).detach())
     for player, wanted in zip(players, torch.autograd.grad(hinge, players), strict=True):
         assert wanted.ndim == 1 or wanted.abs().sum() > 0
         torch.testing.assert_close(player.grad, wanted)
@@ -144,7 +146,11 @@ def test_frames_by_themselves_do_not_see_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"squared": -1.0}, {"begins": -1}, {"reach": 2}, {"reach": 0}, {"width": 12}, {"halvings": 0}]
+    "wrong",
+    [
+        *({name: -1.0} for name in ("squared", "perceptual", "adversarial", "begins")),
+        *({"reach": 2}, {"reach": 0}, {"width": 12}, {"width": 0}, {"halvings": 0}),
+    ],
 )
 def test_judges_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(HwmError):

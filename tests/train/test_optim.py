@@ -176,6 +176,8 @@ class Wide(Trainable):
 def test_a_name_of_no_weight_is_refused() -> None:
     with pytest.raises(HwmError, match=r"no group of parameters to train called 'hiden\.\*'; did you mean hidden\.\*"):
         train_only(Parts(), ("act.*", "hiden.*"))
+    with pytest.raises(HwmError, match=r"did you mean act\.2\.\* or act\.0\.\*"):
+        train_only(Parts(), ("act.o.*",))
 
 
 def test_a_model_of_hidden_matrices_alone() -> None:
@@ -185,19 +187,67 @@ def test_a_model_of_hidden_matrices_alone() -> None:
     assert [type(o).__name__ for o in made] == ["Muon"]
 
 
-def test_muon_updates_are_as_large_as_those_of_adamw() -> None:
+@pytest.mark.parametrize("shape", [(64, 64), (256, 32), (32, 512)])
+def test_muon_updates_are_a_fifth_of_those_of_adamw_whatever_the_shape(shape: tuple[int, int]) -> None:
     sizes = {}
     for kind in ("adamw", "muon"):
         torch.manual_seed(0)
-        module = torch.nn.Sequential(torch.nn.Linear(64, 64, bias=False))
+        module = torch.nn.Sequential(torch.nn.Linear(*shape, bias=False))
         module.adamw_only, module.mup_width = (), 1.0  # type: ignore[assignment]
         before = module[0].weight.detach().clone()
         made = optimizers(module, kind, 1e-2, 0.0, (0.9, 0.95))  # type: ignore[arg-type]
-        module(torch.randn(256, 64)).square().sum().backward()
+        module(torch.randn(1024, shape[0])).square().sum().backward()
         for o in made:
             o.step()
         sizes[kind] = (module[0].weight - before).square().mean().sqrt().item()
-    assert 0.1 < sizes["muon"] / sizes["adamw"] < 2
+    assert sizes["muon"] / sizes["adamw"] == pytest.approx(0.2, rel=0.25)
+
+
+def test_what_adamw_is_told() -> None:
+    (made,) = optimizers(Toy(Toy.Config(), SPEC), "adamw", 0.1, 0.5, (0.7, 0.8))
+    for group in made.param_groups:
+        assert (group["lr"], group["betas"], group["eps"]) == (0.1, (0.7, 0.8), 1e-8)
+        assert group["fused"], "several times faster"
+    with torch.device("meta"):
+        module = Toy(Toy.Config(), SPEC)
+    assert not optimizers(module, "adamw", 0.1, 0.5, (0.7, 0.8))[0].param_groups[0]["fused"], "it has no such weights"
+
+
+class LowRank(Trainable):
+    """Names as those of low-rank updates are."""
+
+    adamw_only, mup_hidden = ("head", "stem", "lifted"), ("lifted",)
+
+    def __init__(self) -> None:
+        super().__init__(None, None)  # type: ignore[arg-type]
+        self.hidden, self.head, self.stem, self.lifted = (nn.Linear(3, 3) for _ in range(4))
+        self.hidden.lora_A = nn.ModuleDict({"default": nn.Linear(3, 2, bias=False)})
+        self.hidden.lora_B = nn.ModuleDict({"default": nn.Linear(2, 3, bias=False)})
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon", "adafactor"])
+@pytest.mark.parametrize("width", [1.0, 4.0])
+def test_the_rate_of_matrices_that_read_features_is_divided_by_the_width_and_their_decay_multiplied(
+    kind: str, width: float
+) -> None:
+    module = LowRank()
+    module.mup_width = width
+    names = {p: n for n, p in module.named_parameters()}
+    found = {
+        names[p]: (g.get("lr_share", 1.0), g["weight_decay"])
+        for o in optimizers(module, kind, 0.1, 0.5, (0.9, 0.95))
+        if isinstance(o, torch.optim.AdamW)
+        for g in o.param_groups
+        for p in g["params"]
+    }
+    divided, plain, vector = (1 / width, 0.5 * width), (1.0, 0.5), (1.0, 0.0)
+    wanted = {f"{n}.bias": vector for n in ("hidden", "head", "stem", "lifted")}
+    wanted |= {"hidden.lora_A.default.weight": divided, "hidden.lora_B.default.weight": plain}
+    if kind != "adafactor":
+        wanted |= {"head.weight": plain, "stem.weight": plain, "lifted.weight": divided}
+    if kind == "adamw":
+        wanted |= {"hidden.weight": divided}
+    assert {n: pytest.approx(v) for n, v in found.items()} == wanted
 
 
 @given(
