@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from hwm.errors import HwmError
 from hwm.models.base import WorldModel, join
 from hwm.models.cosmos_decoder import Decoder, Grid, Text
+from hwm.models.heads import DigitHead, TokenHead, vocabulary
 from hwm.nn.actions import ActionEncoder
 from hwm.nn.gqa import GroupedAttention, Memory, RMSNorm, SwiGLU
-from hwm.nn.layers import constant
 from hwm.nn.rope import Table, Yarn, rope_3d, sincos_3d
-from hwm.nn.tokens import DigitHead, TokenHead
+from hwm.nn.tokens import DigitTable
 from hwm.objectives.maskgit import corrupt, corruption_rate
 from hwm.objectives.next_token import NextTokenSampler, draw
-from hwm.types import Batch, DataSpec, Generator, Prediction, split_digits
+from hwm.types import Batch, DataSpec, Generator, Prediction
 
 GREEDY = NextTokenSampler(temperature=0.0)
 ROWS_MULTIPLE = 64  # published tables with an id for the beginning are filled up to a multiple of this
@@ -77,19 +77,6 @@ class Block(nn.Module):
             x_BLD = x_BLD + self.cross_attention.over(queries, keys, causal=False, mask_BM=now.text.mask)
         out: Tensor = x_BLD + self.feed_forward(self.ffn_norm(x_BLD))
         return out
-
-
-class DigitTable(nn.Embedding):
-    """An id's vector is the sum of those of its digits; the rows of all digits lie in one table."""
-
-    def __init__(self, levels: tuple[int, ...], dim: int, dtype: torch.dtype) -> None:
-        super().__init__(sum(levels), dim, dtype=dtype)
-        self.levels = levels
-        self.starts = tuple(sum(levels[:i]) for i in range(len(levels)))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        rows = split_digits(ids, self.levels) + constant(self.starts, ids.device, torch.long)
-        return F.embedding_bag(rows.flatten(0, -2), self.weight, mode="sum").unflatten(0, ids.shape)
 
 
 class Output(TokenHead):
@@ -200,17 +187,15 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
     def __init__(self, config: Config, spec: DataSpec) -> None:
         super().__init__(config, spec)
         c, latent, dtype = config, spec.latent, config.torch_dtype
-        if latent.vocab is None:
-            raise HwmError(f"{self.name} needs discrete latents, and this data has {latent.channels} channels")
-        if c.factorized and not (latent.levels and not c.begin):
-            raise HwmError("factorized=True needs token ids made of digits (levels of the tokenizer), and no begin")
+        self.vocab = vocabulary(self.name, latent, c.factorized)
+        if c.factorized and c.begin:
+            raise HwmError("factorized=True has no digits for the id of the beginning: it needs begin=False")
         if c.context_every < 1:
             raise HwmError(f"context_every={c.context_every}: every how many blocks one attends to the text, 1 for all")
         if c.action_deltas and not c.actions:
             raise HwmError("action_deltas=True changes how actions are read, and needs actions=True")
         if not (0 <= c.max_corrupt <= 1 and 0 <= c.own_past <= 1):
             raise HwmError(f"max_corrupt={c.max_corrupt} and own_past={c.own_past} are shares of the tokens, 0 to 1")
-        self.vocab: int = latent.vocab
         rows = math.ceil((self.vocab + 1) / ROWS_MULTIPLE) * ROWS_MULTIPLE if c.begin else self.vocab
         self.tok_embeddings: nn.Embedding
         self.output: TokenHead

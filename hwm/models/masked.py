@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hwm.errors import HwmError
 from hwm.models.base import WorldModel
-from hwm.nn.tokens import DigitEmbedding, DigitHead, TokenEmbedding, TokenHead
+from hwm.models.heads import token_embedding, token_head, vocabulary
 from hwm.objectives import maskgit
 from hwm.objectives.maskgit import MaskGITSampler
 from hwm.types import Batch, DataSpec, Generator, Prediction
@@ -65,20 +65,14 @@ class MaskedModel(WorldModel):
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        if spec.latent.vocab is None:
-            raise HwmError(f"{self.name} needs discrete latents, and this data has {spec.latent.channels} channels")
-        if config.factorized and not spec.latent.levels:
-            raise HwmError("factorized=True needs token ids made of digits, and this tokenizer's spec names no levels")
-        self.vocab: int = spec.latent.vocab
+        self.vocab = vocabulary(self.name, spec.latent, config.factorized)
         self.embed, self.head = self.make_embedding(), self.make_head()
 
     def make_embedding(self) -> nn.Module:
-        c = self.config
-        return DigitEmbedding(self.spec.latent.levels, c.dim) if c.factorized else TokenEmbedding(self.vocab, c.dim)
+        return token_embedding(self.spec.latent, self.config.dim, self.config.factorized)
 
     def make_head(self) -> Any:
-        c = self.config
-        return DigitHead(self.spec.latent.levels, c.dim) if c.factorized else TokenHead(self.vocab, c.dim)
+        return token_head(self.spec.latent, self.config.dim, self.config.factorized)
 
     def units(self) -> Iterable[nn.Module]:
         return self.blocks

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from hwm.errors import HwmError
+from hwm.models.heads import TokenHead
 from hwm.models.masked import MaskedModel
 from hwm.nn.actions import ActionEncoder
 from hwm.nn.layers import init_weights
 from hwm.nn.rope import rope_1d, rope_2d
 from hwm.nn.st import View
 from hwm.nn.streams import ROWS, Block, Stack
-from hwm.nn.tokens import TokenEmbedding, TokenHead
+from hwm.nn.tokens import TokenEmbedding
 from hwm.types import DataSpec
 
 

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from hwm.errors import HwmError
 from hwm.models.base import WorldModel, join
+from hwm.models.heads import token_embedding, token_head, vocabulary
 from hwm.nn.actions import ActionEncoder
 from hwm.nn.attention import Attention
 from hwm.nn.layers import constant, init_weights
 from hwm.nn.rope import rope_1d, rope_2d
 from hwm.nn.st import Mlps, SpaceAttention, View, attend_over_time
 from hwm.nn.streams import VIDEO_ONLY
-from hwm.nn.tokens import DigitEmbedding, DigitHead, TokenEmbedding, TokenHead
 from hwm.objectives import maskgit
 from hwm.objectives.maskgit import LOGITS_AT_ONCE, MaskGITSampler
 from hwm.types import Batch, DataSpec, Generator, Prediction
@@ -107,10 +107,7 @@ class NextBlock(WorldModel, name="next_block"):
     def __init__(self, config: Config, spec: DataSpec) -> None:
         super().__init__(config, spec)
         c, latent = config, spec.latent
-        if latent.vocab is None:
-            raise HwmError(f"{self.name} needs discrete latents, and this data has {latent.channels} channels")
-        if c.factorized and not latent.levels:
-            raise HwmError("factorized=True needs token ids made of digits, and this tokenizer's spec names no levels")
+        self.vocab = vocabulary(self.name, latent, c.factorized)
         lengths = (c.past, c.horizon, c.hop)
         if min(c.clip_steps, *lengths) < 1 or any(length % c.clip_steps for length in lengths):
             raise HwmError(
@@ -118,9 +115,8 @@ class NextBlock(WorldModel, name="next_block"):
                 "windows begin and end where clips do"
             )
         self.group = c.clip_steps
-        self.vocab: int = latent.vocab
-        self.embed = DigitEmbedding(latent.levels, c.dim) if c.factorized else TokenEmbedding(self.vocab, c.dim)
-        self.head = DigitHead(latent.levels, c.dim) if c.factorized else TokenHead(self.vocab, c.dim)
+        self.embed = token_embedding(latent, c.dim, c.factorized)
+        self.head = token_head(latent, c.dim, c.factorized)
         self.position = nn.Parameter(torch.zeros(c.past + c.horizon, latent.cells, c.dim))
         self.actions = ActionEncoder(spec, c.dim, positions=1, ordered=True, deep=False)
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))

@@ -1,123 +1,42 @@
-"""Token ids to vectors and back: over the whole vocabulary, or over the digits that ids are made of.
+"""Token ids to vectors: over the whole vocabulary, or over the digits that ids are made of.
 
-A vocabulary of 64,000 ids costs a table and a head of 64,000 rows each. Where ids split into digits
-(`LatentSpec.levels`), an embedding may be the sum of one small table a digit, and a head one small softmax a digit:
-a thousand times fewer weights and much faster learning for small models, at the price that the digits of one cell are
-drawn independently.
-
-Shape suffixes: ... any leading axes, D width, V vocabulary, L number of digits, N tokens.
+Shape suffixes: ... any leading axes, D width.
 """
 
 from __future__ import annotations
 
-from itertools import accumulate, groupby
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwm.nn.layers import constant
-from hwm.objectives.maskgit import digit_cross_entropy, masked_cross_entropy
-from hwm.types import join_digits, split_digits
-
-ACCURACY_TOKENS = 256
+from hwm.types import split_digits
 
 
-class TokenEmbedding(nn.Module):
-    """A table over the whole vocabulary, and one vector that stands for "masked"."""
+class DigitTable(nn.Embedding):
+    """An id's vector is the sum of those of its digits; the rows of all digits lie in one table."""
 
-    def __init__(self, vocab: int, dim: int) -> None:
-        super().__init__()
-        self.table = nn.Embedding(vocab, dim)
-        self.mask_vector = nn.Parameter(torch.zeros(dim))
-
-    def lookup(self, ids: Tensor) -> Tensor:
-        return self.table(ids)
-
-    def forward(self, ids: Tensor, masked: Tensor | None = None) -> Tensor:
-        """ids (...) and, where some are masked, bool (...) -> (..., D)."""
-        x_D = self.lookup(ids)
-        return x_D if masked is None else torch.where(masked[..., None], self.mask_vector.to(x_D.dtype), x_D)
-
-
-class DigitEmbedding(TokenEmbedding):
-    """The sum of one table a digit, and one vector that stands for "masked"."""
-
-    def __init__(self, levels: tuple[int, ...], dim: int) -> None:
-        super().__init__(sum(levels), dim)
+    def __init__(self, levels: tuple[int, ...], dim: int, dtype: torch.dtype | None = None) -> None:
+        super().__init__(sum(levels), dim, dtype=dtype)
         self.levels = levels
         self.starts = tuple(accumulate(levels[:-1], initial=0))
 
-    def lookup(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor) -> Tensor:
         rows = split_digits(ids, self.levels) + constant(self.starts, ids.device, torch.long)
-        return F.embedding_bag(rows.flatten(0, -2), self.table.weight, mode="sum").unflatten(0, ids.shape)
+        return F.embedding_bag(rows.flatten(0, -2), self.weight, mode="sum").unflatten(0, ids.shape)
 
 
-class TokenHead(nn.Linear):
-    """Logits over the whole vocabulary; Xavier, as released."""
+class TokenEmbedding(nn.Module):
+    """A table of ids, and one vector that stands for "masked"."""
 
-    levels: tuple[int, ...] = ()
+    def __init__(self, table: nn.Embedding) -> None:
+        super().__init__()
+        self.table = table
+        self.mask_vector = nn.Parameter(torch.zeros(table.embedding_dim))
 
-    def __init__(self, vocab: int, dim: int) -> None:
-        super().__init__(dim, vocab)
-        self.vocab = vocab
-
-    def init(self) -> None:
-        nn.init.xavier_uniform_(self.weight)
-        nn.init.zeros_(self.bias)
-
-    def loss(self, h_D: Tensor, ids: Tensor, masked: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy over masked tokens, and the accuracy on some of them: both scalar, the second detached."""
-        loss = masked_cross_entropy(h_D, ids, masked, self, self.vocab, smoothing)
-        with torch.no_grad():
-            h_ND, ids_N = h_D[masked], ids[masked]
-            every = 1 + h_ND.shape[0] // ACCURACY_TOKENS
-            return loss, (self(h_ND[::every]).argmax(-1) == ids_N[::every]).float().mean()
-
-    def draws(self, logits_V: Tensor) -> tuple[Tensor, ...]:
-        """The independent distributions that make up one token, (..., number, values): those of one size together."""
-        return (logits_V[..., None, :],)
-
-    def join(self, draws: tuple[Tensor, ...]) -> Tensor:
-        """A choice for each distribution of `draws`, (..., number) -> ids."""
-        return draws[0][..., 0]
-
-    def by_id(self, logits_V: Tensor) -> Tensor:
-        """Logits shaped as the ids they are about, with the logits of one id last."""
-        return logits_V
-
-
-class DigitHead(TokenHead):
-    """One small softmax a digit, side by side in (..., sum(levels))."""
-
-    def __init__(self, levels: tuple[int, ...], dim: int) -> None:
-        super().__init__(sum(levels), dim)
-        self.levels = levels
-
-    def loss(self, h_D: Tensor, ids: Tensor, masked: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        """As `TokenHead.loss`; a token counts as right when all of its digits are.
-
-        Where a token's logits are more than its states, they are made of masked tokens alone; see
-        `digit_cross_entropy` for why otherwise of all.
-        """
-        if self.vocab > h_D.shape[-1]:
-            h_D, ids, masked = h_D[masked], ids[masked], masked[masked]
-        parts_N = self(h_D).flatten(0, -2).split(self.levels, -1)
-        digits_NL, masked_N = split_digits(ids.flatten(), self.levels), masked.flatten()
-        loss = digit_cross_entropy(parts_N, digits_NL, masked_N, smoothing)
-        with torch.no_grad():
-            right_NL = torch.stack([part.argmax(-1) for part in parts_N], -1) == digits_NL
-            return loss, (right_NL.all(-1) & masked_N).sum() / masked_N.sum().clamp(min=1)
-
-    def init(self) -> None:
-        """Small, so that each digit starts near uniform: Xavier's bound grows as the softmax shrinks."""
-        nn.init.normal_(self.weight, std=0.02)
-        nn.init.zeros_(self.bias)
-
-    def draws(self, logits_V: Tensor) -> tuple[Tensor, ...]:
-        sizes = [(level, len(tuple(same))) for level, same in groupby(self.levels)]
-        parts = logits_V.split([level * count for level, count in sizes], -1)
-        return tuple(part.unflatten(-1, (count, level)) for part, (level, count) in zip(parts, sizes, strict=True))
-
-    def join(self, draws: tuple[Tensor, ...]) -> Tensor:
-        return join_digits(torch.cat(draws, -1), self.levels)
+    def forward(self, ids: Tensor, masked: Tensor | None = None) -> Tensor:
+        """ids (...) and, where some are masked, bool (...) -> (..., D)."""
+        x_D: Tensor = self.table(ids)
+        return x_D if masked is None else torch.where(masked[..., None], self.mask_vector.to(x_D.dtype), x_D)

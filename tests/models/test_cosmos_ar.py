@@ -380,7 +380,7 @@ def test_windows_and_clips_of_another_length_are_refused() -> None:
     ("changes", "message"),
     [
         ({"hop": 4}, "hop=4 must be between 1 and past=3"),
-        ({"factorized": True, "begin": True}, "and no begin"),
+        ({"factorized": True, "begin": True}, "needs begin=False"),
         ({"kv_heads": 3}, "do not share 3 heads"),
     ],
 )

@@ -12,7 +12,7 @@ import hwm.models
 FOLDER = Path(hwm.models.__path__[0])
 FILES = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem != "__init__")
 # what every family may build on
-FOR_ALL = {"base", "caches", "masked", "masked_causal", "flow"}
+FOR_ALL = {"base", "caches", "heads", "masked", "masked_causal", "flow"}
 
 
 def imported(name: str) -> set[str]:

@@ -4,7 +4,6 @@ from unittest import mock
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +12,7 @@ from hwm.nn.actions import CLAMP, ActionEncoder
 from hwm.nn.attention import attend
 from hwm.nn.st import PerStream, by_run, runs
 from hwm.nn.streams import FULL, MODALITY, OWN
-from hwm.nn.tokens import DigitEmbedding, DigitHead, TokenEmbedding, TokenHead
+from hwm.nn.tokens import DigitTable, TokenEmbedding
 from hwm.types import ActionSpec, DataSpec, LatentSpec, split_digits
 
 LEVELS = (3, 4, 5)
@@ -94,47 +93,17 @@ def test_a_sum_takes_the_type_of_what_it_is_added_to():
 
 
 def test_digit_embedding_is_the_sum_of_its_tables():
-    embed, ids = DigitEmbedding(LEVELS, 8), torch.randint(60, (2, 5))
-    tables = embed.table.weight.split(LEVELS)
+    embed, ids = DigitTable(LEVELS, 8), torch.randint(60, (2, 5))
+    tables = embed.weight.split(LEVELS)
     digits = split_digits(ids, LEVELS)
     torch.testing.assert_close(embed(ids), sum(t[digits[..., i]] for i, t in enumerate(tables)))
 
 
-@pytest.mark.parametrize("embed", [TokenEmbedding(60, 8), DigitEmbedding(LEVELS, 8)])
+@pytest.mark.parametrize("embed", [TokenEmbedding(torch.nn.Embedding(60, 8)), TokenEmbedding(DigitTable(LEVELS, 8))])
 def test_masked_ids_are_not_looked_at(embed):
     ids, masked = torch.randint(60, (2, 5)), torch.tensor([True, False, True, False, False])
     other = torch.where(masked, (ids + 7) % 60, ids)
     torch.testing.assert_close(embed(ids, masked.expand(2, 5)), embed(other, masked.expand(2, 5)))
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("dim", [8, 16])  # fewer states than logits, and more: of masked tokens, and of all
-def test_digit_head_loss_equals_one_cross_entropy_a_digit(smoothing, dim):
-    head, h, ids = DigitHead(LEVELS, dim), torch.randn(2, 7, dim), torch.randint(60, (2, 7))
-    masked = torch.rand(2, 7) < 0.5
-    masked[0, 0] = True
-    digits, logits = split_digits(ids[masked], LEVELS), head(h[masked]).split(LEVELS, -1)
-    naive = sum(F.cross_entropy(x, digits[:, i], label_smoothing=smoothing) for i, x in enumerate(logits))
-    loss, accuracy = head.loss(h, ids, masked, smoothing)
-    torch.testing.assert_close(loss, naive)
-    right = torch.stack([x.argmax(-1) for x in logits], -1) == digits
-    torch.testing.assert_close(accuracy, right.all(-1).float().mean())
-
-
-def test_digit_draws_join_to_the_ids_they_came_from():
-    head, ids = DigitHead(LEVELS, 8), torch.arange(60)
-    one_hot = torch.cat(
-        [F.one_hot(d, n) for d, n in zip(split_digits(ids, LEVELS).unbind(-1), LEVELS, strict=True)], -1
-    )
-    assert torch.equal(head.join(tuple(part.argmax(-1) for part in head.draws(one_hot.float()))), ids)
-
-
-def test_a_head_that_knows_is_accurate():
-    head = TokenHead(6, 6)
-    torch.nn.init.eye_(head.weight)
-    ids = torch.randint(6, (4, 100))
-    _, accuracy = head.loss(F.one_hot(ids, 6).float(), ids, torch.rand(4, 100) < 0.7)
-    assert accuracy == 1
 
 
 def spec(stride: int, per_step: int, std: tuple[float, ...] = (1.0, 2.0)) -> DataSpec:
