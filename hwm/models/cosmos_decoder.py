@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hwm.errors import HwmError
+from hwm.models.heads import TokenHead
 from hwm.nn.gqa import Memory
 from hwm.objectives.next_token import NextTokenSampler
 from hwm.types import Generator
 from hwm.weights import load_tensors
-
-if TYPE_CHECKING:
-    from hwm.models.cosmos_ar import CosmosAR
-
 
 Grid = tuple[int, int, int]  # steps, rows, columns
 
@@ -70,6 +67,30 @@ class Cache(NamedTuple):
     length: int
 
 
+class Decodable(Protocol):
+    """What is asked of a model to decode with it: the part of `CosmosAR` that this file knows."""
+
+    config: Any
+    tok_embeddings: nn.Embedding
+    output: TokenHead
+    layers: nn.ModuleList
+
+    def hidden(
+        self,
+        ids_BL: Tensor,
+        grid: Grid,
+        *,
+        start: int | Tensor = 0,
+        text: Text | None = None,
+        actions_BTD: Tensor | None = None,
+        memory: list[Memory] | None = None,
+    ) -> Tensor: ...
+
+    def check_places(self, start: int, stop: int, grid: Grid) -> None: ...
+
+    def pick(self, logits_V: Tensor, sampler: NextTokenSampler, generator: Generator = None) -> Tensor: ...
+
+
 class Decoder:
     """Feeds a model the tokens of a sequence pass after pass, with room for the keys and values of all its tokens.
 
@@ -84,7 +105,7 @@ class Decoder:
 
     def __init__(
         self,
-        model: CosmosAR,
+        model: Decodable,
         grid: Grid,
         batch: int,
         actions_BTD: Tensor | None = None,
