@@ -71,6 +71,9 @@ def run_convert(o: ConvertOptions) -> None:
 class CheckOptions:
     """Compare our outputs with those recorded of a public implementation; fail where one is not within its tolerance.
 
+    The table says of each by what it was computed: by methods that users call, such as `predict` or `encode`, or, where
+    these do not give it, by what inside the model.
+
     Attributes:
         cases: recorded cases: .safetensors files, each with a .json file beside it.
     """

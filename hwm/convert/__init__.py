@@ -5,5 +5,6 @@ that are known.
 """
 
 from hwm.convert.family import Family, families, from_reference, register
+from hwm.convert.public import Inner
 
-__all__ = ["Family", "families", "from_reference", "register"]
+__all__ = ["Family", "Inner", "families", "from_reference", "register"]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hwm.convert.family import find_family
+from hwm.convert.public import PUBLIC, path_of, watched
 from hwm.errors import HwmError
 from hwm.weights import load_tensors
 
@@ -82,6 +83,7 @@ class Compared(NamedTuple):
         relative: the same, divided by the largest recorded magnitude.
         tolerance: what `error` may be; 0 for integers.
         problem: why the two could not be compared, or "".
+        by: the public methods that ours was computed by and, where they do not give it, what inside the model did.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Compared(NamedTuple):
     relative: float
     tolerance: float
     problem: str = ""
+    by: str = ""
 
     @property
     def passed(self) -> bool:
@@ -174,37 +177,47 @@ def compare(case: Case) -> tuple[Any, list[Compared]]:
     model = family.build(case.config, case.weights)
     ours = family.outputs(model, case)
     with torch.no_grad():
-        return model, [_compare(case, name, ours.get(name)) for name in case.out]
+        return model, [_compare(case, name, ours.get(name), type(model)) for name in case.out]
 
 
-def _compare(case: Case, name: str, ours: Callable[[], Tensor] | None) -> Compared:
+def _compare(case: Case, name: str, ours: Callable[[], Tensor] | None, kind: type) -> Compared:
+    """One output of a case, computed by a model of some class, beside the recorded one."""
     expected, nan = case.out[name], math.nan
     tolerance = case.tolerance[name] if expected.is_floating_point() else 0.0
     if ours is None:
         return Compared(name, nan, nan, tolerance, f"no output of {case.family!r} has this name")
     try:
-        found = ours()
+        with watched(kind) as called:
+            found = ours()
     except HwmError as problem:
         return Compared(name, nan, nan, tolerance, str(problem))
     except Exception as problem:  # whatever is wrong with one output, the others are worth knowing
         return Compared(name, nan, nan, tolerance, f"{type(problem).__name__}: {problem}")
+    by = path_of(called, ours)
+    if not by:
+        past = f"computed by none of {', '.join(PUBLIC)}, and the replay does not say by what"
+        return Compared(name, nan, nan, tolerance, past)
     if found.shape != case.shapes[name] or found.is_floating_point() != expected.is_floating_point():
         kinds = ((tuple(found.shape), found.dtype), (case.shapes[name], expected.dtype))
         words = " instead of ".join(_kind((shape, str(dtype).removeprefix("torch."))) for shape, dtype in kinds)
-        return Compared(name, nan, nan, tolerance, words)
+        return Compared(name, nan, nan, tolerance, words, by)
     if not expected.numel():
-        return Compared(name, 0.0, 0.0, tolerance)
+        return Compared(name, 0.0, 0.0, tolerance, by=by)
     there = expected.double().flatten()
     error = (found.double().flatten()[:: case.every[name]] - there).abs().max().item()
-    return Compared(name, error, error / max(there.abs().max().item(), 1e-300), tolerance)
+    return Compared(name, error, error / max(there.abs().max().item(), 1e-300), tolerance, by=by)
 
 
 def table(rows: Iterable[Compared]) -> str:
     """Compared outputs as text: a line each."""
     rows = list(rows)
-    width = max(6, *(len(row.name) for row in rows))
-    lines = [f"  {'output':<{width}}  {'error':>9}  {'relative':>9}  {'allowed':>9}"]
+    width, wide = (
+        max(len(title), *map(len, texts))
+        for title, texts in (("output", [row.name for row in rows]), ("by", [row.by for row in rows]))
+    )
+    lines = [f"  {'output':<{width}}  {'error':>9}  {'relative':>9}  {'allowed':>9}  by"]
     for row in rows:
         numbers = (f"{x:>9.2e}" if x else f"{'0':>9}" for x in (row.error, row.relative, row.tolerance))
-        lines.append(f"  {row.name:<{width}}  {'  '.join(numbers)}  {row.problem or ('ok' if row.passed else 'WRONG')}")
+        found = row.problem or ("ok" if row.passed else "WRONG")
+        lines.append(f"  {row.name:<{width}}  {'  '.join(numbers)}  {row.by:<{wide}}  {found}")
     return "\n".join(lines)

@@ -11,6 +11,7 @@ Names and layout: github.com/nvidia-cosmos/cosmos-predict1 (Apache-2.0).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -23,6 +24,7 @@ from torch import Tensor
 from hwm.config import from_json
 from hwm.convert.cases import Case
 from hwm.convert.family import Family, Outputs, register
+from hwm.convert.public import Inner
 from hwm.data.onex.specs import COSMOS_LEVELS
 from hwm.errors import CheckpointError, HwmError
 from hwm.files import write_atomically
@@ -30,7 +32,7 @@ from hwm.models.cosmos_ar import CosmosAR
 from hwm.models.cosmos_decoder import Decoder, Text
 from hwm.nn.rope import sincos_3d
 from hwm.objectives.next_token import NextTokenSampler
-from hwm.types import DataSpec, LatentSpec
+from hwm.types import Batch, DataSpec, LatentSpec
 from hwm.weights import read_weights, save_tensors, with_weights
 
 FRAMES = 8  # of a latent step, but the first
@@ -275,13 +277,25 @@ class Recorded:
     def __init__(self, model: CosmosAR, case: Case) -> None:
         self.model, self.case, self.given = model, case, case.given
         self.shape = from_json(Published, case.config).video_latent_shape
+        self.begin = int(model.config.begin)
         self.text = None
         if "context" in self.given:
             self.text = Text(self.given["context"], self.given["context_mask"].bool())
 
+    def batch(self, steps: int) -> Batch:
+        """The first steps of the tokens, without the one for the beginning; at its actions nobody looks."""
+        ids_BTHW = self.given["tokens"][:, self.begin :].unflatten(1, (-1, *self.shape[1:]))
+        nothing = torch.zeros(*ids_BTHW.shape[:2], 1, 1)
+        return Batch(ids_BTHW[:, :steps], nothing, "nobody")
+
     def logits(self, text: Text | None) -> Tensor:
-        """Of all tokens in one pass (B, L, V)."""
-        return self.model.logits(self.given["tokens"], self.shape, text)
+        """Of all tokens in one pass (B, L, V); those that predict tokens of later steps are of `teacher_forced`."""
+        logits_BLV = self.model.logits(self.given["tokens"], self.shape, text)
+        self.model.text = text
+        later = self.model.teacher_forced(self.batch(self.shape[0]), 1).logits
+        assert later is not None  # it has logits
+        first = self.begin + math.prod(self.shape[1:]) - 1  # the last token of the first step predicts that of the next
+        return torch.cat([logits_BLV[:, :first], later.flatten(1, 3), logits_BLV[:, -1:]], 1)
 
     def unrounded(self) -> Tensor:
         """The same, with absolute positions as they are computed."""
@@ -298,11 +312,12 @@ class Recorded:
         return out
 
     def greedy(self) -> Tensor:
-        """The likeliest continuation of the prompt (B, L - P)."""
-        ids_BL, prompt = self.given["tokens"], int(self.given["prompt_len"])
-        decoder = Decoder(self.model, self.shape, len(ids_BL), text=self.text)
-        rest = ids_BL.shape[1] - prompt
-        return decoder.go_on(ids_BL[:, :prompt], rest, NextTokenSampler(temperature=0.0))[0]
+        """The likeliest continuation of the prompt (B, L - P): a rollout from its steps."""
+        steps, odd = divmod(int(self.given["prompt_len"]) - self.begin, math.prod(self.shape[1:]))
+        if odd:
+            raise HwmError(f"the prompt of {self.given['prompt_len']} tokens does not fill whole steps")
+        self.model.text = self.text
+        return self.model.rollout(self.batch(steps), sampler=NextTokenSampler(temperature=0.0)).latents.flatten(1)
 
     def positions(self) -> Tensor:
         """The table of absolute positions, filled up with zeros (1, longest sequence, D)."""
@@ -316,14 +331,14 @@ class Recorded:
 
 def outputs(model: CosmosAR, case: Case) -> Outputs:
     """Every output that may be recorded, by its name."""
-    run = Recorded(model, case)
+    run, rest = Recorded(model, case), "the first step and the last token"
     everything = partial(run.logits, None if run.text is None else Text(run.text.context))
     return {
-        "logits": partial(run.logits, run.text),
-        "logits_full_context": everything,
-        "logits_kv": run.step_by_step,
-        "logits_unrounded_pos": run.unrounded,
-        "abs_pos_emb": run.positions,
+        "logits": Inner(rest, partial(run.logits, run.text)),
+        "logits_full_context": Inner(rest, everything),
+        "logits_kv": Inner("the decoder, fed the true tokens", run.step_by_step),
+        "logits_unrounded_pos": Inner("a model whose positions are not rounded", run.unrounded),
+        "abs_pos_emb": Inner("the table of positions", run.positions),
         "greedy": run.greedy,
     }
 

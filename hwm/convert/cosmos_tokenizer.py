@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from torch import Tensor
 from hwm.config import from_json, replace
 from hwm.convert.cases import Case
 from hwm.convert.family import Family, Outputs, register
+from hwm.convert.public import Inner
+from hwm.convert.replay import unclamped
 from hwm.encode.files import for_size
 from hwm.errors import CheckpointError, HwmError
 from hwm.tokenizers.cosmos import Cosmos, CosmosImage, CosmosVideo
@@ -387,8 +389,7 @@ def outputs(model: Cosmos, case: Case) -> Outputs:
     """Latents before quantisation, ids, codes and reconstruction of videos or pictures of any size in [-1, 1].
 
     Videos are (B, 3, F, H, W), named `video...`; pictures are (B, 3, H, W), named `image...`, and so is what is made of
-    them. Ids are those of `Cosmos.encode`; reconstructions are compared before they are clamped as `decode` does. What
-    comes after the codes is computed from our own: that they are the recorded ones is another output.
+    them. What comes after the ids is computed from our own: that they are the recorded ones is another output.
     """
     found: dict[str, Callable[[], Tensor]] = {}
     for name in case.given:
@@ -405,27 +406,31 @@ def outputs_of(model: Cosmos, x: Tensor, name: str) -> Outputs:
         return y if x.ndim == 5 else y.squeeze(time)
 
     @cache
-    def latent() -> Tensor:
-        return model.analyse(video_BFCHW, None)
-
-    @cache
-    def codes() -> Tensor:
-        quantised: Tensor = model.quantizer(latent())
-        return quantised
-
-    def indices() -> Tensor:
+    def sized() -> Cosmos:
         height, width = x.shape[-2:]
-        return for_size(model, (height, width)).encode((video_BFCHW + 1) / 2)
+        return cast(Cosmos, for_size(model, (height, width)))
+
+    def encoded() -> Tensor:
+        """Ids (B, T, H, W) or continuous latents (B, T, C, H, W)."""
+        return sized().encode((video_BFCHW + 1) / 2)
+
+    def codes() -> Tensor:
+        return model.quantizer.codes(encoded())
 
     def recon() -> Tensor:
-        return model.synthesise(codes(), None).transpose(1, 2)
+        latents = encoded()
+        made_BFCHW = model.synthesise(model.quantizer.codes(latents), None)
+        return unclamped(sized().decode(latents), made_BFCHW).transpose(1, 2)
 
-    return {
-        f"latent{name}": lambda: of_input(latent(), 2),
+    found: dict[str, Callable[[], Tensor]] = {
         f"codes{name}": lambda: of_input(codes(), 2),
-        f"indices{name}": lambda: of_input(indices(), 1),
-        f"recon{name}": lambda: of_input(recon(), 2),
+        f"indices{name}": lambda: of_input(encoded(), 1),
+        f"recon{name}": Inner("beyond black and white the decoder", lambda: of_input(recon(), 2)),
     }
+    if model.latent.vocab is None:  # what is not quantised is what `encode` gives
+        return found | {f"latent{name}": found[f"codes{name}"]}
+    before = Inner("what is quantised", lambda: of_input(model.analyse(video_BFCHW, None), 2))
+    return found | {f"latent{name}": before}
 
 
 def quantiser(fields: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FSQ:
@@ -435,12 +440,13 @@ def quantiser(fields: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FSQ:
 
 def quantised(model: FSQ, case: Case) -> Outputs:
     """Codes and ids of latents (N, C), and codes of ids (N,)."""
-    return {
+    made: dict[str, Callable[[], Tensor]] = {
         "bounded": lambda: model.bounded(case.given["z"]),
         "codes_of_z": lambda: model(case.given["z"]),
         "indices_of_z": lambda: model.ids(model(case.given["z"])),
         "codes_of_indices": lambda: model.codes(case.given["indices"]),
     }
+    return {name: Inner("the quantiser alone", make) for name, make in made.items()}
 
 
 MODELS = (CosmosVideo.name, CosmosImage.name)

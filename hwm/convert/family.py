@@ -31,7 +31,8 @@ class Family:
         build: its config, as a mapping of its own field names, and its state dict -> our model, in evaluation mode.
             `HwmError` for fields or weights that do not fit.
         outputs: our model and a recorded case -> for each output that can be recorded, by name, the function that
-            computes it from the case's inputs, in the recorded shape. What two outputs share is best computed once.
+            computes it from the case's inputs, in the recorded shape: by calling what users call (`public.PUBLIC`) or,
+            where that does not give it, as `public.Inner`, which says what does.
         read: a published file or folder -> our model; None where there is no layout but that of the state dict.
         asks: keywords of `read` for what files may leave open, each an option of `hwm convert`.
         write: our model -> a published file or folder.

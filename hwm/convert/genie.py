@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from hwm.config import from_json
 from hwm.convert.cases import Case
 from hwm.convert.family import Family, Outputs, register
 from hwm.convert.folders import read_folder, write_folder
-from hwm.convert.replay import ReleasedSampler
+from hwm.convert.public import Inner
+from hwm.convert.replay import ReleasedSampler, training
 from hwm.data.onex.specs import onex_v1
 from hwm.errors import HwmError
 from hwm.evaluate.scenarios import temporally_teacher_forced
@@ -194,8 +195,7 @@ class Recorded:
         self.ids_BTS = self.by_step("tokens")
         batch, steps = self.ids_BTS.shape[:2]
         self.nothing = torch.zeros(batch, steps, 1, 1)  # actions, at which nobody looks
-        self.prompt = case.config.get("num_prompt_frames", Published.num_prompt_frames)
-        self.teacher_forced = cache(self._teacher_forced)
+        self.prompt = model.config.prompt
 
     def by_step(self, name: str) -> Tensor:
         """Recorded ids (B, T*S) as (B, T, S)."""
@@ -205,23 +205,17 @@ class Recorded:
         """The first steps of the clip, and actions of all."""
         return Batch(self.model.latents(self.ids_BTS[:, :steps]), self.nothing, "nobody")
 
-    def look(self, ids_BTS: Tensor, masked_BTS: Tensor, past: int) -> Tensor:
-        """Hidden states of all steps but the `past` first, in one pass over them."""
-        window = self.model.observe(ids_BTS[:, :past], self.nothing, "nobody", ids_BTS.shape[1] - past)
-        return self.model.look(window, ids_BTS[:, past:], masked_BTS[:, past:])
-
     def logits(self) -> Tensor:
         """Of a clip that is shown whole, the first step included: (B, V, T, H, W)."""
-        logits_BTSV = self.model.head(self.look(self.ids_BTS, torch.zeros_like(self.ids_BTS, dtype=torch.bool), 0))
+        window = self.model.observe(self.ids_BTS[:, :0], self.nothing, "nobody", self.ids_BTS.shape[1])
+        states_BTSD = self.model.look(window, self.ids_BTS, torch.zeros_like(self.ids_BTS, dtype=torch.bool))
+        logits_BTSV = self.model.head(states_BTSD)
         return self.model.latents(logits_BTSV.movedim(-1, 1).flatten(0, 1)).unflatten(0, (-1, logits_BTSV.shape[-1]))
 
     def training(self, which: int) -> Tensor:
-        """Loss (0) or accuracy (1) of a clip that was corrupted and masked; masks are ids out of the vocabulary."""
-        ids_BTS, labels_BTS = self.by_step("masked_ids"), self.by_step("labels")
-        masked_BTS = ids_BTS == self.model.vocab
-        hidden_BHSD = self.look(ids_BTS.masked_fill(masked_BTS, 0), masked_BTS, 1)
-        found: Tensor = self.model.head.loss(hidden_BHSD, labels_BTS[:, 1:], masked_BTS[:, 1:])[which]
-        return found
+        """Loss (0) or accuracy (1) of a clip that was corrupted and masked."""
+        clip = Batch(self.model.latents(self.by_step("labels")), self.nothing, "nobody")
+        return training(self.model, clip, self.by_step("masked_ids"))[which]
 
     def generated(self, looks: int, draws: str = "", use_cache: bool = True) -> Tensor:
         """A rollout from the prompt, by confidence or in the recorded order: (B, T - P, H, W)."""
@@ -235,7 +229,7 @@ class Recorded:
         drawn = self.given[draws].flatten(0, -4).flatten(2)
         return ReleasedSampler(steps=looks, order="random", draws=iter(drawn))
 
-    def _teacher_forced(self, looks: int) -> tuple[Prediction, Tensor, Tensor]:
+    def teacher_forced(self, looks: int) -> tuple[Prediction, Tensor, Tensor]:
         """Each step from the true ones before it: the prediction, the truth, and cross-entropy by step."""
         batch = self.batch(self.ids_BTS.shape[1])
         sampler = self.sampler(looks, "eval_unmask_rand_K2" if looks > 1 else "")
@@ -263,7 +257,7 @@ def outputs(model: Genie, case: Case) -> Outputs:
     """Logits of a clip; loss and accuracy of training; generation; the challenge's evaluation."""
     r = Recorded(model, case)
     return {
-        "logits": r.logits,
+        "logits": Inner("logits of a clip shown whole", r.logits),
         "loss": partial(r.training, 0),
         "acc": partial(r.training, 1),
         **{f"maskgit_K{looks}": partial(r.generated, looks) for looks in (1, 2, 4)},

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from hwm.convert.cases import Case
 from hwm.convert.family import Outputs
-from hwm.convert.replay import ReleasedSampler
+from hwm.convert.public import Inner
+from hwm.convert.replay import ReleasedSampler, training
 from hwm.models.hma_continuous import HMAContinuous, MARSampler
 from hwm.models.hma_discrete import HMADiscrete
 from hwm.nn.causal import CausalCache, CausalWindow
 from hwm.objectives.diffusion import denoising_loss
-from hwm.types import ActionSpec, Generator
+from hwm.types import ActionSpec, Batch, Generator
 
 
 class Recorded:
@@ -26,8 +27,7 @@ class Recorded:
     """
 
     def __init__(self, model: HMADiscrete, case: Case) -> None:
-        self.model, self.given = model, case.given
-        self.prompt = int(case.config["num_prompt_frames"])
+        self.model, self.given, self.prompt = model, case.given, model.config.prompt
 
     def by_step(self, name: str) -> Tensor:
         """Recorded ids (B, T*S) as (B, T, S)."""
@@ -49,23 +49,19 @@ class Recorded:
         found: Tensor = logits_BTSV.movedim(-1, 1).unflatten(-1, self.model.spec.latent.grid)
         return found
 
+    def clip(self, ids: str, name: str) -> Batch:
+        """Recorded ids of all steps, the actions that lead to them, and those that follow the last."""
+        ids_BTHW = self.model.latents(self.by_step(ids))
+        return Batch(ids_BTHW, self.actions(name), name).window(0, ids_BTHW.shape[1], ids_BTHW.shape[1])
+
     def training(self, which: int, name: str) -> Tensor:
-        """Loss (0) or accuracy (1) of a clip that was corrupted and masked; masks are ids out of the vocabulary."""
-        ids_BTS, labels_BTS = self.by_step("masked_ids"), self.by_step("labels")
-        masked_BTS = ids_BTS == self.model.vocab
-        hidden_BTSD = self.look(ids_BTS.masked_fill(masked_BTS, 0), masked_BTS, name)
-        smoothing = self.model.config.label_smoothing
-        found: Tensor = self.model.head.loss(hidden_BTSD[:, 1:], labels_BTS[:, 1:], masked_BTS[:, 1:], smoothing)[which]
-        return found
+        """Loss (0) or accuracy (1) of a clip that was corrupted and masked."""
+        return training(self.model, self.clip("labels", name), self.by_step("masked_ids"))[which]
 
     def generated(self, name: str) -> Tensor:
-        """Steps after the prompt, one by one, each told the recorded actions that follow it: (B, T - P, H, W)."""
-        ids_BTS, actions = self.by_step("tokens")[:, : self.prompt], self.actions(name)
-        for t in range(self.prompt, actions.shape[1] - 1):
-            sampler = ReleasedSampler(steps=2, order="confidence")
-            new_B1S, _, _ = self.model.fill_in(ids_BTS, actions[:, : t + 2], name, 1, sampler)
-            ids_BTS = torch.cat([ids_BTS, new_B1S], 1)
-        return self.model.latents(ids_BTS[:, self.prompt :])
+        """A rollout from the prompt, each step told the recorded actions that follow it: (B, T - P, H, W)."""
+        clip, sampler = self.clip("tokens", name), ReleasedSampler(steps=2, order="confidence")
+        return self.model.rollout(clip.window(0, self.prompt, clip.latents.shape[1]), sampler=sampler).latents
 
 
 def to_steps(actions_BTE: Tensor, spec: ActionSpec) -> Tensor:
@@ -77,10 +73,11 @@ def to_steps(actions_BTE: Tensor, spec: ActionSpec) -> Tensor:
 def discrete_outputs(model: HMADiscrete, case: Case) -> Outputs:
     """For each robot: logits of a clip, loss and accuracy of training, generation; and logits without actions."""
     r = Recorded(model, case)
-    made: dict[str, Callable[[], Tensor]] = {"logits_noaction": partial(r.logits, "")}
+    whole = "logits of a clip shown whole"
+    made: dict[str, Callable[[], Tensor]] = {"logits_noaction": Inner(whole, partial(r.logits, ""))}
     for name in model.spec.actions:
         made |= {
-            f"logits.{name}": partial(r.logits, name),
+            f"logits.{name}": Inner(whole, partial(r.logits, name)),
             f"loss.{name}": partial(r.training, 0, name),
             f"acc.{name}": partial(r.training, 1, name),
             f"maskgit_K2.{name}": partial(r.generated, name),
@@ -109,13 +106,17 @@ class RecordedContinuous:
     """
 
     def __init__(self, model: HMAContinuous, case: Case) -> None:
-        self.model, self.given, self.prompt = model, case.given, int(case.config["num_prompt_frames"])
+        self.model, self.given, self.prompt = model, case.given, model.config.prompt
+        self.repeats = int(case.config.get("diffusion_batch_mul", 1))
         self.losses = cache(self._losses)
 
+    def latents(self) -> Tensor:
+        """Recorded latents (B, T*H*W, C) as ours (B, T, C, H, W)."""
+        return self.given["latents"].unflatten(1, (-1, *self.model.spec.latent.grid)).movedim(-1, 2)
+
     def by_step(self) -> Tensor:
-        """Recorded latents (B, T*H*W, C) as patches (B, T, S, E)."""
-        x_BTCHW = self.given["latents"].unflatten(1, (-1, *self.model.spec.latent.grid)).movedim(-1, 2)
-        return self.model.tokens(x_BTCHW)
+        """The same as patches (B, T, S, E)."""
+        return self.model.tokens(self.latents())
 
     def actions(self, name: str) -> Tensor:
         return to_steps(self.given[f"actions.{name}"], self.model.spec.actions[name])
@@ -141,19 +142,23 @@ class RecordedContinuous:
         x_BTSE = self.by_step()
         return self.as_recorded(self.told(self.model.hidden(x_BTSE, self.masked()) if name else x_BTSE, name))
 
+    def repeated(self, x_BTS: Tensor) -> Tensor:
+        """What is of each patch (B, T, S, ...) as rows: all patches, as often as the head is trained on each."""
+        return torch.cat([x_BTS.flatten(0, 2)] * self.repeats)
+
     def _losses(self, name: str) -> tuple[Tensor, Tensor]:
-        """Both parts of the loss of every patch."""
+        """Both parts of the loss of every row."""
         x_BTSE = self.by_step()
-        told_ND = self.told(self.model.hidden(x_BTSE, self.masked()), name).flatten(0, 2)
+        told_ND = self.repeated(self.told(self.model.hidden(x_BTSE, self.masked()), name))
         head = partial(self.model.head, condition_C=told_ND)
-        return denoising_loss(x_BTSE.flatten(0, 2), self.given["loss_t"], self.given["loss_noise"], head)
+        return denoising_loss(self.repeated(x_BTSE), self.given["loss_t"], self.given["loss_noise"], head)
 
     def loss_rows(self, which: int, name: str) -> Tensor:
         return self.losses(name)[which]
 
     def loss(self, name: str) -> Tensor:
-        """The mean over patches of which any cell is masked."""
-        masked_N = self.masked().any(-1).flatten()
+        """The mean over rows of patches of which any cell is masked."""
+        masked_N = self.repeated(self.masked().any(-1))
         error_N, bound_N = self.losses(name)
         return (error_N + bound_N)[masked_N].mean()
 
@@ -171,27 +176,31 @@ class RecordedContinuous:
         return self.model.draw(self.given["head_z"], self.given["head_x_t"].shape[-1], sampler)
 
     def frame(self) -> Tensor:
-        """The step after the first, in one look, told the recorded actions that follow it: (B, H, W, C)."""
+        """The step after the prompt, in one look, told the recorded actions that follow it: (B, H, W, C)."""
         name = next(iter(self.model.spec.actions))
-        x_B1SE, _ = self.model.fill_in(self.by_step()[:, :1], self.actions(name)[:, :3], name, 1, self.sampler("frame"))
-        return self.model.latents(x_B1SE)[:, 0].movedim(1, -1)
+        clip = Batch(self.latents(), self.actions(name), name).window(0, self.prompt, self.prompt + 1)
+        return self.model.predict(clip, sampler=self.sampler("frame")).latents[:, 0].movedim(1, -1)
 
 
 def continuous_outputs(model: HMAContinuous, case: Case) -> Outputs:
     """For each robot: what the head is told, and the loss; the head alone; a step."""
     r = RecordedContinuous(model, case)
-    made: dict[str, Callable[[], Tensor]] = {"patches": r.patches, "z_noaction": partial(r.z, "")}
+    told, loss = "what the head is told", "the head's loss of every patch, masked cell by cell"
+    made: dict[str, Callable[[], Tensor]] = {
+        "patches": Inner("patches of latents", r.patches),
+        "z_noaction": Inner(told, partial(r.z, "")),
+    }
     for name in model.spec.actions:
         made |= {
-            f"z.{name}": partial(r.z, name),
-            f"diff_loss.{name}": partial(r.loss, name),
-            f"diff_mse_rows.{name}": partial(r.loss_rows, 0, name),
-            f"diff_vb_rows.{name}": partial(r.loss_rows, 1, name),
+            f"z.{name}": Inner(told, partial(r.z, name)),
+            f"diff_loss.{name}": Inner(loss, partial(r.loss, name)),
+            f"diff_mse_rows.{name}": Inner(loss, partial(r.loss_rows, 0, name)),
+            f"diff_vb_rows.{name}": Inner(loss, partial(r.loss_rows, 1, name)),
         }
     return made | {
-        "denoised": r.denoised,
-        "sample": r.sample,
-        "sample_temperature07": partial(r.sample, 0.7),
-        "sample_unclipped": partial(r.sample, 1.0, 0.0),
+        "denoised": Inner("the head alone", r.denoised),
+        "sample": Inner("the head's sampling alone", r.sample),
+        "sample_temperature07": Inner("the head's sampling alone", partial(r.sample, 0.7)),
+        "sample_unclipped": Inner("the head's sampling alone", partial(r.sample, 1.0, 0.0)),
         "frame_K1": r.frame,
     }

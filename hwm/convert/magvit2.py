@@ -12,16 +12,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from hwm.config import from_json
 from hwm.convert.cases import Case
 from hwm.convert.family import Family, Outputs, register
+from hwm.convert.public import Inner
+from hwm.convert.replay import unclamped
+from hwm.encode.files import for_size
 from hwm.errors import CheckpointError, HwmError
 from hwm.tokenizers.magvit2 import MAGVIT2
-from hwm.types import DataSpec, LatentSpec
+from hwm.types import DataSpec, LatentSpec, join_digits, split_digits
 from hwm.weights import read_weights, save_tensors, with_weights
 
 FILE = "magvit2.safetensors"
@@ -135,25 +138,36 @@ def outputs(model: MAGVIT2, case: Case) -> Outputs:
     """
 
     @cache
+    def sized() -> MAGVIT2:
+        height, width = case.given["image"].shape[-2:]
+        return cast(MAGVIT2, for_size(model, (height, width)))
+
     def latent() -> Tensor:
         found: Tensor = model.encoder(case.given["image"])
         return found
 
     def ids() -> Tensor:
-        return model.quantise(latent())
+        return sized().encode((case.given["image"][:, None] + 1) / 2)[:, 0]
 
     def ids_reversed() -> Tensor:
         """The released `encode` reads the same signs from the other end."""
-        return model.quantise(latent().flip(1))
+        bits = (2,) * model.config.bits
+        return join_digits(split_digits(ids(), bits).flip(-1), bits)
 
     def code() -> Tensor:
         return model.codes(ids())
 
     def shown() -> Tensor:
-        found: Tensor = model.decoder(code())
-        return found
+        found = ids()
+        return unclamped(sized().decode(found[:, None])[:, 0], model.decoder(model.codes(found)))
 
-    return {"latent": latent, "indices": ids, "indices_encode": ids_reversed, "code": code, "recon": shown}
+    return {
+        "latent": Inner("the encoder, before its signs are taken", latent),
+        "indices": ids,
+        "indices_encode": ids_reversed,
+        "code": code,
+        "recon": Inner("beyond black and white the decoder", shown),
+    }
 
 
 register("magvit2", Family(build=build, outputs=outputs, read=read, write=write))

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,7 @@ from hwm.cli import main
 from hwm.convert import Family, families, from_reference, register
 from hwm.convert import family as family_module
 from hwm.convert.cases import Compared, compare, read_case, table
+from hwm.convert.public import Inner
 from hwm.errors import CheckpointError, HwmError
 from hwm.models.genie import Genie
 from hwm.tokenizers.magvit2 import MAGVIT2
@@ -111,7 +113,10 @@ def test_our_own_case_passes(case: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["convert", "check", str(case)]) == 0
     out = capsys.readouterr().out
     assert "own: genie, " in out
-    assert sum(line.endswith("ok") for line in out.splitlines()) == 2
+    lines = {line.split()[0]: line for line in out.splitlines() if line.endswith("ok")}
+    assert lines["logits"].endswith("  inner: logits of a clip shown whole  ok")
+    assert lines["loss"].split()[-2:] == ["loss", "ok"]
+    assert len(lines) == 2
 
 
 @pytest.mark.parametrize("name", ["logits", "loss"])
@@ -270,7 +275,9 @@ def test_the_table_has_a_line_for_each_output(errors: list[float]) -> None:
 
 
 # ---------------------------------------------------------------------- families
-def test_a_family_is_registered_and_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_family_is_registered_and_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """All that a new converter does."""
     monkeypatch.setattr(family_module, "_FAMILIES", dict(families()))
 
@@ -279,13 +286,22 @@ def test_a_family_is_registered_and_used(monkeypatch: pytest.MonkeyPatch, tmp_pa
         made.load_state_dict(weights)
         return made.eval()
 
-    register("line", Family(build=build, outputs=lambda model, case: {"y": lambda: model(case.given["x"])}))
+    def outputs(model: Any, case: Any) -> Any:
+        made = partial(model, case.given["x"])
+        return {"y": made if case.name == "past" else Inner("the layer", made)}
+
+    register("line", Family(build=build, outputs=outputs))
     original, x = nn.Linear(3, 1), torch.randn(5, 3)
     path = write_case(
         tmp_path / "line.safetensors", "line", {"inputs": 3}, original.state_dict(), {"x": x},
         {"y": original(x).detach()}, 1e-6,
     )  # fmt: skip
     assert main(["convert", "check", str(path)]) == 0
+    assert "  inner: the layer  ok\n" in capsys.readouterr().out
+    for end in (".safetensors", ".json"):
+        path.with_suffix(end).rename(tmp_path / f"past{end}")
+    assert main(["convert", "check", str(tmp_path / "past.safetensors")]) == 2, "it does not say what it calls"
+    assert "computed by none of loss, predict" in capsys.readouterr().out
     assert main(["convert", "line", str(path), "--out", str(tmp_path / "out")]) == 2  # it reads no published files
 
 
