@@ -24,7 +24,7 @@ from hwm.models.base import WorldModel, join
 from hwm.models.cosmos_decoder import Decoder, Grid, Text
 from hwm.models.heads import DigitHead, TokenHead, vocabulary
 from hwm.nn.actions import ActionEncoder
-from hwm.nn.gqa import GroupedAttention, Memory, RMSNorm, SwiGLU
+from hwm.nn.gqa import GroupedAttention, RMSNorm, SwiGLU, TokenMemory
 from hwm.nn.rope import Table, Yarn, rope_3d, sincos_3d
 from hwm.nn.tokens import DigitTable
 from hwm.objectives.maskgit import corrupt, corruption_rate
@@ -52,7 +52,7 @@ class Pass(NamedTuple):
     text: Text | None
 
 
-class Block(nn.Module):
+class DecoderBlock(nn.Module):
     """Causal self-attention, attention to a text where there is one, and a SwiGLU; residual, each after an RMSNorm."""
 
     def __init__(self, config: CosmosAR.Config, reads_text: bool) -> None:
@@ -66,7 +66,7 @@ class Block(nn.Module):
             self.cross_attention = GroupedAttention(*heads, keys_dim=c.context_dim, dtype=dtype)
         self.ffn_norm, self.feed_forward = RMSNorm(c.dim, c.norm_eps, dtype), SwiGLU(c.dim, c.mlp_dim, dtype)
 
-    def forward(self, x_BLD: Tensor, now: Pass, memory: Memory | None = None) -> Tensor:
+    def forward(self, x_BLD: Tensor, now: Pass, memory: TokenMemory | None = None) -> Tensor:
         if now.absolute is not None:
             x_BLD = x_BLD + now.absolute
         x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), now.table, memory, now.start, now.seen)
@@ -206,7 +206,7 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
             self.tok_embeddings = nn.Embedding(rows, c.dim, dtype=dtype)
             self.output = Output(self.vocab, c.dim, dtype)
         self.layers = nn.ModuleList(
-            Block(c, reads_text=c.context_dim > 0 and i % c.context_every == 0) for i in range(c.depth)
+            DecoderBlock(c, reads_text=c.context_dim > 0 and i % c.context_every == 0) for i in range(c.depth)
         )
         self.norm = RMSNorm(c.dim, c.norm_eps, dtype)
         self.text: Text | None = None
@@ -241,7 +241,7 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
         start: int | Tensor = 0,
         text: Text | None = None,
         actions_BTD: Tensor | None = None,
-        memory: list[Memory] | None = None,
+        memory: list[TokenMemory] | None = None,
     ) -> Tensor:
         """Normed states (B, L, D), of which the one at a token predicts the next.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hwm.errors import HwmError
 from hwm.models.heads import TokenHead
-from hwm.nn.gqa import Memory
+from hwm.nn.gqa import TokenMemory
 from hwm.objectives.next_token import NextTokenSampler
 from hwm.types import Generator
 from hwm.weights import load_tensors
@@ -60,7 +60,7 @@ class Text(NamedTuple):
         return Text(context, None if self.mask is None else self.mask.to(like.device).expand(batch, -1))
 
 
-class Cache(NamedTuple):
+class TokenCache(NamedTuple):
     """Keys and values (B, g, length, d) of the first `length` tokens of a window, a pair for each block."""
 
     memory: tuple[tuple[Tensor, Tensor], ...]
@@ -83,7 +83,7 @@ class Decodable(Protocol):
         start: int | Tensor = 0,
         text: Text | None = None,
         actions_BTD: Tensor | None = None,
-        memory: list[Memory] | None = None,
+        memory: list[TokenMemory] | None = None,
     ) -> Tensor: ...
 
     def check_places(self, start: int, stop: int, grid: Grid) -> None: ...
@@ -111,7 +111,7 @@ class Decoder:
         actions_BTD: Tensor | None = None,
         *,
         text: Text | None = None,
-        cache: Cache | None = None,
+        cache: TokenCache | None = None,
         fixed: bool | None = None,
     ) -> None:
         self.model, self.grid, self.batch, self.actions_BTD = model, grid, batch, actions_BTD
@@ -160,11 +160,11 @@ class Decoder:
             latest_BL = ids[-1][:, None]
         return torch.stack(ids, 1), torch.stack(kept, 1) if keep_logits else None
 
-    def cache(self, length: int) -> Cache:
+    def cache(self, length: int) -> TokenCache:
         """What is remembered of the first `length` tokens."""
-        return Cache(tuple((m.keys[:, :, :length], m.values[:, :, :length]) for m in self.memory), length)
+        return TokenCache(tuple((m.keys[:, :, :length], m.values[:, :, :length]) for m in self.memory), length)
 
-    def _room(self) -> list[Memory]:
+    def _room(self) -> list[TokenMemory]:
         """Keys and values for every token, zero but for what the cache knows, and those of the text."""
         c, memory = self.model.config, []
         dtype = self.model.tok_embeddings.weight.dtype
@@ -178,7 +178,7 @@ class Decoder:
                 keys[:, :, : self.length], values[:, :, : self.length] = self.before[i]
             cross = layer.cross_attention
             text = cross.keys(self.text.context) if cross is not None and self.text is not None else None  # type: ignore[operator,union-attr]
-            memory.append(Memory(keys, values, text))
+            memory.append(TokenMemory(keys, values, text))
         return memory
 
 

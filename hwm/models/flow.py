@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hwm.errors import HwmError
 from hwm.models.base import WorldModel
 from hwm.nn.dit import ActionTokens, Modulation, TimeEmbedding, modulated, patches, unpatched
-from hwm.nn.flow_streams import Block, KeysValues, Row, Streams
+from hwm.nn.flow_streams import FlowBlock, KeysValues, Row, Streams
 from hwm.nn.layers import constant
 from hwm.nn.rope import Table, rope_3d
 from hwm.nn.streams import FUTURE_ACTION, FUTURE_VIDEO, PAST_ACTION, PAST_VIDEO, STREAMS
@@ -129,7 +129,7 @@ class FlowModel(WorldModel):
         self.actions, self.time = ActionTokens(spec, c.dim), TimeEmbedding(c.dim)
         self.span = TimeEmbedding(c.dim) if self.objective else None
         self.blocks = nn.ModuleList(
-            Block(row, c.dim, c.heads, c.mlp_ratio, last=i == c.depth - 1) for i, row in enumerate(self.rows())
+            FlowBlock(row, c.dim, c.heads, c.mlp_ratio, last=i == c.depth - 1) for i, row in enumerate(self.rows())
         )
         self.final_modulation, self.final = Modulation(c.dim, 2), nn.Linear(c.dim, width, bias=False)
 

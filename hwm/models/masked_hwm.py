@@ -19,8 +19,8 @@ from hwm.models.masked import MaskedModel
 from hwm.nn.actions import ActionEncoder
 from hwm.nn.layers import constant, init_weights
 from hwm.nn.rope import rope_1d, rope_2d
-from hwm.nn.st import Memory, View
-from hwm.nn.streams import ROWS, Block, Stack
+from hwm.nn.st import StreamMemory, View
+from hwm.nn.streams import ROWS, Stack, StreamBlock
 from hwm.objectives import maskgit
 from hwm.types import DataSpec
 
@@ -33,7 +33,7 @@ VARIANTS = {
 }
 
 
-class Cache(NamedTuple):
+class StreamCache(NamedTuple):
     """What is remembered of the first `steps` steps of a window.
 
     Attributes:
@@ -43,15 +43,15 @@ class Cache(NamedTuple):
             trains, in all of them).
     """
 
-    memory: tuple[Memory, ...]
+    memory: tuple[StreamMemory, ...]
     steps: int
     last: Tensor
 
 
-class Window(NamedTuple):
+class StreamWindow(NamedTuple):
     """The past as remembered, and the actions (H, B, D) and times of the steps asked for."""
 
-    cache: Cache
+    cache: StreamCache
     actions: Tensor
     times: range
 
@@ -139,7 +139,7 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
         self.previous = nn.Linear(c.dim, c.dim) if c.copy_previous else None
         first, others = VARIANTS[c.variant]
         rows = [ROWS[first if i < c.unshared_layers else others] for i in range(c.depth)]
-        self.blocks = Stack(Block(row, c.dim, c.heads, c.mlp_ratio, c.mlp_drop, c.qk_norm) for row in rows)
+        self.blocks = Stack(StreamBlock(row, c.dim, c.heads, c.mlp_ratio, c.mlp_drop, c.qk_norm) for row in rows)
         self.norm = nn.LayerNorm(c.dim) if c.final_norm else nn.Identity()
         init_weights(self)
         self.head.init()
@@ -165,9 +165,9 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
         use_BP1 = torch.rand(clips, steps, 1, device=past_BPS.device) < share_B11
         return torch.cat([torch.where(use_BP1, own_BPS, shown_BPS), past_BPS[clips:]])
 
-    def cache_of(self, window: Window) -> Cache:
+    def cache_of(self, window: StreamWindow) -> StreamCache:
         memory, steps, last = window.cache
-        return Cache(tuple(m.owned() for m in memory), steps, last.clone())
+        return StreamCache(tuple(m.owned() for m in memory), steps, last.clone())
 
     def view(self, past: range, future: range, remembered: int, asked: int, device: torch.device) -> View:
         """See `view`."""
@@ -184,8 +184,8 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
         return x_TBSD + self.position[0, times.start : times.stop, None]
 
     def observe(
-        self, ids_BPS: Tensor, actions_BTKA: Tensor, embodiment: str, missing: int, cache: Cache | None = None
-    ) -> Window:
+        self, ids_BPS: Tensor, actions_BTKA: Tensor, embodiment: str, missing: int, cache: StreamCache | None = None
+    ) -> StreamWindow:
         actions_TBD, asked = self.embed_actions(actions_BTKA, embodiment, missing)
         past, done = ids_BPS.shape[1], cache.steps if cache else 0
         if cache is None or done < past:
@@ -194,10 +194,10 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
             view = self.view(range(done, past), range(0), done, asked.start, x_TBSD.device)
             memory = cache.memory if cache else None
             _, memory = self.blocks(x_TBSD, actions_TBD[done:past], view, memory, first=past - done)
-            cache = Cache(memory, past, e_TBSD[asked.start - 1 - done :])
-        return Window(cache, actions_TBD[asked.start :], asked)
+            cache = StreamCache(memory, past, e_TBSD[asked.start - 1 - done :])
+        return StreamWindow(cache, actions_TBD[asked.start :], asked)
 
-    def look(self, window: Window, ids_BHS: Tensor, masked_BHS: Tensor) -> Tensor:
+    def look(self, window: StreamWindow, ids_BHS: Tensor, masked_BHS: Tensor) -> Tensor:
         cache, times = window.cache, window.times
         x_HBSD = self.embed_asked(ids_BHS, masked_BHS, cache.last, times)
         view = self.view(range(0), times, cache.steps, times.start, x_HBSD.device)
@@ -211,8 +211,8 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
         embodiment: str,
         ids_BHS: Tensor,
         masked_BHS: Tensor,
-        cache: Cache | None = None,
-    ) -> tuple[Window, Tensor]:
+        cache: StreamCache | None = None,
+    ) -> tuple[StreamWindow, Tensor]:
         """The past that is not remembered yet and the steps asked for go through the blocks together: on a CPU what a
         step of a small model takes is as much the number of calls as the work in them."""
         past, done = ids_BPS.shape[1], cache.steps if cache else 0
@@ -225,8 +225,8 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
         view = self.view(times, asked, done, past, x_TBSD.device)
         memory = cache.memory if cache else None
         x_HBSD, memory = self.blocks(x_TBSD, actions_TBD[done:], view, memory, first=len(times))
-        cache = Cache(tuple(m.without_last(len(asked)) for m in memory), past, last)
-        return Window(cache, actions_TBD[past:], asked), self.norm(x_HBSD).transpose(0, 1)
+        cache = StreamCache(tuple(m.without_last(len(asked)) for m in memory), past, last)
+        return StreamWindow(cache, actions_TBD[past:], asked), self.norm(x_HBSD).transpose(0, 1)
 
     def embed_actions(self, actions_BTKA: Tensor, embodiment: str, missing: int) -> tuple[Tensor, range]:
         """The embedded actions (T, B, D) of a window, and the times of the steps that are missing."""

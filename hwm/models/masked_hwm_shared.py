@@ -22,12 +22,12 @@ from hwm.nn.actions import ActionEncoder
 from hwm.nn.layers import init_weights
 from hwm.nn.rope import rope_1d, rope_2d
 from hwm.nn.st import View
-from hwm.nn.streams import ROWS, Block, Stack
+from hwm.nn.streams import ROWS, Stack, StreamBlock
 from hwm.nn.tokens import TokenEmbedding
 from hwm.types import DataSpec
 
 
-class Window(NamedTuple):
+class SharedWindow(NamedTuple):
     """Past tokens as embedded (P, B, S, D), and actions of the whole window (T, B, D)."""
 
     past: Tensor
@@ -85,7 +85,7 @@ class MaskedHWMShared(MaskedModel, name="masked_hwm_shared"):
         self.actions = ActionEncoder(spec, c.dim, positions=0, deep=False, group=c.clip_factors)
         rows = [ROWS["four_shared" if i >= c.shared_from else "four"] for i in range(c.depth)]
         time = {"stream_embedding": c.stream_embedding, "pool": c.spatial_pool}
-        self.blocks = Stack(Block(row, c.dim, c.heads, c.mlp_ratio, c.mlp_drop, **time) for row in rows)
+        self.blocks = Stack(StreamBlock(row, c.dim, c.heads, c.mlp_ratio, c.mlp_drop, **time) for row in rows)
         self.norm = nn.LayerNorm(c.dim)
         init_weights(self)
         self.init_own()
@@ -125,12 +125,12 @@ class MaskedHWMShared(MaskedModel, name="masked_hwm_shared"):
 
     def observe(
         self, ids_BPS: Tensor, actions_BTKA: Tensor, embodiment: str, missing: int, cache: None = None
-    ) -> Window:
+    ) -> SharedWindow:
         past_PBSD = self.placed(self.embed(ids_BPS.transpose(0, 1)), range(ids_BPS.shape[1]))
         actions_TBD = self.actions(actions_BTKA, embodiment)
-        return Window(past_PBSD, actions_TBD + self.action_position[0, : actions_TBD.shape[0], None])
+        return SharedWindow(past_PBSD, actions_TBD + self.action_position[0, : actions_TBD.shape[0], None])
 
-    def look(self, window: Window, ids_BHS: Tensor, masked_BHS: Tensor) -> Tensor:
+    def look(self, window: SharedWindow, ids_BHS: Tensor, masked_BHS: Tensor) -> Tensor:
         c, past = self.config, window.past.shape[0]
         times = range(past + ids_BHS.shape[1])
         future_HBSD = self.placed(self.embed(ids_BHS.transpose(0, 1), masked_BHS.transpose(0, 1)), times[past:])

@@ -32,7 +32,7 @@ from hwm.objectives.maskgit import LOGITS_AT_ONCE, MaskGITSampler
 from hwm.types import Batch, DataSpec, Generator, Prediction
 
 
-class Block(nn.Module):
+class OnePassBlock(nn.Module):
     """Attention among the cells of each step, causal attention over the steps of each cell, and an MLP.
 
     Each is residual, with a LayerNorm before it; past and future share all weights.
@@ -119,7 +119,7 @@ class NextBlock(WorldModel, name="next_block"):
         self.head = token_head(latent, c.dim, c.factorized)
         self.position = nn.Parameter(torch.zeros(c.past + c.horizon, latent.cells, c.dim))
         self.actions = ActionEncoder(spec, c.dim, positions=1, ordered=True, deep=False)
-        self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
+        self.blocks = nn.ModuleList(OnePassBlock(c) for _ in range(c.depth))
         self.norm = nn.LayerNorm(c.dim)
         init_weights(self)
         self.head.init()

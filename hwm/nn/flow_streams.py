@@ -105,7 +105,7 @@ class CrossVideo(nn.Module):
         return x_BLD + gate * self.proj(joined(attend(q, *keys)))
 
 
-class Block(nn.Module):
+class FlowBlock(nn.Module):
     """Attention within the row's groups, (cross attention,) and MLPs; each residual, modulated and gated (AdaLN-Zero).
 
     Args:

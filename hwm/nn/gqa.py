@@ -46,7 +46,7 @@ class SwiGLU(nn.Module):
         return out
 
 
-class Memory(NamedTuple):
+class TokenMemory(NamedTuple):
     """What a block keeps from pass to pass.
 
     Attributes:
@@ -96,7 +96,12 @@ class GroupedAttention(nn.Module):
         return out
 
     def forward(
-        self, x_BLD: Tensor, table: Table, memory: Memory | None, start: int | Tensor, seen_BM: Tensor | None = None
+        self,
+        x_BLD: Tensor,
+        table: Table,
+        memory: TokenMemory | None,
+        start: int | Tensor,
+        seen_BM: Tensor | None = None,
     ) -> Tensor:
         """Causal self-attention of tokens start..start+L, over those before them too where there is a memory.
 

@@ -1,8 +1,8 @@
 """The three parts of a spatio-temporal block: attention over the cells of a step, attention over time, and the MLPs.
 
 A pass runs some steps of the window through the blocks. What it needs of steps that ran earlier it reads from their
-keys and values (`Memory`); what it leaves is its own. So one code serves three uses: the clean past is run once and
-remembered, each look at the missing steps reads that memory, and during play the memory lives on as the cache.
+keys and values (`StreamMemory`); what it leaves is its own. So one code serves three uses: the clean past is run once
+and remembered, each look at the missing steps reads that memory, and during play the memory lives on as the cache.
 
 Actions are one token a step and stay so: their keys and values are the same for all cells of a step, so they are
 projected once and only expanded for the attention over time, where the release repeats every action token S times,
@@ -63,7 +63,7 @@ class View:
         return tuple((f"{role}_action", n) for role, n in self.roles)
 
 
-class Memory(NamedTuple):
+class StreamMemory(NamedTuple):
     """Keys and values that steps left in one block.
 
     Attributes:
@@ -76,12 +76,12 @@ class Memory(NamedTuple):
     video: tuple[Tensor, ...]
     action: tuple[Tensor, ...]
 
-    def without_last(self, steps: int) -> Memory:
-        return Memory(*(tuple(x[:-steps] for x in part) for part in self))
+    def without_last(self, steps: int) -> StreamMemory:
+        return StreamMemory(*(tuple(x[:-steps] for x in part) for part in self))
 
-    def owned(self) -> Memory:
+    def owned(self) -> StreamMemory:
         """The same in storage of its own: a slice keeps alive all that it is a slice of."""
-        return Memory(*(tuple(map(_owned, part)) for part in self))
+        return StreamMemory(*(tuple(map(_owned, part)) for part in self))
 
 
 def _owned(x: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ class SpaceAttention(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.attn = PerStream(row, lambda: Attention(dim, heads, qk_norm))
 
-    def forward(self, x_TBSD: Tensor, view: View, memory: Memory | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, x_TBSD: Tensor, view: View, memory: StreamMemory | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The video with what it read added, and the keys and values of its cells, each (T, B, S, h, d)."""
         own: tuple[Tensor, ...] = ()
         alone = x_TBSD.shape[0] - len(view.near[0]) if view.near else x_TBSD.shape[0]
@@ -224,8 +224,8 @@ class JointTime(nn.Module):
         self.stream = nn.Parameter(torch.zeros(4, dim)) if stream_embedding else None
 
     def forward(
-        self, x_TBSD: Tensor, a_TBD: Tensor, view: View, memory: Memory | None, first: int
-    ) -> tuple[Tensor, Tensor, Memory]:
+        self, x_TBSD: Tensor, a_TBD: Tensor, view: View, memory: StreamMemory | None, first: int
+    ) -> tuple[Tensor, Tensor, StreamMemory]:
         """Video and actions with what they read added, of the steps from `first` on, and the memory of all steps.
 
         The action of a step runs along as one more cell. That cell's keys and values of video are the mean of the
@@ -241,15 +241,15 @@ class JointTime(nn.Module):
             h_TBCD = h_TBCD + torch.cat([which[:, :1].expand(-1, cells, -1), which[:, 1:]], 1)[:, None]
         q, *keys = self.attn.project(h_TBCD, view.times)
         video = tuple(torch.cat([x[:, :, :-1], x[:, :, :-1].mean(2, keepdim=True)], 2) for x in keys)
-        old = memory or Memory((), (), ())
+        old = memory or StreamMemory((), (), ())
         action = grown(old.action, tuple(x[:, :, -1] for x in keys))
         x_TBCD, q = x_TBCD[first:], q[first:]
         if not x_TBCD.shape[0]:
-            return x_TBCD[:, :, :-1], x_TBCD[:, :, -1], Memory((), grown(old.video, video), action)
+            return x_TBCD[:, :, :-1], x_TBCD[:, :, -1], StreamMemory((), grown(old.video, video), action)
         # Keys and values of [video, actions], whose halves share a mask; the first half is what is remembered.
         for_all = tuple(x[:, :, None].expand(-1, -1, q.shape[2], -1, -1) for x in action)
         both = [torch.cat(parts) for parts in zip(*filter(None, (old.video, video, for_all)), strict=True)]
-        left = Memory((), tuple(x[: len(x) // 2] for x in both), action)
+        left = StreamMemory((), tuple(x[: len(x) // 2] for x in both), action)
         mask = None if view.mask is None else torch.cat([view.mask, view.mask], 1)[first:]
         o_TBCD = self.attn.proj(attend_over_time(q, both, mask))
         if self.pool:
@@ -273,17 +273,17 @@ class SplitTime(nn.Module):
         self.cross_norm, self.cross_attn = nn.LayerNorm(dim), CrossAttention(dim, heads)
 
     def forward(
-        self, x_TBSD: Tensor, a_TBD: Tensor, view: View, memory: Memory | None, first: int
-    ) -> tuple[Tensor, Tensor, Memory]:
+        self, x_TBSD: Tensor, a_TBD: Tensor, view: View, memory: StreamMemory | None, first: int
+    ) -> tuple[Tensor, Tensor, StreamMemory]:
         """As `JointTime.forward`; the actions come back as they were."""
         times = tuple(t[:, 0] for t in view.times)
         qa, ka, va = self.action_attn.project(self.action_norm(a_TBD), times)  # type: ignore[arg-type]
-        old = memory or Memory((), (), ())
+        old = memory or StreamMemory((), (), ())
         action_keys = grown(old.action[:2], (ka, va))
         read = a_TBD + self.action_attn.proj(attend_over_time(qa, action_keys, view.mask))
         cross_keys = grown(old.action[2:], self.cross_attn.keys(read, times))  # type: ignore[arg-type]
         q, *keys = self.attn.project(self.norm(x_TBSD), view.times)
-        left = Memory((), grown(old.video, tuple(keys)), (*action_keys, *cross_keys))
+        left = StreamMemory((), grown(old.video, tuple(keys)), (*action_keys, *cross_keys))
         x_TBSD, q = x_TBSD[first:], q[first:]
         T, _, S, _ = x_TBSD.shape
         if T:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hwm.nn.st import JointTime, Memory, Mlps, SpaceAttention, SplitTime, View, grown, later
+from hwm.nn.st import JointTime, Mlps, SpaceAttention, SplitTime, StreamMemory, View, grown, later
 
 PAST_VIDEO, FUTURE_VIDEO, PAST_ACTION, FUTURE_ACTION = "past_video", "future_video", "past_action", "future_action"
 STREAMS = (PAST_VIDEO, FUTURE_VIDEO, PAST_ACTION, FUTURE_ACTION)
@@ -65,7 +65,7 @@ ROWS = {
 }
 
 
-class Block(nn.Module):
+class StreamBlock(nn.Module):
     """Spatial attention, (an MLP,) attention over time, and MLPs: pre-norm, residual, no gates."""
 
     def __init__(
@@ -79,8 +79,14 @@ class Block(nn.Module):
         self.moves_actions = PAST_ACTION in row.mlp
 
     def forward(
-        self, x_TBSD: Tensor, a_TBD: Tensor, view: View, memory: Memory | None, first: int = 0, actions: bool = True
-    ) -> tuple[Tensor, Tensor, Memory]:
+        self,
+        x_TBSD: Tensor,
+        a_TBD: Tensor,
+        view: View,
+        memory: StreamMemory | None,
+        first: int = 0,
+        actions: bool = True,
+    ) -> tuple[Tensor, Tensor, StreamMemory]:
         """Run a pass's steps through the block.
 
         Args:
@@ -109,8 +115,14 @@ class Stack(nn.ModuleList):
     """Blocks in a row, each with its own memory."""
 
     def forward(
-        self, x_TBSD: Tensor, a_TBD: Tensor, view: View, memory: tuple[Memory, ...] | None = None, *, first: int = 0
-    ) -> tuple[Tensor, tuple[Memory, ...]]:
+        self,
+        x_TBSD: Tensor,
+        a_TBD: Tensor,
+        view: View,
+        memory: tuple[StreamMemory, ...] | None = None,
+        *,
+        first: int = 0,
+    ) -> tuple[Tensor, tuple[StreamMemory, ...]]:
         """The video that comes out, and each block's keys and values of all steps so far.
 
         Args:
