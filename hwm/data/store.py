@@ -374,46 +374,27 @@ class Writer:
         names = sorted(self.done())
         if not names:
             raise StoreError(f"no episode was written to {self.path}")
-        episodes, start = [], 0
-        # a kill during an earlier `finish` may have moved some of the videos already
-        filmed = {n for n in names if (self.partial / n / "video.mp4").exists() or self._video(n).exists()}
-        if filmed and len(filmed) < len(names):
-            bare = sorted(set(names) - filmed)
-            raise StoreError(
-                f"{self.path}: {len(filmed)} episodes have video and {len(bare)} have none, as {bare[0]!r}"
-            )
+        filmed = self._filmed(names)
         arrays = ["actions.bin"] + (["latents.bin"] if self.header.latent else [])
         self._check_sizes(names, arrays)
         sinks = {name: _Sink(self.partial / f"{name}.new") for name in [*arrays, "segments.bin"]}
         with ExitStack() as stack:
             for sink in sinks.values():
                 stack.enter_context(sink.file)
-            for i, name in enumerate(names):
-                info = json.loads((self.partial / name / "info.json").read_text())
-                for array in arrays:
-                    self._gather(name, array, sinks[array], info.get("checksums", {}).get(array))
-                sinks["segments.bin"].write(np.full(info["steps"], i, np.int32).tobytes())
-                episodes.append(Episode(name, start, start + info["steps"], info["info"]))
-                start += info["steps"]
-        shape = (start, *self.header.action_shape)
+            episodes = self._gather_all(names, arrays, sinks)
+        steps = episodes[-1].stop
+        shape = (steps, *self.header.action_shape)
         actions = np.memmap(self.partial / "actions.bin.new", self.header.action_dtype, "r", shape=shape)
         mean, std = ([float(x) for x in part] for part in (statistics if statistics is not None else moments(actions)))
         del actions
         if not len(mean) == len(std) == len(self.header.action_names):
             raise StoreError(f"statistics of {len(mean)} and {len(std)} dimensions; actions have {shape[-1]}")
-        for name in sinks:
-            os.replace(self.partial / f"{name}.new", self.path / name)
-        checksums = {name: checksum(self.path / name) for name in sinks}
-        if wrong := [name for name, sink in sinks.items() if checksums[name] != sink.crc]:
-            raise StoreError(f"{self.path / wrong[0]} is not what was written to it: is the disk full, or failing?")
-        for name in sorted(filmed):
-            self._video(name).parent.mkdir(exist_ok=True)
-            if (self.partial / name / "video.mp4").exists():
-                os.replace(self.partial / name / "video.mp4", self._video(name))
+        checksums = self._move_arrays(sinks)
+        self._move_videos(filmed)
         meta = {
             "format": FORMAT,
             "header": to_json(self.header),
-            "steps": start,
+            "steps": steps,
             "statistics": {"mean": mean, "std": std},
             "checksums": checksums,
             "episodes": [to_json(e) for e in episodes],
@@ -427,6 +408,44 @@ class Writer:
         write_atomically(self.path / "meta.json", json.dumps(meta, indent=1).encode())
         shutil.rmtree(self.partial)
         return Store(self.path)
+
+    def _filmed(self, names: list[str]) -> list[str]:
+        """The episodes with video: all of them, or none."""
+        # a kill during an earlier `finish` may have moved some of the videos already
+        filmed = [n for n in names if (self.partial / n / "video.mp4").exists() or self._video(n).exists()]
+        if filmed and len(filmed) < len(names):
+            bare = sorted(set(names) - set(filmed))
+            raise StoreError(
+                f"{self.path}: {len(filmed)} episodes have video and {len(bare)} have none, as {bare[0]!r}"
+            )
+        return filmed
+
+    def _move_arrays(self, sinks: dict[str, _Sink]) -> dict[str, int]:
+        """Give what was written its names, and read it again: its checksums."""
+        for name in sinks:
+            os.replace(self.partial / f"{name}.new", self.path / name)
+        checksums = {name: checksum(self.path / name) for name in sinks}
+        if wrong := [name for name, sink in sinks.items() if checksums[name] != sink.crc]:
+            raise StoreError(f"{self.path / wrong[0]} is not what was written to it: is the disk full, or failing?")
+        return checksums
+
+    def _move_videos(self, names: list[str]) -> None:
+        for name in names:
+            self._video(name).parent.mkdir(exist_ok=True)
+            if (self.partial / name / "video.mp4").exists():
+                os.replace(self.partial / name / "video.mp4", self._video(name))
+
+    def _gather_all(self, names: list[str], arrays: list[str], sinks: dict[str, _Sink]) -> list[Episode]:
+        """Write the arrays of episodes one after the other, and which episode each step is of."""
+        episodes, start = list[Episode](), 0
+        for i, name in enumerate(names):
+            info = json.loads((self.partial / name / "info.json").read_text())
+            for array in arrays:
+                self._gather(name, array, sinks[array], info.get("checksums", {}).get(array))
+            sinks["segments.bin"].write(np.full(info["steps"], i, np.int32).tobytes())
+            episodes.append(Episode(name, start, start + info["steps"], info["info"]))
+            start += info["steps"]
+        return episodes
 
     def _gather(self, episode: str, array: str, sink: _Sink, checksum: int | None) -> None:
         """Append an episode's array to the store's, and compare what was read with what had been written."""

@@ -172,14 +172,12 @@ def save_step(
 ) -> Path:
     """Write the checkpoint of a step, atomically, then remove all but the newest `keep`.
 
-    Where the module is divided among processes, all of them call it, and each writes its shards.
-
     Args:
+        module: where it is divided among processes, all of them call this, and each writes its shards.
         aside: only take copies now, and write them there.
 
     Raises:
-        CheckpointError: the disk is full or not writable, now or, with `aside`, at the checkpoint before; earlier
-            checkpoints are untouched.
+        CheckpointError: the disk is full or not writable, now or, with `aside`, at the last call; what was there stays.
     """
     final = run / "checkpoints" / step_name(step)
     work, leads = final.with_name(f".{final.name}.new"), world is None or world.leads
@@ -189,17 +187,10 @@ def save_step(
         aside.wait()
     with _told(run, step, work, leads):
         if leads:
-            for stale in (run / "checkpoints").glob(".step_*"):  # by kills: they would fill the disk
-                shutil.rmtree(stale, ignore_errors=True)
-            (work / "state").mkdir(parents=True)
+            _make_room(work)
         use = average or module.state_dict()
         if world and is_divided(module):
-            from hwm.train import sharding
-
-            world.wait()
-            sharding.share_buffers(module)
-            use = sharding.gathered(use, world)
-            written = sharding.save_shards(work / "state" / SHARDS, _state(module, optimizers), aside)
+            use, written = _save_shards(work / "state" / SHARDS, module, use, optimizers, world, aside)
             progress = {**progress, "optimizers": len(optimizers)}
         else:
             files["raw"] = module.state_dict()
@@ -214,25 +205,59 @@ def save_step(
             if written:
                 written()
             if leads:
-                for name, tensors in files.items():
-                    (work / "state" / name).parent.mkdir(exist_ok=True)
-                    save_tensors(work / "state" / f"{name}.safetensors", tensors)
                 save_model(work, module, use, step=step)
-                (work / "state" / "progress.json").write_text(json.dumps({"step": step, **progress}))
+                _save_state(work / "state", files, {"step": step, **progress})
                 _settle(work, final)
             if world and not aside:
                 world.wait()
         if leads:
-            for old in step_folders(run)[:-keep] if keep > 0 else []:
-                os.replace(old, _old(old))  # of one that is half removed, the next save removes the rest
-            for old in final.parent.glob(_old(Path("step_*")).name):
-                shutil.rmtree(old, ignore_errors=True)
+            _remove_old(run, keep)
 
     if aside:
         aside.begin(finish)
     else:
         finish()
     return final
+
+
+def _make_room(work: Path) -> None:
+    """An empty folder for a checkpoint; what kills left of others is removed, which would fill the disk."""
+    for stale in work.parent.glob(".step_*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    (work / "state").mkdir(parents=True)
+
+
+def _save_state(folder: Path, files: dict[str, dict[str, Tensor]], progress: dict[str, Any]) -> None:
+    """A file of tensors for each name, which may have folders in it, and how far training is."""
+    for name, tensors in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        save_tensors(folder / f"{name}.safetensors", tensors)
+    (folder / "progress.json").write_text(json.dumps(progress))
+
+
+def _save_shards(
+    folder: Path,
+    module: Trainable,
+    use: dict[str, Tensor],
+    optimizers: list[torch.optim.Optimizer],
+    world: World,
+    aside: Aside | None,
+) -> tuple[dict[str, Tensor], Callable[[], Any]]:
+    """Write the shards of this process, or begin to: the weights to use, whole, and what waits until all are there."""
+    from hwm.train import sharding
+
+    world.wait()
+    sharding.share_buffers(module)
+    use = sharding.gathered(use, world)
+    return use, sharding.save_shards(folder, _state(module, optimizers), aside)
+
+
+def _remove_old(run: Path, keep: int) -> None:
+    """Leave the newest `keep` checkpoints; all, where it is 0."""
+    for old in step_folders(run)[:-keep] if keep > 0 else []:
+        os.replace(old, _old(old))  # of one that is half removed, the next save removes the rest
+    for old in (run / "checkpoints").glob(_old(Path("step_*")).name):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
