@@ -27,6 +27,8 @@ def tested(digits: str) -> dict[str, Counter[str]]:
         counts = found.setdefault(str(meta.relative_to(ROOT / "mutants")).removesuffix(".meta"), Counter())
         for name, code in json.loads(meta.read_text())["exit_code_by_key"].items():
             if name[-1] in digits:
+                if code is None:
+                    sys.exit(f"{name} was not tested: see above what stopped mutmut")
                 caught = status_by_exit_code[code] in CAUGHT
                 counts["caught" if caught else "survived"] += 1
                 if not caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from hwm.commands.data import print_store
 from hwm.commands.stores import print_skipped
 from hwm.config import to_json
 from hwm.data.sources.base import SourceOptions
+from hwm.data.statistics import warning
 from hwm.encode.episodes import EncodeConfig
 from hwm.encode.files import decode_file, encode_file, for_size, is_video, load_latents, videos_in
 from hwm.encode.videos import write_store
@@ -115,6 +117,8 @@ def encode_data(args: list[str]) -> None:
     )
     print(f"{store.path}: {len(store.episodes)} episodes, {store.steps:,} steps of {store.header.latent_shape}")
     print_skipped(store)
+    if text := warning(store, store.statistics):
+        print(text, file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True)

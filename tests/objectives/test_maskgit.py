@@ -329,3 +329,18 @@ def test_losses_of_one_masked_token_and_of_none():
     torch.testing.assert_close(maskgit.digit_cross_entropy((logits,), ids[:, None], one), wanted)
     assert maskgit.masked_cross_entropy(logits, ids, none, nn.Identity(), 7) == 0
     assert maskgit.digit_cross_entropy((logits,), ids[:, None], none) == 0
+
+
+def test_samples_draw_their_own_rates():
+    rate, ratio = maskgit.clip_rates(500, 6, non_mlm=0.0, generator=seeded())
+    assert len(rate[:, 0].unique()) > 490
+    assert len(ratio[:, 3].unique()) > 490
+    rate, ratio = maskgit.clip_rates(500, 6, non_mlm=1.0, prompt=1, max_corrupt=0.0, generator=seeded())
+    kept = (1 - rate)[(ratio[:, 1] > 0)]
+    assert len(kept[:, 1].unique()) == len(kept)
+    assert (kept[:, 5] / kept[:, 4]).std() > 0.02  # of U(0.9, 1) it is 0.029
+    ids = torch.zeros(200, 2, 4000, dtype=torch.long)
+    visible, masked = maskgit.mask_future(ids, 10**6, non_mlm=1.0, generator=seeded())
+    kept = (visible[masked.any(-1).all(-1)] == 0).double().mean(-1)
+    assert kept[:, 0].std() > 0.15  # of U(0.25, 1) it is 0.22
+    assert (kept[:, 1] / kept[:, 0]).std() > 0.024
