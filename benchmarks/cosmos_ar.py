@@ -36,13 +36,15 @@ def make(quick: bool, device: torch.device) -> CosmosAR:
     torch.manual_seed(0)
     if device.type == "cuda" and not quick:
         with device:
-            return CosmosAR.Config(past=3, hop=1, dtype="bfloat16").build(DataSpec(onex_v2().latent, {})).eval()
+            return (
+                CosmosAR.Config(past=3, window_stride=1, dtype="bfloat16").build(DataSpec(onex_v2().latent, {})).eval()
+            )
     side, vocab = (4, 60) if quick else (32, 64_000)
     spec = DataSpec(LatentSpec((side, side), vocab, stride=8), {})
     sizes: dict[str, Any] = dict(dim=32, depth=2, mlp_dim=64, heads=4, kv_heads=2, head_dim=8)
     if not quick:
         sizes = dict(dim=512, depth=8, mlp_dim=1536, heads=8, kv_heads=2, head_dim=64)
-    return CosmosAR.Config(past=3, hop=1, **sizes).build(spec).eval().to(device)
+    return CosmosAR.Config(past=3, window_stride=1, **sizes).build(spec).eval().to(device)
 
 
 def copy_speed(quick: bool, device: torch.device) -> float:

@@ -1,11 +1,11 @@
-"""One frame of GENIE-35M out of 8 frames before it, two looks, with what earlier frames left and without.
+"""One frame of GENIE-35M out of 8 frames before it, two decoding steps, with a cache and without.
 
-32 blocks x 256, batch 1, frames of 256 tokens, float32. Ours is a frame of a rollout: the first look runs it together
-with the newest frame before it, the second runs it alone, both against the keys and values of the frames before. The
-baseline is the same model and the same kernels without a cache, as the released code runs it: each look runs all 16
-frames of the window and the head on all of them. `recomputed` lies between: no cache from frame to frame, but the 8
-frames are run once for both looks. All three give the same tokens. Time is the median of the repeats after the first;
-memory is the peak of a process of its own.
+32 blocks x 256, batch 1, frames of 256 tokens, float32. Ours is a frame of a rollout: the first decoding step runs it
+together with the newest frame before it, the second runs it alone, both against the keys and values of the frames
+before. The baseline is the same model and the same kernels without a cache, as the released code runs it: each decoding
+step runs all 16 frames of the window and the head on all of them. `recomputed` lies between: no cache from frame to
+frame, but the 8 frames are run once for both steps. All three give the same tokens. Time is the median of the repeats
+after the first; memory is the peak of a process of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def make(quick: bool) -> tuple[Genie, Batch]:
 
 
 def whole_window(model: Genie, batch: Batch, sampler: MaskGITSampler, generator: torch.Generator) -> Tensor:
-    """The next frame, each look a pass over all frames of the window: ids (1, 1, S)."""
+    """The next frame, each decoding step a pass over all frames of the window: ids (1, 1, S)."""
     steps, past_BPS = len(model.position), model.tokens(batch.latents)
     later = past_BPS.new_zeros(1, steps - CONTEXT, past_BPS.shape[2])
     ids_BTS = torch.cat([past_BPS, later], 1)
@@ -50,7 +50,7 @@ def whole_window(model: Genie, batch: Batch, sampler: MaskGITSampler, generator:
     nothing, frame = torch.zeros(1, steps, 1, 1), slice(CONTEXT, CONTEXT + 1)
     for count in sampler.counts(ids_BTS.shape[2]):
         window = model.observe(ids_BTS[:, :0], nothing, batch.embodiment, steps)
-        logits = model.head(model.look(window, ids_BTS, masked_BTS))[:, frame]
+        logits = model.head(model.decoding_step(window, ids_BTS, masked_BTS))[:, frame]
         drawn = [maskgit.pick(part, sampler, generator) for part in model.head.draws(logits)]
         found, masked = model.head.join(tuple(ids for ids, _ in drawn)), masked_BTS[:, frame]
         ids_BTS[:, frame] = torch.where(masked, found, ids_BTS[:, frame])
@@ -61,12 +61,12 @@ def whole_window(model: Genie, batch: Batch, sampler: MaskGITSampler, generator:
 
 
 @torch.inference_mode()
-def measure(part: str, repeats: int, threads: int, looks: int, quick: bool) -> dict[str, object]:
+def measure(part: str, repeats: int, threads: int, steps: int, quick: bool) -> dict[str, object]:
     """Median seconds of a frame, peak bytes, and the tokens."""
     if threads:
         torch.set_num_threads(threads)
     model, batch = make(quick)
-    sampler, cache, seconds = MaskGITSampler(steps=looks, order="random"), None, []
+    sampler, cache, seconds = MaskGITSampler(steps=steps, order="random"), None, []
     if part == "cached":  # what predicting the newest of the eight frames has left
         cache = model.predict(batch.window(0, CONTEXT - 1, CONTEXT), sampler=sampler).cache
     for _ in range(repeats + 1):
@@ -83,13 +83,13 @@ def measure(part: str, repeats: int, threads: int, looks: int, quick: bool) -> d
 def main() -> None:
     p = parser(__doc__ or "")
     p.add_argument("--repeats", type=int, default=5)
-    p.add_argument("--looks", type=int, default=2)
+    p.add_argument("--steps", type=int, default=2)
     p.add_argument("--part", choices=PARTS, help="measure one part and print its JSON")
     a = p.parse_args()
     if a.part:
-        print(json.dumps(measure(a.part, a.repeats, a.threads, a.looks, a.quick)))
+        print(json.dumps(measure(a.part, a.repeats, a.threads, a.steps, a.quick)))
         return
-    options = ["--repeats", str(a.repeats), "--threads", str(a.threads), "--looks", str(a.looks)]
+    options = ["--repeats", str(a.repeats), "--threads", str(a.threads), "--steps", str(a.steps)]
     options += ["--quick"] if a.quick else []
     cached, recomputed, uncached = (in_fresh_process(str(Path(__file__)), "--part", x, *options) for x in PARTS)
     if not cached["tokens"] == recomputed["tokens"] == uncached["tokens"]:
@@ -103,7 +103,7 @@ def main() -> None:
         memory_ours_mb=cached["bytes"] / 1e6,
         memory_baseline_mb=uncached["bytes"] / 1e6,
         tokens_equal=True,
-        looks=a.looks,
+        steps=a.steps,
     )
 
 

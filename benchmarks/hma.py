@@ -1,9 +1,9 @@
 """A frame of HMA at width 256, by MaskGIT and by MAR: with what does not change kept, and with nothing kept.
 
-32 blocks x 256 with random weights, batch 1, 12 frames of 256 cells (or patches) and 64 action tokens, two looks,
+32 blocks x 256 with random weights, batch 1, 12 frames of 256 cells (or patches) and 64 action tokens, two steps,
 float32. `cached` is a frame of a rollout out of 11 before it: keys and values of those frames are there, but for the
 newest, which is run too. Every sixth frame the window moves, and 6 frames are run anew; `ours` counts that in. The
-baseline is the same model and the same kernels as the released code runs them: each look runs all 12 frames, and each
+baseline is the same model and the same kernels as the released code runs them: each step runs all 12 frames, and each
 diffusion step of the head embeds the step anew for each patch, and what it is told. Both draw the same frame. Figures
 without a prefix are MaskGIT's. Time is the median of the repeats.
 """
@@ -60,7 +60,7 @@ def nothing_kept(model: Any, batch: Batch) -> CausalWindow:
 
 
 def whole_windows(model: HMADiscrete, batch: Batch, generator: torch.Generator) -> Tensor:
-    """The next frame, each look a pass over all frames of the window: ids (1, 1, S)."""
+    """The next frame, each decoding step a pass over all frames of the window: ids (1, 1, S)."""
     past_BPS, sampler = model.tokens(batch.latents), model.config.sampler
     ids_BTS = torch.cat([past_BPS, torch.zeros_like(past_BPS[:, :1])], 1)
     masked_BTS = torch.zeros_like(ids_BTS, dtype=torch.bool)

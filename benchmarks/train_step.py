@@ -95,7 +95,7 @@ def full_logits(model: MaskedModel, batch: Batch) -> Tensor:
     """The objective of masked tokens, with float32 logits of every position of every step, as released code has it."""
     ids_BTS = model.tokens(batch.latents)
     past_BPS, shown_BHS, masked_BHS = model.corrupt_and_mask(ids_BTS)
-    hidden_BHSD = model.look_at_clip(past_BPS, batch.actions, batch.embodiment, shown_BHS, masked_BHS)
+    hidden_BHSD = model.states_of_clip(past_BPS, batch.actions, batch.embodiment, shown_BHS, masked_BHS)
     # nobody reads those of the steps that are only looked back on
     unread_BPSD = torch.zeros_like(hidden_BHSD[:, :1]).expand(-1, ids_BTS.shape[1] - hidden_BHSD.shape[1], -1, -1)
     logits_BHSV = model.head(torch.cat([unread_BPSD, hidden_BHSD], 1)).float()[:, unread_BPSD.shape[1] :]
@@ -144,7 +144,7 @@ def volumes(model: CosmosVideo, batch: Batch) -> Tensor:
     x_BFCHW = batch.latents * 2 - 1
     codes_BCTHW = model.quantizer(plain_tokenizer.analyse(model, x_BFCHW.transpose(1, 2)))
     made_BFCHW = plain_tokenizer.synthesise(model, codes_BCTHW).transpose(1, 2)
-    return reconstruction_loss(model.config.judges, model.adversary, made_BFCHW, x_BFCHW)[0]
+    return reconstruction_loss(model.config.loss_weights, model.adversary, made_BFCHW, x_BFCHW)[0]
 
 
 # ---------------------------------------------------------------------- families

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,6 +31,17 @@ class Config:
     in_validation: ClassVar[Mapping[str, Any]] = {}
     #: fields that older versions wrote though this class could not heed them, and the one value that they had
     retired: ClassVar[Mapping[str, Any]] = {}
+    #: fields that older versions wrote under another name, and today's; subclasses add to it
+    renamed: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def todays_name(cls, field: str) -> str:
+        """The name that a field has today; its own where it was not renamed."""
+        for each in cls.__mro__:
+            if field in vars(each).get("renamed", {}):
+                name: str = vars(each)["renamed"][field]
+                return name
+        return field
 
     def for_validation(self) -> Self:
         """The same config with the `in_validation` of all its classes."""
@@ -215,6 +227,8 @@ def _decode(hint: Any, data: Any, where: str) -> Any:
             return config
         hints = typing.get_type_hints(hint)
         fields = {f.name: f for f in dataclasses.fields(hint)}
+        if isinstance(hint, type) and issubclass(hint, Config):
+            data = _todays_names(hint, data, where)
         retired = getattr(hint, "retired", {})
         data = {k: v for k, v in data.items() if k in fields or k not in retired or v != retired[k]}
         for key in data:
@@ -245,6 +259,18 @@ def _decode(hint: Any, data: Any, where: str) -> Any:
     if hint in (int, float, str, bool) and type(data) is not hint:
         raise HwmError(f"{where} takes {hint.__name__}, got {data!r}")
     return data
+
+
+def _todays_names(cls: type[Config], data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields of a config under the names that they have today, with a note of those that have changed."""
+    old = {k: new for k in data if (new := cls.todays_name(k)) != k}
+    for before, now in old.items():
+        if now in data:
+            raise HwmError(f"{where} has both {before!r} and {now!r}, today's name for it: give one")
+    if old:
+        said = ", ".join(f"{before} is now {now}" for before, now in old.items())
+        print(f"note: {where} uses names of an earlier version: {said}", file=sys.stderr)
+    return {old.get(k, k): v for k, v in data.items()}
 
 
 def _decode_union(args: tuple[Any, ...], data: Any, where: str) -> Any:

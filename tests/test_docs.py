@@ -41,7 +41,7 @@ from hwm.evaluate import evaluate, results
 from hwm.objectives.flow import FlowSampler
 from hwm.objectives.maskgit import MaskGITSampler
 from hwm.objectives.next_token import NextTokenSampler
-from hwm.objectives.reconstruction import Judges
+from hwm.objectives.reconstruction import LossWeights
 from hwm.recipes import RECIPES
 from hwm.recipes.specs import ACTIONS_1X
 from hwm.train.trainer import TrainConfig
@@ -284,7 +284,7 @@ def test_recipe_options_exist() -> None:
         "data": {f.name for f in dataclasses.fields(DataConfig)},
         "model": {f.name for c in classes for f in dataclasses.fields(c.Config)}
         | {f"sampler.{f.name}" for sampler in samplers for f in dataclasses.fields(sampler)}
-        | {f"judges.{f.name}" for f in dataclasses.fields(Judges)},
+        | {f"loss_weights.{f.name}" for f in dataclasses.fields(LossWeights)},
     }
     for page in PAGES:
         for group, option in re.findall(r"--(train|data|model)\.([\w.-]*\w)", page.read_text()):

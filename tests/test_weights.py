@@ -136,7 +136,7 @@ def test_a_module_that_no_file_describes_whole_is_refused(tmp_path: Path, monkey
 @pytest.mark.parametrize(("name", "copies"), [("w.safetensors", 1), ("w.pt", 0)])
 def test_large_weights_are_read_once_or_mapped(tmp_path: Path, name: str, copies: int) -> None:
     spec = DataSpec(LatentSpec((8, 8), 2**18, levels=(512, 512)), {})
-    config = Genie.Config(dim=384, depth=8, past=3, hop=1)  # 60 MB
+    config = Genie.Config(dim=384, depth=8, past=3, window_stride=1)  # 60 MB
     with torch.device("meta"):
         shapes = {k: v.shape for k, v in config.build(spec).state_dict().items()}
     weights = {k: torch.randn(s) for k, s in shapes.items()}

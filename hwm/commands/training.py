@@ -10,7 +10,22 @@ from typing import Any
 
 import tyro
 
+from hwm.config import Config
 from hwm.errors import HwmError
+
+
+def todays_options(args: list[str], model: Config) -> list[str]:
+    """Options under the names that they have today, with a note of those that have changed: `--model.hop 3`."""
+    out = []
+    for word in args:
+        option, equals, value = word.partition("=")
+        old = option.removeprefix("--model.").split(".")[0]
+        now = model.todays_name(old.replace("-", "_")).replace("_", "-")
+        if option.startswith("--model.") and now != old.replace("_", "-"):
+            print(f"note: --model.{old} is now --model.{now}", file=sys.stderr)
+            word = f"--model.{now}{option.removeprefix(f'--model.{old}')}{equals}{value}"
+        out.append(word)
+    return out
 
 
 def train(args: list[str]) -> None:
@@ -33,8 +48,9 @@ def train(args: list[str]) -> None:
 
     fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
     o = tyro.cli(
-        Options, args=args[1:], prog=f"hwm train {name}", default=Options(**fields), description=function.__doc__
-    )
+        Options, args=todays_options(args[1:], recipe.model), prog=f"hwm train {name}", default=Options(**fields),
+        description=function.__doc__,
+    )  # fmt: skip
     train_recipe(Recipe(**{name: getattr(o, name) for name in fields}), o.out, o.init)
 
 
@@ -56,7 +72,8 @@ def bench(args: list[str]) -> None:
         """Print one JSON object."""
 
     fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
-    o = tyro.cli(Options, args=args[1:], prog=f"hwm bench {args[0]}", default=Options(**fields), description=bench_help)
+    words = todays_options(args[1:], recipe.model)
+    o = tyro.cli(Options, args=words, prog=f"hwm bench {args[0]}", default=Options(**fields), description=bench_help)
     if o.steps < 1:
         raise HwmError(f"steps must be at least 1, got {o.steps}")
     import torch

@@ -103,7 +103,7 @@ class Published:
                 )
         steps = self.video_latent_shape[0]
         config = CosmosAR.Config(
-            past=steps - 1, hop=max(1, (steps - 1) // 2), dim=self.dim, depth=self.n_layers,
+            past=steps - 1, window_stride=max(1, (steps - 1) // 2), dim=self.dim, depth=self.n_layers,
             mlp_dim=self.ffn_hidden_size, heads=self.n_heads, kv_heads=self.n_kv_heads,
             head_dim=self.head_dim or self.dim // self.n_heads, rope_theta=self.rope_theta, norm_eps=self.norm_eps,
             absolute="bfloat16" if self.apply_abs_pos_emb else "",

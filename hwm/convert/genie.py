@@ -78,7 +78,7 @@ class Published:
         return Genie.Config(
             dim=self.d_model, depth=self.num_layers, heads=self.num_heads, mlp_ratio=self.mlp_ratio,
             mlp_drop=self.mlp_drop, max_corrupt=self.max_corrupt_rate, non_mlm=self.non_mlm_ratio, past=self.T - 1,
-            hop=max(1, self.T // 2), prompt=self.num_prompt_frames, mup=self.use_mup, qk_norm=self.qk_norm,
+            window_stride=max(1, self.T // 2), prompt=self.num_prompt_frames, mup=self.use_mup, qk_norm=self.qk_norm,
             qkv_bias=self.qkv_bias, proj_bias=self.proj_bias, mlp_bias=self.mlp_bias,
         )  # fmt: skip
 
@@ -208,7 +208,7 @@ class Recorded:
     def logits(self) -> Tensor:
         """Of a clip that is shown whole, the first step included: (B, V, T, H, W)."""
         window = self.model.observe(self.ids_BTS[:, :0], self.nothing, "nobody", self.ids_BTS.shape[1])
-        states_BTSD = self.model.look(window, self.ids_BTS, torch.zeros_like(self.ids_BTS, dtype=torch.bool))
+        states_BTSD = self.model.decoding_step(window, self.ids_BTS, torch.zeros_like(self.ids_BTS, dtype=torch.bool))
         logits_BTSV = self.model.head(states_BTSD)
         return self.model.latents(logits_BTSV.movedim(-1, 1).flatten(0, 1)).unflatten(0, (-1, logits_BTSV.shape[-1]))
 
@@ -217,22 +217,22 @@ class Recorded:
         clip = Batch(self.model.latents(self.by_step("labels")), self.nothing, "nobody")
         return training(self.model, clip, self.by_step("masked_ids"))[which]
 
-    def generated(self, looks: int, draws: str = "", use_cache: bool = True) -> Tensor:
+    def generated(self, steps: int, draws: str = "", use_cache: bool = True) -> Tensor:
         """A rollout from the prompt, by confidence or in the recorded order: (B, T - P, H, W)."""
         batch = self.batch(self.prompt)
-        return self.model.rollout(batch, sampler=self.sampler(looks, draws), use_cache=use_cache).latents
+        return self.model.rollout(batch, sampler=self.sampler(steps, draws), use_cache=use_cache).latents
 
-    def sampler(self, looks: int, draws: str = "") -> ReleasedSampler:
+    def sampler(self, steps: int, draws: str = "") -> ReleasedSampler:
         """Draws were recorded (..., B, H, W), in the order in which they were made."""
         if not draws:
-            return ReleasedSampler(steps=looks, order="confidence")
+            return ReleasedSampler(steps=steps, order="confidence")
         drawn = self.given[draws].flatten(0, -4).flatten(2)
-        return ReleasedSampler(steps=looks, order="random", draws=iter(drawn))
+        return ReleasedSampler(steps=steps, order="random", draws=iter(drawn))
 
-    def teacher_forced(self, looks: int) -> tuple[Prediction, Tensor, Tensor]:
+    def teacher_forced(self, steps: int) -> tuple[Prediction, Tensor, Tensor]:
         """Each step from the true ones before it: the prediction, the truth, and cross-entropy by step."""
         batch = self.batch(self.ids_BTS.shape[1])
-        sampler = self.sampler(looks, "eval_unmask_rand_K2" if looks > 1 else "")
+        sampler = self.sampler(steps, "eval_unmask_rand_K2" if steps > 1 else "")
         made = temporally_teacher_forced(self.model, batch, 1, sampler=sampler, logits=True)
         truth = batch.latents[:, 1:]
         loss_T = made.cross_entropy(truth)
@@ -242,14 +242,14 @@ class Recorded:
     def loss_by_step(self) -> Tensor:
         return self.teacher_forced(1)[2]
 
-    def loss(self, looks: int) -> Tensor:
-        return self.teacher_forced(looks)[2].mean()
+    def loss(self, steps: int) -> Tensor:
+        return self.teacher_forced(steps)[2].mean()
 
-    def samples(self, looks: int) -> Tensor:
-        return self.teacher_forced(looks)[0].latents
+    def samples(self, steps: int) -> Tensor:
+        return self.teacher_forced(steps)[0].latents
 
-    def accuracy(self, looks: int) -> Tensor:
-        made, truth, _ = self.teacher_forced(looks)
+    def accuracy(self, steps: int) -> Tensor:
+        made, truth, _ = self.teacher_forced(steps)
         return (made.latents == truth).float().mean()
 
 
@@ -260,12 +260,12 @@ def outputs(model: Genie, case: Case) -> Outputs:
         "logits": Inner("logits of a clip shown whole", r.logits),
         "loss": partial(r.training, 0),
         "acc": partial(r.training, 1),
-        **{f"maskgit_K{looks}": partial(r.generated, looks) for looks in (1, 2, 4)},
+        **{f"maskgit_K{steps}": partial(r.generated, steps) for steps in (1, 2, 4)},
         "maskgit_random_K4": partial(r.generated, 4, "unmask_rand_K4"),
         "eval_ce_per_frame": r.loss_by_step,
-        **{f"eval_ce_K{looks}": partial(r.loss, looks) for looks in (1, 2)},
-        **{f"eval_acc_K{looks}": partial(r.accuracy, looks) for looks in (1, 2)},
-        **{f"eval_samples_K{looks}": partial(r.samples, looks) for looks in (1, 2)},
+        **{f"eval_ce_K{steps}": partial(r.loss, steps) for steps in (1, 2)},
+        **{f"eval_acc_K{steps}": partial(r.accuracy, steps) for steps in (1, 2)},
+        **{f"eval_samples_K{steps}": partial(r.samples, steps) for steps in (1, 2)},
     }
 
 

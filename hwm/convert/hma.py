@@ -132,7 +132,7 @@ class Published:
             raise HwmError("jointly_predict_actions: a model that predicts actions is not made here")
         return dict(
             dim=self.d_model, depth=self.num_layers, heads=self.num_heads, mlp_ratio=self.mlp_ratio,
-            mlp_drop=self.mlp_drop, non_mlm=self.non_mlm_ratio, past=self.T - 1, hop=max(1, self.T // 2),
+            mlp_drop=self.mlp_drop, non_mlm=self.non_mlm_ratio, past=self.T - 1, window_stride=max(1, self.T // 2),
             prompt=self.num_prompt_frames, mup=self.use_mup, qk_norm=self.qk_norm, qkv_bias=self.qkv_bias,
             proj_bias=self.proj_bias, mlp_bias=self.mlp_bias, action_network=self.ways(),
             action_tokens=self.action_token_size, clamp_actions=False, following_actions=True, action_heads=True,
@@ -257,7 +257,7 @@ class PublishedContinuous(Published):
     Attributes:
         S: latent cells of a step (a square), `patch_size`^2 of them a token.
         num_sampling_steps: of the diffusion head; the number is written as text.
-        maskgit_steps: looks at a step.
+        maskgit_steps: decoding steps at a step.
         Diffusion, dim, vae_stride, mask_ratio_min, attn_dropout, proj_dropout, buffer_size, diffusion_batch_mul,
             grad_checkpointing, predict_unmask: without effect on what a published model computes.
     """

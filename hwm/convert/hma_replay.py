@@ -37,15 +37,15 @@ class Recorded:
         """Recorded actions as ours: those that lead to the first step, at which nobody looks, and T steps."""
         return to_steps(self.given[f"actions.{name}"], self.model.spec.actions[name])
 
-    def look(self, ids_BTS: Tensor, masked_BTS: Tensor, name: str) -> Tensor:
-        """States that the head reads, of all steps in one pass; told nothing where no robot is named."""
-        told = self.model.trunk.read(self.actions(name), name, ids_BTS.shape[1]) if name else None
-        return self.model.look(CausalWindow(CausalCache(), told, name), ids_BTS, masked_BTS)
+    def decoding_step(self, ids_BTS: Tensor, masked_BTS: Tensor, name: str) -> Tensor:
+        """States that the head reads, of all steps in one pass; unconditional where no robot is named."""
+        condition = self.model.trunk.read(self.actions(name), name, ids_BTS.shape[1]) if name else None
+        return self.model.decoding_step(CausalWindow(CausalCache(), condition, name), ids_BTS, masked_BTS)
 
     def logits(self, name: str) -> Tensor:
         """Of a clip that is shown whole: (B, V, T, H, W)."""
         ids_BTS = self.by_step("tokens")
-        logits_BTSV = self.model.head(self.look(ids_BTS, torch.zeros_like(ids_BTS, dtype=torch.bool), name))
+        logits_BTSV = self.model.head(self.decoding_step(ids_BTS, torch.zeros_like(ids_BTS, dtype=torch.bool), name))
         found: Tensor = logits_BTSV.movedim(-1, 1).unflatten(-1, self.model.spec.latent.grid)
         return found
 
@@ -59,7 +59,7 @@ class Recorded:
         return training(self.model, self.clip("labels", name), self.by_step("masked_ids"))[which]
 
     def generated(self, name: str) -> Tensor:
-        """A rollout from the prompt, each step told the recorded actions that follow it: (B, T - P, H, W)."""
+        """A rollout from the prompt, each step given the recorded actions that follow it: (B, T - P, H, W)."""
         clip, sampler = self.clip("tokens", name), ReleasedSampler(steps=2, order="confidence")
         return self.model.rollout(clip.window(0, self.prompt, clip.latents.shape[1]), sampler=sampler).latents
 
@@ -126,13 +126,13 @@ class RecordedContinuous:
         grid = self.given["masked_tokens_indicator"][:, :, None]
         return self.model.tokens(grid.expand(-1, -1, len(self.model.mask_cell), -1, -1)).bool()
 
-    def told(self, x_BTSE: Tensor, name: str) -> Tensor:
-        """What the head is told of each patch (B, T, S, D)."""
-        told = self.model.trunk.read(self.actions(name), name, x_BTSE.shape[1]) if name else None
-        return self.model.run(CausalWindow(CausalCache(), told, name), x_BTSE)[0]
+    def condition(self, x_BTSE: Tensor, name: str) -> Tensor:
+        """What the head is conditioned on for each patch (B, T, S, D)."""
+        condition = self.model.trunk.read(self.actions(name), name, x_BTSE.shape[1]) if name else None
+        return self.model.run(CausalWindow(CausalCache(), condition, name), x_BTSE)[0]
 
-    def as_recorded(self, told_BTSD: Tensor) -> Tensor:
-        return told_BTSD.movedim(-1, 1).unflatten(-1, self.model.side)
+    def as_recorded(self, condition_BTSD: Tensor) -> Tensor:
+        return condition_BTSD.movedim(-1, 1).unflatten(-1, self.model.side)
 
     def patches(self) -> Tensor:
         return self.by_step().unflatten(2, self.model.side)
@@ -140,7 +140,7 @@ class RecordedContinuous:
     def z(self, name: str) -> Tensor:
         """Of the masked clip, or, where no robot is named, of the clip as it is."""
         x_BTSE = self.by_step()
-        return self.as_recorded(self.told(self.model.hidden(x_BTSE, self.masked()) if name else x_BTSE, name))
+        return self.as_recorded(self.condition(self.model.hidden(x_BTSE, self.masked()) if name else x_BTSE, name))
 
     def repeated(self, x_BTS: Tensor) -> Tensor:
         """What is of each patch (B, T, S, ...) as rows: all patches, as often as the head is trained on each."""
@@ -149,8 +149,8 @@ class RecordedContinuous:
     def _losses(self, name: str) -> tuple[Tensor, Tensor]:
         """Both parts of the loss of every row."""
         x_BTSE = self.by_step()
-        told_ND = self.repeated(self.told(self.model.hidden(x_BTSE, self.masked()), name))
-        head = partial(self.model.head, condition_C=told_ND)
+        condition_ND = self.repeated(self.condition(self.model.hidden(x_BTSE, self.masked()), name))
+        head = partial(self.model.head, condition_C=condition_ND)
         return denoising_loss(self.repeated(x_BTSE), self.given["loss_t"], self.given["loss_noise"], head)
 
     def loss_rows(self, which: int, name: str) -> Tensor:
@@ -176,23 +176,23 @@ class RecordedContinuous:
         return self.model.draw(self.given["head_z"], self.given["head_x_t"].shape[-1], sampler)
 
     def frame(self) -> Tensor:
-        """The step after the prompt, in one look, told the recorded actions that follow it: (B, H, W, C)."""
+        """The step after the prompt, in one decoding step, given the recorded actions that follow it: (B, H, W, C)."""
         name = next(iter(self.model.spec.actions))
         clip = Batch(self.latents(), self.actions(name), name).window(0, self.prompt, self.prompt + 1)
         return self.model.predict(clip, sampler=self.sampler("frame")).latents[:, 0].movedim(1, -1)
 
 
 def continuous_outputs(model: HMAContinuous, case: Case) -> Outputs:
-    """For each robot: what the head is told, and the loss; the head alone; a step."""
+    """For each robot: what the head is conditioned on, and the loss; the head alone; a step."""
     r = RecordedContinuous(model, case)
-    told, loss = "what the head is told", "the head's loss of every patch, masked cell by cell"
+    condition, loss = "what the head is conditioned on", "the head's loss of every patch, masked cell by cell"
     made: dict[str, Callable[[], Tensor]] = {
         "patches": Inner("patches of latents", r.patches),
-        "z_noaction": Inner(told, partial(r.z, "")),
+        "z_noaction": Inner(condition, partial(r.z, "")),
     }
     for name in model.spec.actions:
         made |= {
-            f"z.{name}": Inner(told, partial(r.z, name)),
+            f"z.{name}": Inner(condition, partial(r.z, name)),
             f"diff_loss.{name}": Inner(loss, partial(r.loss, name)),
             f"diff_mse_rows.{name}": Inner(loss, partial(r.loss_rows, 0, name)),
             f"diff_vb_rows.{name}": Inner(loss, partial(r.loss_rows, 1, name)),

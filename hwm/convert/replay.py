@@ -19,14 +19,14 @@ class ReleasedSampler(MaskGITSampler):
     """The schedule of 1X's code and of what was built on it, and random orders as they were recorded.
 
     Attributes:
-        draws: for each look but the last, of each step, what was drawn in place of confidences: (B, S).
+        draws: for each decoding step but the last, of each step, what was drawn in place of confidences: (B, S).
     """
 
     draws: Iterator[Tensor] = field(default_factory=lambda: iter(()))
 
     def counts(self, cells: int) -> tuple[int, ...]:
-        """ceil(cos(pi/2 k/K) S), where ours sees to it that every look settles a cell: the first of 4 looks at 9 cells
-        settles none here."""
+        """ceil(cos(pi/2 k/K) S), where ours sees to it that every step settles a cell: here the first of 4 on 9 cells
+        settles none."""
         return (*(math.ceil(math.cos(math.pi / 2 * k / self.steps) * cells) for k in range(1, self.steps)), 0)
 
     def keep_score(self, logp_BHS: Tensor, generator: Generator = None, *, to_come: float = 0.0) -> Tensor:

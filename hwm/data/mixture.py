@@ -252,11 +252,11 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
 
     def __iter__(self) -> Iterator[Batch]:
         info = torch.utils.data.get_worker_info()
-        first, hop = (info.id, info.num_workers) if info else (0, 1)
+        first, stride = (info.id, info.num_workers) if info else (0, 1)
         step = self.start + first
         while True:
             yield self.mixture.batch(self.seed, step, self.size, self.rank, self.world)
-            step += hop
+            step += stride
 
 
 def loader(

@@ -19,8 +19,8 @@ from hwm.files import write_atomically
 from hwm.pictures.plot import Series, svg_file
 
 TRUE_OR_RANDOM = (
-    ("psnr", "told the true actions", "model", "-", "o"),
-    ("psnr_random_actions", "told random actions", "swap", "--", "s"),
+    ("psnr", "true actions", "model", "-", "o"),
+    ("psnr_random_actions", "random actions", "swap", "--", "s"),
     ("psnr_copy", "last camera frame repeated", "copy", ":", ""),
 )
 """Figure, name, colour, dashes and marker of the lines of `controllability`."""

@@ -58,7 +58,7 @@ def temporally_teacher_forced(
     The window is the one that a rollout would use, so that the first step is that of `autoregressive` for a model
     that predicts one step at a time. A model that predicts several at once is asked for as few as it can, and sees no
     action beyond them. What a model keeps of a window is of true steps, so it serves as long as windows begin at the
-    same step: only the newly true step is run, and the looks at the next.
+    same step: only the newly true step is run, and the decoding steps of the next.
     """
     parts: list[Prediction] = []
     cache, cached_start = None, -1

@@ -149,8 +149,8 @@ class Window:
 class Session:
     """One world under way.
 
-    What will be done after the next step nobody knows yet: a model that is told the actions that follow a step, as
-    published HMA models are, is told those that lead to it once more.
+    What will be done after the next step nobody knows yet: a model that is conditioned on the actions that follow a
+    step, as published HMA models are, is given those that lead to it once more.
 
     Args:
         world: what it shares with other sessions.

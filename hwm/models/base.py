@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,14 +29,16 @@ class WorldModel(Trainable):
     class Config(AnyConfig):
         """
         Attributes:
-            past: most latent steps the model looks back on when it predicts.
+            past: most latent steps of context that the model predicts from.
             horizon: steps that one `predict` fills in at once.
-            hop: how far a rollout moves the window when it is full; 1 keeps it full, more lets a cache live on.
+            window_stride: how far a rollout moves the window when it is full; 1 keeps it full, more lets a cache live
+                on.
         """
 
         past: int = 2
         horizon: int = 1
-        hop: int = 1
+        window_stride: int = 1
+        renamed: ClassVar[Mapping[str, str]] = {"hop": "window_stride"}
 
     config: Any
     group = 1  # latent steps that are predicted together at least
@@ -58,7 +60,7 @@ class WorldModel(Trainable):
         if not issubclass(cls.Config, WorldModel.Config):
             raise HwmError(
                 f"{cls.__qualname__}.Config of the model {name!r} must subclass WorldModel.Config, which declares "
-                "`past`, `horizon` and `hop`"
+                "`past`, `horizon` and `window_stride`"
             )
 
     def predict(
@@ -75,7 +77,7 @@ class WorldModel(Trainable):
         Args:
             batch: latents of at most `config.past` steps, and actions of those and of the missing steps.
             sampler: how to sample, in the model family's own terms; None is the config's.
-            logits: also return token logits of the first look at each missing step, where the model has them.
+            logits: also return token logits of the first decoding step of each missing step, where the model has them.
             cache: `Prediction.cache` of an earlier call whose window began at the same step.
             generator: source of randomness, or one for each row of the batch; None is torch's global one.
         """
@@ -83,7 +85,7 @@ class WorldModel(Trainable):
 
     @property
     def sampler(self) -> Any:
-        """How `predict` samples unless it is told otherwise, a frozen dataclass: the config's field of this name; None
+        """How `predict` samples unless a call says otherwise, a frozen dataclass: the config's field of this name; None
         where there is none, of a model that has nothing to choose."""
         return getattr(self.config, "sampler", None)
 
@@ -133,16 +135,17 @@ class WorldModel(Trainable):
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        if not 1 <= config.hop <= config.past:
+        if not 1 <= config.window_stride <= config.past:
             raise HwmError(
-                f"hop={config.hop} must be between 1 and past={config.past}: a window keeps one step at least"
+                f"window_stride={config.window_stride} must be between 1 and past={config.past}: a window keeps one "
+                "step at least"
             )
 
     def window_start(self, done: int) -> int:
         """First step of the window that predicts step `done` of a rollout: a function of `done` alone, so that a
         rollout with a cache sees exactly what one without sees."""
         overflow = done - self.config.past
-        return max(0, -(-overflow // self.config.hop) * self.config.hop)
+        return max(0, -(-overflow // self.config.window_stride) * self.config.window_stride)
 
     @torch.inference_mode()
     def rollout(
@@ -172,7 +175,7 @@ class WorldModel(Trainable):
 
         For models whose tokens have an order: before a token come the true tokens of earlier steps, and of its own step
         those that the order puts before it. A model that settles a block in one pass has no tokens before others in it.
-        Clips longer than the model's window are told from the windows that a rollout would use.
+        Of clips longer than the model's window, each step is predicted from the window that a rollout would use.
 
         Args:
             batch: latents and actions of all steps (B, T, H, W); nothing is missing.

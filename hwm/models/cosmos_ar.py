@@ -36,7 +36,7 @@ ROWS_MULTIPLE = 64  # published tables with an id for the beginning are filled u
 
 
 class Pass(NamedTuple):
-    """What the blocks are told of the tokens of a pass.
+    """What the blocks know of the tokens of a pass.
 
     Attributes:
         table: rotary tables (L, d/2).
@@ -108,7 +108,7 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(WorldModel.Config):
-        """The defaults are those of Cosmos-Predict1-4B, but for hop, which nothing published has.
+        """The defaults are those of Cosmos-Predict1-4B, but for window_stride, which nothing published has.
 
         Attributes:
             dim, depth, mlp_dim: width, blocks, and width inside the SwiGLU.
@@ -136,7 +136,7 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
         """
 
         past: int = 4
-        hop: int = 2
+        window_stride: int = 2
         dim: int = 4096
         depth: int = 16
         mlp_dim: int = 14336
@@ -180,7 +180,7 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
     def tiny(cls) -> Config:
         """A config that tests and dry runs use."""
         return cls.Config(
-            dim=32, depth=2, mlp_dim=48, heads=4, kv_heads=2, head_dim=12, past=3, hop=1, actions=True,
+            dim=32, depth=2, mlp_dim=48, heads=4, kv_heads=2, head_dim=12, past=3, window_stride=1, actions=True,
             sampler=NextTokenSampler(temperature=0.0),
         )  # fmt: skip
 

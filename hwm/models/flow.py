@@ -26,7 +26,7 @@ from hwm.nn.rope import Table, rope_3d
 from hwm.nn.streams import FUTURE_ACTION, FUTURE_VIDEO, PAST_ACTION, PAST_VIDEO, STREAMS
 from hwm.objectives.draws import normal
 from hwm.objectives.flow import FlowSampler, guided, integrate
-from hwm.objectives.flow_spans import OBJECTIVES, lesson
+from hwm.objectives.shortcut import OBJECTIVES, training_targets
 from hwm.types import Batch, DataSpec, Generator, Prediction
 
 
@@ -36,8 +36,8 @@ class Context(NamedTuple):
     Attributes:
         x: tokens of the past video and of all actions.
         tables: stream -> rotary positions.
-        last, led: where the model is told them directly, the last known step (B, 1, C, H, W), and of each missing
-            step the sum of what led from there to it (B, H, 1, 1, D).
+        last, led: where the model is conditioned on them directly, the last known step (B, 1, C, H, W), and of each
+            missing step the sum of what led from there to it (B, H, 1, 1, D).
         memory: keys and values of the context, a block each, where it does not depend on the flow time; else None.
     """
 
@@ -78,21 +78,21 @@ class FlowModel(WorldModel):
         Attributes:
             dim, depth, heads, mlp_ratio: width, blocks, attention heads, and how much wider the MLPs are.
             patch: cells of a patch, in rows and in columns.
-            drop: share of the training examples whose condition (past video, and all actions) is hidden: what the
-                unconditional velocity of guided sampling is learned from.
-            clean_context: the context is told the flow time of data, 1, instead of that of the noisy video. Where
-                nothing of the context depends on the sample then, it goes through the blocks once a prediction instead
-                of at every step of the solver. False in the paper.
-            direct: tokens of a missing step are also told directly what it follows from: the last known step, shown
-                beside the noise cell by cell, and the actions from there on, each step's mean added up. They need not
-                find both by attention, which takes long to learn. False in the paper.
+            condition_dropout: share of the training examples whose condition (past video, and all actions) is hidden:
+                what the unconditional velocity of guided sampling is learned from.
+            clean_context: the context is conditioned on the flow time of data, 1, instead of that of the noisy video.
+                Where nothing of the context depends on the sample then, it goes through the blocks once a prediction
+                instead of at every step of the solver. False in the paper.
+            direct: tokens of a missing step are also conditioned directly on what it follows from: the last known step,
+                shown beside the noise cell by cell, and the actions from there on, each step's mean added up. They need
+                not find both by attention, which takes long to learn. False in the paper.
             any_horizon: an update trains on 1 to `horizon` missing steps, as many as chance has it, so that the model
                 can be asked for fewer than `horizon` too, as it is in play. False in the paper, whose horizon is 1.
-            objective: "flow" learns velocities; "shortcut" also mean velocities over spans of the path, so that a few
-                steps of Euler's will do (`hwm.objectives.flow_spans`).
-            middle: of the flow times of training, see `draw_times`; below 0 more noise is shown, and more has to be
-                told from the condition. 0 in the paper.
-            spans: share of the training examples of "shortcut" that have a span.
+            objective: "flow" learns velocities; "shortcut" also mean velocities over steps along the path, so that a
+                few steps of Euler's will do (`hwm.objectives.shortcut`).
+            logit_normal_mean: of the flow times of training, see `draw_times`; below 0 more noise is shown, and more
+                has to be found in the condition. 0 in the paper.
+            self_consistency: share of the training examples of "shortcut" whose target is a mean velocity.
             sampler: how missing steps are made unless a call says otherwise.
         """
 
@@ -101,15 +101,23 @@ class FlowModel(WorldModel):
         heads: int = 16
         mlp_ratio: float = 4.0
         patch: int = 2
-        drop: float = 0.15
+        condition_dropout: float = 0.15
         clean_context: bool = False
         direct: bool = False
         any_horizon: bool = False
         objective: Literal["flow", "shortcut"] = "flow"
-        middle: float = 0.0
-        spans: float = 0.25
+        logit_normal_mean: float = 0.0
+        self_consistency: float = 0.25
         sampler: FlowSampler = field(default_factory=FlowSampler)
-        in_validation: ClassVar[Mapping[str, Any]] = {"drop": 0.0, "any_horizon": False, "middle": 0.0, "spans": 0.0}
+        renamed: ClassVar[Mapping[str, str]] = {
+            "drop": "condition_dropout", "middle": "logit_normal_mean", "spans": "self_consistency",
+        }  # fmt: skip
+        in_validation: ClassVar[Mapping[str, Any]] = {
+            "condition_dropout": 0.0,
+            "any_horizon": False,
+            "logit_normal_mean": 0.0,
+            "self_consistency": 0.0,
+        }
 
     adamw_only = ("time", "span", "patch_past", "patch_future", "actions", "final")
 
@@ -120,14 +128,17 @@ class FlowModel(WorldModel):
             raise HwmError(f"{self.name} needs continuous latents, and this data has ids of {latent.vocab}")
         if any(n % c.patch for n in latent.grid):
             raise HwmError(f"a grid of {latent.grid} does not split into patches of {c.patch} x {c.patch}")
-        if not (0 <= c.drop < 1 and 0 <= c.spans < 1):
-            raise HwmError(f"drop={c.drop} and spans={c.spans} must be at least 0 and below 1")
+        if not (0 <= c.condition_dropout < 1 and 0 <= c.self_consistency < 1):
+            raise HwmError(
+                f"condition_dropout={c.condition_dropout} and self_consistency={c.self_consistency} must be at least 0 "
+                "and below 1"
+            )
         self.objective = OBJECTIVES.get(c.objective)
         width = c.patch**2 * latent.channels
         self.patch_past = nn.Linear(width, c.dim)
         self.patch_future = nn.Linear((1 + c.direct) * width, c.dim)
         self.actions, self.time = ActionTokens(spec, c.dim), TimeEmbedding(c.dim)
-        self.span = TimeEmbedding(c.dim) if self.objective else None
+        self.span = TimeEmbedding(c.dim) if self.objective else None  # of the step size; checkpoints name it so
         self.blocks = nn.ModuleList(
             FlowBlock(row, c.dim, c.heads, c.mlp_ratio, last=i == c.depth - 1) for i, row in enumerate(self.rows())
         )
@@ -212,12 +223,12 @@ class FlowModel(WorldModel):
         }
         return {s: rope_3d(times, cells, head, device, centred=True) for s, (times, cells) in places.items()}
 
-    def velocity(self, context: Context, noisy_BHCHW: Tensor, t_B: Tensor, span_B: Tensor | None = None) -> Tensor:
+    def velocity(self, context: Context, noisy_BHCHW: Tensor, t_B: Tensor, step_size_B: Tensor | None = None) -> Tensor:
         """The velocity (B, H, C, H, W) of the future steps at these flow times, in float32.
 
         Args:
-            span_B: over how much of the path from there on it is the mean; None is at the very time. Only the
-                objectives that learn spans heed it.
+            step_size_B: of the step along the path over which it is the mean; None is at the very time. Only the
+                objectives that learn step sizes heed it.
         """
         seen = noisy_BHCHW
         if context.last is not None:
@@ -228,7 +239,7 @@ class FlowModel(WorldModel):
         future_BLD = (future if context.led is None else future + context.led).flatten(1, 3).to(dtype)
         c_BD = self.time(t_B)
         if self.span is not None:
-            c_BD = c_BD + self.span(torch.zeros_like(t_B) if span_B is None else span_B)
+            c_BD = c_BD + self.span(torch.zeros_like(t_B) if step_size_B is None else step_size_B)
         known = self.time(torch.ones_like(t_B)) if self.config.clean_context else c_BD
         if context.memory is not None:
             x, times = {FUTURE_VIDEO: future_BLD}, {FUTURE_VIDEO: c_BD}
@@ -242,7 +253,7 @@ class FlowModel(WorldModel):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the velocity of a clip's last `horizon` steps, at one random flow time an example.
 
-        Of some examples, where the objective learns spans, it is that of a mean velocity from its target.
+        Of some examples, where the objective learns step sizes, it is that of a mean velocity from its target.
         """
         self.check(batch)
         c, past = self.config, batch.latents.shape[1] - self.config.horizon
@@ -250,15 +261,21 @@ class FlowModel(WorldModel):
         missing = int(torch.randint(c.horizon, ())) + 1 if c.any_horizon else c.horizon
         x_BTCHW = self.normalised(batch.latents[:, : past + missing])
         data, device, size = x_BTCHW[:, past:], x_BTCHW.device, len(x_BTCHW)
-        kept_B = (torch.rand(size, device=device) >= c.drop).float()
+        kept_B = (torch.rand(size, device=device) >= c.condition_dropout).float()
         context = self.observe(x_BTCHW[:, :past], batch.actions[:, : past + missing], batch.embodiment, kept_B)
         # on average the share asked for, whatever the size
-        spanned = int(c.spans * size + float(torch.rand(()))) if self.objective and c.spans else 0
+        share = c.self_consistency if self.objective else 0.0
+        consistent = int(share * size + float(torch.rand(()))) if share else 0
         noise = normal(tuple(data.shape), device)
-        shown = lesson(
-            self.objective, spanned, lambda p: partial(self.velocity, context.rows(p)), data, noise, c.middle
+        shown = training_targets(
+            self.objective,
+            consistent,
+            lambda p: partial(self.velocity, context.rows(p)),
+            data,
+            noise,
+            c.logit_normal_mean,
         )
-        found = self.velocity(context, shown.noisy, shown.t, shown.span)
+        found = self.velocity(context, shown.noisy, shown.t, shown.step_size)
         loss = (found - shown.target).square().mean()
         return loss, {"explained": 1 - loss.detach() / shown.target.square().mean()}
 
@@ -289,11 +306,11 @@ class FlowModel(WorldModel):
             kept_B = torch.cat([torch.zeros_like(kept_B), kept_B])
         context = self.observe(past_BPCHW, actions, batch.embodiment, kept_B)
 
-        def field(x: Tensor, t: float, span: float) -> Tensor:
-            t_B, span_B = torch.full_like(kept_B, t), torch.full_like(kept_B, span)
+        def field(x: Tensor, t: float, step_size: float) -> Tensor:
+            t_B, step_size_B = torch.full_like(kept_B, t), torch.full_like(kept_B, step_size)
             if alone:
-                return self.velocity(context, x, t_B, span_B)
-            unconditional, conditional = self.velocity(context, x.repeat(2, 1, 1, 1, 1), t_B, span_B).chunk(2)
+                return self.velocity(context, x, t_B, step_size_B)
+            unconditional, conditional = self.velocity(context, x.repeat(2, 1, 1, 1, 1), t_B, step_size_B).chunk(2)
             return guided(unconditional, conditional, sampler.guidance)
 
         shape = (size, batch.missing, *batch.latents.shape[2:])

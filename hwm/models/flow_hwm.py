@@ -31,8 +31,8 @@ class FlowHWM(FlowModel, name="flow_hwm"):
     """One block after another, of kinds that a table says.
 
     Where the released code departs from the paper this class follows the paper: there the path is noised by t / 49 and
-    the network told t; the sampler shows the network the same noise at every step, and wipes out the condition after
-    the first; the turn of the action tokens is no rotation, and their norms change.
+    the network conditioned on t; the sampler shows the network the same noise at every step, and wipes out the
+    condition after the first; the turn of the action tokens is no rotation, and their norms change.
     """
 
     @dataclass(frozen=True, kw_only=True)

@@ -30,15 +30,15 @@ class Genie(CausalMaskedModel, name="genie"):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(CausalMaskedModel.Config):
-        """The defaults are those of the published GENIE_35M, but for `hop`, which nothing published has.
+        """The defaults are those of the published GENIE_35M, but for `window_stride`, which nothing published has.
 
         Attributes:
-            hop: 8 goes on from the last 8 to 15 steps once the window of 16 is full.
+            window_stride: 8 goes on from the last 8 to 15 steps once the window of 16 is full.
             actions: add to all tokens of a step an embedding of the actions that lead to it. No published model has it.
         """
 
         past: int = 15
-        hop: int = 8
+        window_stride: int = 8
         actions: bool = False
 
     adamw_only = ("embed", "head", "actions")  # type: ignore[assignment]
@@ -48,7 +48,7 @@ class Genie(CausalMaskedModel, name="genie"):
     @classmethod
     def tiny(cls) -> Config:
         """A config that tests and dry runs use."""
-        return cls.Config(dim=32, depth=2, heads=2, past=4, hop=2, prompt=2, actions=True)
+        return cls.Config(dim=32, depth=2, heads=2, past=4, window_stride=2, prompt=2, actions=True)
 
     def __init__(self, config: Config, spec: DataSpec) -> None:
         super().__init__(config, spec)
@@ -64,7 +64,7 @@ class Genie(CausalMaskedModel, name="genie"):
         if self.actions is not None:
             super().check_actions(batch)
 
-    def told(self, actions_BTKA: Tensor, embodiment: str, steps: int) -> Tensor | None:
+    def condition(self, actions_BTKA: Tensor, embodiment: str, steps: int) -> Tensor | None:
         """Embeddings (steps, B, D) of the actions of a window, in a model that has actions."""
         if steps > len(self.position):
             raise HwmError(f"only past + horizon = {len(self.position)} steps have positions, not {steps}")

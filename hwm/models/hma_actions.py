@@ -1,4 +1,4 @@
-"""Actions that an HMA model is not told: it can be trained to do without them, and to predict them.
+"""Actions that an HMA model is not given: it can be trained to do without them, and to predict them.
 
 An action that is not known is NaN in a batch. Whatever a stem would have made of it is replaced by a learned vector
 before anything reads it, tokens and modulation alike: no way is left by which it could be seen.
@@ -46,12 +46,12 @@ class ActionModel(CausalModel):
             )
 
     def actions_of(self, batch: Batch) -> Tensor:
-        """The actions that a window's steps are told of, (B, T', K, A); a model that is told those that follow needs
-        one step more: where they are not known, those of the last step are told once more."""
+        """The actions that a window's steps are conditioned on, (B, T', K, A); a model that is given those that
+        follow needs one step more: where they are not known, those of the last step are given once more."""
         return batch.actions_ahead if self.config.following_actions else batch.actions
 
-    def told(self, actions_BTKA: Tensor, embodiment: str, steps: int) -> Tensor:
-        """What the steps of a window are told of its actions, (steps, B, D); NaN is told as not known."""
+    def condition(self, actions_BTKA: Tensor, embodiment: str, steps: int) -> Tensor:
+        """What the steps of a window are conditioned on, (steps, B, D); NaN stands for an action that is not known."""
         return self.trunk.read(actions_BTKA, embodiment, steps, self.action_mask)
 
     @abstractmethod
@@ -87,7 +87,7 @@ class ActionModel(CausalModel):
         return replace(batch, actions=actions, following=following), hidden_BT
 
     def validation_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """That of video, told all actions; how wrong guesses of masked actions are comes beside it, as a metric."""
+        """That of video, conditioned on all actions; the error of guessed actions comes beside it, as a metric."""
         loss, metrics = super().validation_loss(batch)  # type: ignore[misc]
         if self.config.action_loss:
             with self.configured(replace(self.config.for_validation(), action_loss=1.0)):  # type: ignore[attr-defined]
@@ -109,7 +109,7 @@ class ActionModel(CausalModel):
 
     def action_states(self, x_TBXD: Tensor) -> Tensor:
         """What tells of the actions that lead to each step but the first, (B, T - 1, D): the mean over the action
-        tokens of the step that is told them."""
+        tokens of the step that is conditioned on them."""
         x_BTD = x_TBXD[:, :, self.trunk.cells :].mean(2).transpose(0, 1)
         return x_BTD[:, :-1] if self.config.following_actions else x_BTD[:, 1:]
 

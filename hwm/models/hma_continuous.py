@@ -37,7 +37,8 @@ class MARSampler:
     """How missing steps are filled in.
 
     Attributes:
-        steps: looks at a missing step; each settles some of its patches, chosen at random, and the last the rest.
+        steps: decoding steps for a missing step; each settles some of its patches, chosen at random, and the last the
+            rest.
         diffusion_steps: of the head, for each patch.
         temperature: of the noise that the head adds at each of them; 0 adds none after the first.
         clamp: bound of the clean numbers that the head guesses on the way; 0 for none.
@@ -56,17 +57,18 @@ class MARSampler:
 class HMAContinuous(ActionModel, name="hma_continuous"):
     """Each step is guessed from the steps before it, from its actions, and from its own patches that are not masked.
 
-    Where the spec tells mean and standard deviation of the latents, the model works on standardised ones.
+    Where the spec has mean and standard deviation of the latents, the model works on standardised ones.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(HMAFields, WorldModel.Config):
-        """The defaults are those of the published models, but for `hop`, `clamp_actions` and `following_actions`.
+        """The defaults are those of the published models, but for `window_stride`, `clamp_actions` and
+        `following_actions`.
 
         Attributes:
             dim, depth, heads, mlp_ratio, mlp_drop: of the transformer, as in `MaskedModel.Config`.
-            past, horizon, hop, prompt, non_mlm: as in `HMADiscrete.Config`.
-            fully_masked: share of the masked steps that are masked whole in training, as at the first look.
+            past, horizon, window_stride, prompt, non_mlm: as in `HMADiscrete.Config`.
+            fully_masked: share of the masked steps that are masked whole in training, as at the first decoding step.
             patch: side of the squares of latent cells that are one token.
             head_depth, head_width: of the diffusion head.
             published_positions: as published models have it, the table of positions has a row for every latent cell,
@@ -81,7 +83,7 @@ class HMAContinuous(ActionModel, name="hma_continuous"):
         mlp_drop: float = 0.05
         past: int = 11
         horizon: int = 1
-        hop: int = 6
+        window_stride: int = 6
         prompt: int = 4
         non_mlm: float = 0.2
         fully_masked: float = 0.0
@@ -101,7 +103,7 @@ class HMAContinuous(ActionModel, name="hma_continuous"):
     def tiny(cls) -> Config:
         """A config that tests and dry runs use."""
         return cls.Config(
-            dim=32, depth=2, heads=2, past=4, hop=2, prompt=2, action_tokens=2, head_depth=2, head_width=32,
+            dim=32, depth=2, heads=2, past=4, window_stride=2, prompt=2, action_tokens=2, head_depth=2, head_width=32,
             mlp_drop=0.0, sampler=MARSampler(steps=2, diffusion_steps=4, clamp=1.0),
         )  # fmt: skip
 
@@ -172,19 +174,19 @@ class HMAContinuous(ActionModel, name="hma_continuous"):
         return found
 
     def conditions(self, x_TBXD: Tensor, start: int) -> Tensor:
-        """What the head is told of each patch (B, T, S, D), of steps from `start` on."""
-        told_BTSD = self.norm_out(self.out(x_TBXD[:, :, : self.cells])).transpose(0, 1)
-        return told_BTSD + self.position_out[start : start + len(x_TBXD)]
+        """What the head is conditioned on for each patch (B, T, S, D), of steps from `start` on."""
+        condition_BTSD = self.norm_out(self.out(x_TBXD[:, :, : self.cells])).transpose(0, 1)
+        return condition_BTSD + self.position_out[start : start + len(x_TBXD)]
 
     def run(self, window: CausalWindow, x_BTSE: Tensor, *, keep: int = 0, first: int = 0) -> tuple[Tensor, CausalCache]:
-        """What the head is told of each patch (B, T - first, S, D), of the steps after those of the window's cache."""
+        """What the head is conditioned on for each patch (B, T - first, S, D) of the steps after those of the cache."""
         x_TBXD, kept = self.states(window, x_BTSE, keep=keep, first=first)
         return self.conditions(x_TBXD, window.cache.steps + first), kept
 
     def observe(
         self, x_BPSE: Tensor, actions_BTKA: Tensor, embodiment: str, missing: int, cache: CausalCache | None = None
     ) -> CausalWindow:
-        """All that the looks at the last `missing` steps need of the past, and of the actions."""
+        """All that the decoding steps at the last `missing` steps need of the past, and of the actions."""
         past = x_BPSE.shape[1]
         window = self.window(actions_BTKA, embodiment, past + missing, cache)
         new = past - window.cache.steps
@@ -208,8 +210,8 @@ class HMAContinuous(ActionModel, name="hma_continuous"):
         shown, hidden_BT = self.forget(whole) if c.action_drop or c.action_loss else (whole, None)
         window = self.window(self.actions_of(shown), batch.embodiment, T)
         x_TBXD, _ = self.states(window, self.hidden(x_BTSE, masked_BTS[..., None]))
-        told_BTSD = self.conditions(x_TBXD, 0)
-        error_N, bound_N = self.denoising(x_BTSE[masked_BTS], told_BTSD[masked_BTS])
+        condition_BTSD = self.conditions(x_TBXD, 0)
+        error_N, bound_N = self.denoising(x_BTSE[masked_BTS], condition_BTSD[masked_BTS])
         metrics = {"error": error_N.mean(), "bound": bound_N.mean(), "masked": masked_BTS[:, 1:].float().mean()}
         loss = (error_N + bound_N).mean()
         if c.action_loss and hidden_BT is not None:
@@ -217,10 +219,12 @@ class HMAContinuous(ActionModel, name="hma_continuous"):
             loss = loss + c.action_loss * of_actions
         return loss, {k: v.detach() for k, v in metrics.items()}
 
-    def denoising(self, x_NE: Tensor, told_ND: Tensor) -> tuple[Tensor, Tensor]:
+    def denoising(self, x_NE: Tensor, condition_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Both parts of the head's loss (N,), at random steps of diffusion."""
         step_N = torch.randint(diffusion.STEPS, x_NE.shape[:1], device=x_NE.device)
-        return diffusion.denoising_loss(x_NE, step_N, torch.randn_like(x_NE), partial(self.head, condition_C=told_ND))
+        return diffusion.denoising_loss(
+            x_NE, step_N, torch.randn_like(x_NE), partial(self.head, condition_C=condition_ND)
+        )
 
     # ------------------------------------------------------------------ actions
     def action_error(self, head: nn.Module, state_ND: Tensor, action_NE: Tensor) -> Tensor:
@@ -252,7 +256,7 @@ class HMAContinuous(ActionModel, name="hma_continuous"):
         cache: Any = None,
         generator: Generator = None,
     ) -> Prediction:
-        """MAR: all missing steps start masked; each look settles some of their patches for good."""
+        """MAR: all missing steps start masked; each decoding step settles some of their patches for good."""
         self.check(batch)
         c, past, missing = self.config, batch.latents.shape[1], batch.missing
         self.check_window(past, missing)
@@ -277,33 +281,33 @@ class HMAContinuous(ActionModel, name="hma_continuous"):
         x_BHSE = torch.zeros_like(x_BPSE[:, :1]).repeat_interleave(missing, 1)
         masked_BHS, left = torch.ones_like(x_BHSE[..., 0], dtype=torch.bool), x_BHSE.shape[2]
         for count in masked_counts(sampler.steps, left):
-            told_BHSD, _ = self.run(window, self.hidden(x_BHSE, masked_BHS[..., None]))
+            condition_BHSD, _ = self.run(window, self.hidden(x_BHSE, masked_BHS[..., None]))
             score_BHS = uniform_like(x_BHSE[..., 0], generator) if count else x_BHSE[..., 0]
             still_BHS = remask(score_BHS, masked_BHS, count)
             # those that are settled now are as many in every row: they go to the head as one block
             where_BHN = (
                 (masked_BHS & ~still_BHS).int().argsort(dim=-1, descending=True, stable=True)[..., : left - count]
             )
-            new_BHNE = self.draw(self.taken(told_BHSD, where_BHN), x_BHSE.shape[-1], sampler, generator)
+            new_BHNE = self.draw(self.taken(condition_BHSD, where_BHN), x_BHSE.shape[-1], sampler, generator)
             x_BHSE = x_BHSE.scatter(2, where_BHN[..., None].expand_as(new_BHNE), new_BHNE.to(x_BHSE.dtype))
             masked_BHS, left = still_BHS, count
         return x_BHSE, window
 
-    def taken(self, told_BHSD: Tensor, where_BHN: Tensor) -> Tensor:
-        """What is told of some patches (B, H, N, D)."""
-        return told_BHSD.gather(2, where_BHN[..., None].expand(-1, -1, -1, told_BHSD.shape[-1]))
+    def taken(self, condition_BHSD: Tensor, where_BHN: Tensor) -> Tensor:
+        """The conditions of some patches (B, H, N, D)."""
+        return condition_BHSD.gather(2, where_BHN[..., None].expand(-1, -1, -1, condition_BHSD.shape[-1]))
 
     def draw(
         self,
-        told_D: Tensor,
+        condition_D: Tensor,
         numbers: int,
         sampler: MARSampler,
         generator: Generator = None,
         head: Denoiser | None = None,
     ) -> Tensor:
-        """Patches (..., E) that the head (or another) draws, as it is told (..., D)."""
-        noise = partial(sampler.normal, (*told_D.shape[:-1], numbers), told_D.device, generator)
-        denoiser = (head or self.head).conditioned(told_D)
+        """Patches (..., E) that the head (or another) draws, conditioned on (..., D)."""
+        noise = partial(sampler.normal, (*condition_D.shape[:-1], numbers), condition_D.device, generator)
+        denoiser = (head or self.head).conditioned(condition_D)
         return diffusion.draw(
             noise(), noise, denoiser, steps=sampler.diffusion_steps, temperature=sampler.temperature,
             clamp=sampler.clamp or float("inf"),

@@ -1,4 +1,4 @@
-"""HMA over token ids: GENIE's masked transformer, told the actions of many robots.
+"""HMA over token ids: GENIE's masked transformer, conditioned on the actions of many robots.
 
 Sources: HMA (arXiv 2502.04296), github.com/liruiw/HMA (Apache-2.0), the published checkpoint `liruiw/hma-base-disc`.
 
@@ -29,14 +29,15 @@ class HMADiscrete(ActionModel, CausalMaskedModel, name="hma_discrete"):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(HMAFields, CausalMaskedModel.Config):
-        """The defaults are those of the published models, but for `hop`, `clamp_actions` and `following_actions`.
+        """The defaults are those of the published models, but for `window_stride`, `clamp_actions` and
+        `following_actions`.
 
         Attributes:
-            hop: 6 goes on from the last 6 to 11 steps once the window of 12 is full.
+            window_stride: 6 goes on from the last 6 to 11 steps once the window of 12 is full.
         """
 
         past: int = 11
-        hop: int = 6
+        window_stride: int = 6
         prompt: int = 4
         non_mlm: float = 0.2
         least_kept: float = 0.2
@@ -47,7 +48,7 @@ class HMADiscrete(ActionModel, CausalMaskedModel, name="hma_discrete"):
     @classmethod
     def tiny(cls) -> Config:
         """A config that tests and dry runs use."""
-        return cls.Config(dim=32, depth=2, heads=2, past=4, hop=2, prompt=2, action_tokens=2)
+        return cls.Config(dim=32, depth=2, heads=2, past=4, window_stride=2, prompt=2, action_tokens=2)
 
     def __init__(self, config: Config, spec: DataSpec) -> None:
         super().__init__(config, spec)
@@ -67,13 +68,13 @@ class HMADiscrete(ActionModel, CausalMaskedModel, name="hma_discrete"):
         if not (c.action_drop or c.action_loss):
             return super().loss(batch)
         self.check(batch)
-        told, hidden_BT = self.forget(batch)
+        shown, hidden_BT = self.forget(batch)
         if not c.action_loss:
-            return super().loss(told)
+            return super().loss(shown)
         ids_BTS = self.tokens(batch.latents)
         past_BPS, shown_BHS, masked_BHS = self.corrupt_and_mask(ids_BTS)
         steps, new = ids_BTS.shape[1], past_BPS.shape[1]
-        window = self.window(self.actions_of(told), told.embodiment, steps)
+        window = self.window(self.actions_of(shown), shown.embodiment, steps)
         x_TBXD, _ = self.states(window, torch.cat([past_BPS, shown_BHS], 1), F.pad(masked_BHS, (0, 0, new, 0)))
         hidden_BHSD = self.out(x_TBXD[new:, :, : self.trunk.cells])
         loss, accuracy = self.head.loss(hidden_BHSD, self.split(ids_BTS)[1], masked_BHS, c.label_smoothing)
@@ -99,7 +100,7 @@ class HMADiscrete(ActionModel, CausalMaskedModel, name="hma_discrete"):
         masked_BTS[:, : past_BPS.shape[1]] = False
         return self.states(self.window(self.actions_of(batch), batch.embodiment, steps), ids_BTS, masked_BTS)[0]
 
-    # ------------------------------------------------------------------ looks
+    # ------------------------------------------------------------------ decoding steps
     def states(
         self, window: CausalWindow, ids_BTS: Tensor, masked_BTS: Tensor | None, *, keep: int = 0, first: int = 0
     ) -> tuple[Tensor, CausalCache]:

@@ -1,7 +1,9 @@
-"""What both HMA models share: stems that read each robot's actions, and a transformer that is told them.
+"""What both HMA models share: stems that read each robot's actions, and a transformer that is
+conditioned on them.
 
 Sources: HMA (arXiv 2502.04296), github.com/liruiw/HMA (Apache-2.0). The blocks are GENIE's; between attention among
-cells and attention over time each is told the actions, in the ways that the config lists (`hwm.nn.conditioning`).
+cells and attention over time each is conditioned on the actions, in the ways that the config lists
+(`hwm.nn.conditioning`).
 
 Shape suffixes: B batch, T latent step of this pass, M step of the window up to the last of this pass, K actions a step,
 A action dimension, S cells (and, in a pass, action tokens), D width.
@@ -32,15 +34,16 @@ class HMAFields(CausalFields):
     """The part of the config that both models have. The defaults are those of the published models.
 
     Attributes:
-        action_network: how blocks are told the actions, in this order: names of `hwm.nn.conditioning.WAYS`, and
-            "concatenate", by which each step has `action_tokens` more tokens beside its cells, all made of its actions.
+        action_network: how blocks are conditioned on the actions, in this order: names of `hwm.nn.conditioning.WAYS`,
+            and "concatenate", by which each step has `action_tokens` more tokens beside its cells, all made of its
+            actions.
         action_tokens: how many; each has a learned position of its own.
         clamp_actions: to five standard deviations. Published models were trained without.
-        following_actions: as published models have it, a step is told the actions that follow it, and knows those that
-            lead to it from the step before. Those that follow the last step are told where they are recorded
-            (`Batch.following`); in play nobody knows them, and the last step is told once more those that lead to it.
-            Else a step is told the actions that lead to it.
-        action_drop: share of training clips that are told no actions at all, from which the model learns to predict
+        following_actions: as published models have it, a step is conditioned on the actions that follow it, and knows
+            those that lead to it from the step before. Those that follow the last step are given where they are
+            recorded (`Batch.following`); in play nobody knows them, and those that lead to the last step are given
+            once more. Else a step is conditioned on the actions that lead to it.
+        action_drop: share of training clips that are shown no actions at all, from which the model learns to predict
             without. 0 in the published configs.
         action_loss: weight of predicting actions that are masked, besides video; 0 predicts none, as the published
             models. Where the original predicts them the weight is 0.5, of the continuous model 1.
@@ -100,17 +103,18 @@ class Stem(nn.Module):
             return found.transpose(0, 1)
         known_BT1 = ~x_BTE.isnan().any(-1, keepdim=True)
         # zeros in their place, and not NaN, whose gradient would be NaN even where nothing reads it
-        told_BTD = self.mix(torch.where(known_BT1, x_BTE, 0.0).to(dtype))
-        return torch.where(known_BT1, told_BTD, unknown_TD[:steps].to(told_BTD.dtype)).transpose(0, 1)
+        condition_BTD = self.mix(torch.where(known_BT1, x_BTE, 0.0).to(dtype))
+        return torch.where(known_BT1, condition_BTD, unknown_TD[:steps].to(condition_BTD.dtype)).transpose(0, 1)
 
 
 class ConditionedBlock(CausalBlock):
-    """A causal block that is told the actions before its attention over time."""
+    """A causal block that is conditioned on the actions before its attention over time."""
 
     def __init__(self, config: Any, embodiments: tuple[str, ...]) -> None:
         super().__init__(config)
         c = config
         ways = [WAYS[name] for name in c.action_network if name in WAYS]
+        # checkpoints name it so: ways of being conditioned on actions
         self.told = nn.ModuleList(nn.ModuleDict({e: way(c.dim, c.heads) for e in embodiments}) for way in ways)
 
     def forward(  # type: ignore[override]
@@ -125,16 +129,16 @@ class ConditionedBlock(CausalBlock):
         """As `CausalBlock.forward`.
 
         Args:
-            actions_MBD: what the stem made of the actions of the window's steps; without it nothing is told.
+            actions_MBD: what the stem made of the actions of the window's steps; without it the block is unconditional.
             embodiment: whose they are, as a module name.
         """
         if actions_MBD is None:
             return super().forward(x_TBSD, memory, first, keep)
-        tellers = [way[embodiment](actions_MBD, x_TBSD.shape[0]) for way in self.told]  # type: ignore[index, operator]
+        conditions = [way[embodiment](actions_MBD, x_TBSD.shape[0]) for way in self.told]  # type: ignore[index, operator]
 
         def between(x_TBSD: Tensor) -> Tensor:
-            for tell in tellers:
-                x_TBSD = tell(x_TBSD)
+            for condition in conditions:
+                x_TBSD = condition(x_TBSD)
             return x_TBSD
 
         return super().forward(x_TBSD, memory, first, keep, between)
@@ -190,10 +194,10 @@ class Trunk(nn.Module):
         return tuple(f"trunk.stems.{key}.mix.3" for key in self.stems)
 
     def read(self, actions_BTKA: Tensor, embodiment: str, steps: int, unknown_TD: Tensor | None = None) -> Tensor:
-        """What the steps of a window are told of its actions, (steps, B, D).
+        """What the steps of a window are conditioned on, (steps, B, D).
 
         Args:
-            unknown_TD: what they are told of actions that are NaN.
+            unknown_TD: what stands for actions that are NaN.
 
         Raises:
             HwmError: there are no positions for so many steps, or actions of too few.
@@ -202,7 +206,7 @@ class Trunk(nn.Module):
         if steps > self.steps:
             raise HwmError(f"only past + horizon = {self.steps} steps have positions, not {steps}")
         if actions_BTKA.shape[1] < steps + following:
-            raise HwmError(f"{steps} steps are told actions of {steps + following}, got {actions_BTKA.shape[1]}")
+            raise HwmError(f"{steps} steps take the actions of {steps + following}, got {actions_BTKA.shape[1]}")
         found: Tensor = self.stem(embodiment)(actions_BTKA, steps, following, unknown_TD)
         return found
 
@@ -223,7 +227,8 @@ class Trunk(nn.Module):
 
         Args:
             x_TBSD: embedded cells, without their positions.
-            actions_MBD: what all steps of the window up to these, or further, are told (`read`); None tells nothing.
+            actions_MBD: what all steps of the window up to these, or further, are conditioned on (`read`); None: on
+                nothing.
             keep, first: as for `CausalStack`.
 
         Returns:
@@ -237,6 +242,6 @@ class Trunk(nn.Module):
                 told_TB1D = actions_MBD[start:, :, None]
                 x_TBSD = torch.cat([x_TBSD, told_TB1D.expand(-1, -1, self.config.action_tokens, -1)], 2)
         x_TBSD = self.norm(x_TBSD + self.position[start:stop, None, : x_TBSD.shape[2]])
-        told = actions_MBD, module_key(embodiment)
-        found: tuple[Tensor, CausalCache] = self.blocks(x_TBSD, cache, *told, keep=keep, first=first)
+        given = actions_MBD, module_key(embodiment)
+        found: tuple[Tensor, CausalCache] = self.blocks(x_TBSD, cache, *given, keep=keep, first=first)
         return found

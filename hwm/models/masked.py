@@ -24,8 +24,9 @@ from hwm.types import Batch, DataSpec, Generator, Prediction
 class MaskedModel(WorldModel):
     """Guesses masked tokens of future steps from the past, the actions, and the tokens that are not masked.
 
-    A backbone says what is observed once (`observe`), and what one look at the missing steps shows (`look`). The loss
-    is one look at partly masked future steps; sampling is a few looks, each at fewer masked cells.
+    A backbone says what is kept of the past (`observe`), and what one decoding step makes of the missing steps
+    (`decoding_step`). The loss is one decoding step on partly masked future steps; sampling is a few of them, each
+    with fewer masked cells.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class MaskedModel(WorldModel):
             mlp_drop: dropout in the MLPs (0.4 in the released configs, of which the paper does not speak).
             max_corrupt: past and visible tokens are replaced at random at a rate of U(0, max_corrupt).
             non_mlm: probability of the training mode that is closer to autoregressive; see `maskgit.mask_future`.
-            fully_masked: share of the future steps that are masked whole in training, as at the first look.
+            fully_masked: share of the future steps that are masked whole in training, as at the first decoding step.
             label_smoothing: of the cross-entropy.
             factorized: embed and predict the digits that ids are made of (`LatentSpec.levels`) instead of whole ids.
             sampler: how missing steps are filled in unless a call says otherwise.
@@ -79,13 +80,13 @@ class MaskedModel(WorldModel):
 
     @abstractmethod
     def observe(self, ids_BPS: Tensor, actions_BTKA: Tensor, embodiment: str, missing: int, cache: Any = None) -> Any:
-        """All that the looks at the last `missing` steps need of the past, and of the actions up to theirs."""
+        """All that decoding the last `missing` steps needs of the past, and of the actions up to theirs."""
 
     @abstractmethod
-    def look(self, window: Any, ids_BHS: Tensor, masked_BHS: Tensor) -> Tensor:
+    def decoding_step(self, window: Any, ids_BHS: Tensor, masked_BHS: Tensor) -> Tensor:
         """Hidden states (B, H, S, D) of the missing steps, of which some tokens are known and others masked."""
 
-    def first_look(
+    def prefill(
         self,
         ids_BPS: Tensor,
         actions_BTKA: Tensor,
@@ -94,23 +95,23 @@ class MaskedModel(WorldModel):
         masked_BHS: Tensor,
         cache: Any = None,
     ) -> tuple[Any, Tensor]:
-        """`observe` and the first `look`: the window and the hidden states, for a backbone that has both at once."""
+        """`observe` and the first `decoding_step` in one: the window, and the hidden states."""
         window = self.observe(ids_BPS, actions_BTKA, embodiment, ids_BHS.shape[1], cache)
-        return window, self.look(window, ids_BHS, masked_BHS)
+        return window, self.decoding_step(window, ids_BHS, masked_BHS)
 
-    def look_at_clip(
+    def states_of_clip(
         self, past_BPS: Tensor, actions_BTKA: Tensor, embodiment: str, shown_BHS: Tensor, masked_BHS: Tensor
     ) -> Tensor:
-        """Hidden states (B, H, S, D) of the steps that a training clip asks for: one look, of which nothing is kept."""
+        """Hidden states (B, H, S, D) of the steps that a training clip asks for: one decoding step, nothing kept."""
         window = self.observe(past_BPS, actions_BTKA, embodiment, shown_BHS.shape[1])
-        return self.look(window, shown_BHS, masked_BHS)
+        return self.decoding_step(window, shown_BHS, masked_BHS)
 
     def cache_of(self, window: Any) -> object | None:
         """What of an observed window the next prediction may reuse."""
         return None
 
     def actions_of(self, batch: Batch) -> Tensor:
-        """The actions of a batch that the looks are given: (B, T', K, A), or one step more."""
+        """The actions of a batch that the model is conditioned on: (B, T', K, A), or one step more."""
         return batch.actions
 
     def tokens(self, latents_BTHW: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ class MaskedModel(WorldModel):
         actions = self.actions_of(batch.window(0, steps, steps))
         past_BPS, shown_BHS, masked_BHS = self.corrupt_and_mask(ids_BTS)
         past_BPS = self.as_learned_from(past_BPS, actions, batch.embodiment)
-        hidden_BHSD = self.look_at_clip(past_BPS, actions, batch.embodiment, shown_BHS, masked_BHS)
+        hidden_BHSD = self.states_of_clip(past_BPS, actions, batch.embodiment, shown_BHS, masked_BHS)
         loss, accuracy = self.head.loss(hidden_BHSD, self.split(ids_BTS)[1], masked_BHS, self.config.label_smoothing)
         return loss, {"accuracy": accuracy, "masked": masked_BHS.float().mean()}
 
@@ -173,7 +174,7 @@ class MaskedModel(WorldModel):
         cache: object | None = None,
         generator: Generator = None,
     ) -> Prediction:
-        """MaskGIT: all missing steps start masked; each look draws every masked token and keeps some of them.
+        """MaskGIT: all missing steps start masked; each decoding step draws every masked token and keeps some.
 
         Missing steps are filled in together, each on the same schedule, and see one another as the backbone allows.
         """
@@ -206,15 +207,15 @@ class MaskedModel(WorldModel):
         cache: Any = None,
         generator: Generator = None,
     ) -> tuple[Tensor, Tensor, Any]:
-        """Ids (B, H, S) of the `missing` steps, logits of the first look at them, and the window looked at."""
+        """Ids (B, H, S) of the `missing` steps, logits of the first decoding step, and the window."""
         ids_BHS = torch.zeros_like(ids_BPS[:, :1]).repeat_interleave(missing, 1)
         masked_BHS = torch.ones(ids_BHS.shape[:3], dtype=torch.bool, device=ids_BHS.device)
-        window, hidden_BHSD = self.first_look(ids_BPS, actions_BTKA, embodiment, ids_BHS, masked_BHS, cache)
+        window, hidden_BHSD = self.prefill(ids_BPS, actions_BTKA, embodiment, ids_BHS, masked_BHS, cache)
         first: Tensor | None = None
         counts = sampler.counts(masked_BHS.shape[2])
         for done, count in enumerate(counts, 1):
             if first is not None:
-                hidden_BHSD = self.look(window, ids_BHS, masked_BHS)
+                hidden_BHSD = self.decoding_step(window, ids_BHS, masked_BHS)
             logits_BHSV = self.head(hidden_BHSD)
             first = logits_BHSV if first is None else first
             drawn = [maskgit.pick(part, sampler, generator) for part in self.head.draws(logits_BHSV)]
@@ -224,5 +225,5 @@ class MaskedModel(WorldModel):
                 logp_BHS = torch.cat([logp for _, logp in drawn], -1).sum(-1)
                 score_BHS = sampler.keep_score(logp_BHS, generator, to_come=1 - done / len(counts))
                 masked_BHS = maskgit.remask(score_BHS, masked_BHS, count)
-        assert first is not None  # a sampler has one look at least
+        assert first is not None  # a sampler has one decoding step at least
         return ids_BHS, first, window

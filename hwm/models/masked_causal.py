@@ -24,14 +24,14 @@ class CausalModel(WorldModel):
     """A model of which no step depends on later ones: what a window of it is."""
 
     @abstractmethod
-    def told(self, actions_BTKA: Tensor, embodiment: str, steps: int) -> Tensor | None:
-        """What the first `steps` steps of a window are told of its actions, (steps, B, D), if anything."""
+    def condition(self, actions_BTKA: Tensor, embodiment: str, steps: int) -> Tensor | None:
+        """What the first `steps` steps of a window are conditioned on, (steps, B, D), if on anything."""
 
     def window(
         self, actions_BTKA: Tensor, embodiment: str, steps: int, cache: CausalCache | None = None
     ) -> CausalWindow:
         """A window of `steps` steps, of which no more is known than what an earlier one left."""
-        return CausalWindow(cache or CausalCache(), self.told(actions_BTKA, embodiment, steps), embodiment)
+        return CausalWindow(cache or CausalCache(), self.condition(actions_BTKA, embodiment, steps), embodiment)
 
 
 class CausalMaskedModel(CausalModel, MaskedModel):
@@ -102,14 +102,14 @@ class CausalMaskedModel(CausalModel, MaskedModel):
             window = window._replace(cache=self.run(window, ids_BPS[:, -new:], None, keep=new, first=new)[1])
         return window
 
-    def look(self, window: CausalWindow, ids_BHS: Tensor, masked_BHS: Tensor) -> Tensor:
+    def decoding_step(self, window: CausalWindow, ids_BHS: Tensor, masked_BHS: Tensor) -> Tensor:
         return self.out(self.run(window, ids_BHS, masked_BHS)[0])
 
     def out(self, x_HBSD: Tensor) -> Tensor:
         """The states that the head reads (B, H, S, D)."""
         return (x_HBSD / self.mup_width).transpose(0, 1)
 
-    def first_look(
+    def prefill(
         self,
         ids_BPS: Tensor,
         actions_BTKA: Tensor,
@@ -123,7 +123,7 @@ class CausalMaskedModel(CausalModel, MaskedModel):
         """The steps that are not remembered yet and those asked for go through the blocks together.
 
         Args:
-            keep: whether there will be more looks.
+            keep: whether there will be more decoding steps.
         """
         past = ids_BPS.shape[1]
         window = self.window(actions_BTKA, embodiment, past + ids_BHS.shape[1], cache)
@@ -133,7 +133,7 @@ class CausalMaskedModel(CausalModel, MaskedModel):
         x_HBSD, kept = self.run(window, ids_BTS, masked_BTS, keep=new if keep else 0, first=new)
         return window._replace(cache=kept), self.out(x_HBSD)
 
-    def look_at_clip(
+    def states_of_clip(
         self, past_BPS: Tensor, actions_BTKA: Tensor, embodiment: str, shown_BHS: Tensor, masked_BHS: Tensor
     ) -> Tensor:
-        return self.first_look(past_BPS, actions_BTKA, embodiment, shown_BHS, masked_BHS, keep=False)[1]
+        return self.prefill(past_BPS, actions_BTKA, embodiment, shown_BHS, masked_BHS, keep=False)[1]

@@ -61,7 +61,7 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
 
     A step sees video of its own time and of earlier times, and the actions up to and including the one that leads to
     it. Video, action, past and future lie on one axis of time, so that the past never depends on what comes later and
-    is run through the blocks once, however many looks at the future follow.
+    is run through the blocks once, however many decoding steps follow.
 
     Where the released code departs from the paper this class follows the paper: there a causal mask over the order
     [video, actions] keeps all actions from all logits; action steps take their residual from the video; cross
@@ -79,13 +79,13 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
             qk_norm: LayerNorm on queries and keys of self-attention.
             final_norm: LayerNorm before the head; the paper's model has none.
             learned_steps: steps of the window with a learned absolute position of their own, past + horizon in the
-                paper. 1: one position a cell, the same for every step (and one an action slot), so that time is told by
-                rotary positions alone and windows of any length will do.
+                paper. 1: one position a cell, the same for every step (and one an action slot), so that rotary
+                positions alone tell the time and windows of any length will do.
             parallel: train every step of the clip but the first as a target at once, each the one missing step of its
                 own window, for two passes' worth of tokens. Needs horizon = 1, of which it is the exact equivalent.
             own_past: in training, up to this share of the past steps of every other clip is shown as the model itself
                 would have predicted them (scheduled sampling, Bengio et al. 2015), which is what a rollout will feed
-                it. Needs `parallel`, under which one extra look without gradient predicts them all.
+                it. Needs `parallel`, under which one more pass without gradient predicts them all.
             reach: how many earlier past steps' cells the spatial attention of a missing step reads too.
             copy_previous: add a Linear of the embedding of the same cell one step earlier to each missing step's input.
             action_deltas: actions are read together with their change since the action before.
@@ -125,7 +125,7 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
         if c.parallel and c.horizon != 1:
             raise HwmError(f"parallel=True trains windows with one missing step, so horizon must be 1, not {c.horizon}")
         if c.own_past and not c.parallel:
-            raise HwmError("own_past needs parallel=True, in which one look predicts every past step")
+            raise HwmError("own_past needs parallel=True, in which one pass predicts every past step")
         self.parallel = c.parallel
         self.position = nn.Parameter(torch.zeros(1, c.learned_steps, spec.latent.cells, c.dim))
         self.actions = ActionEncoder(
@@ -153,13 +153,13 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
 
     @torch.no_grad()
     def with_own_guesses(self, past_BPS: Tensor, actions_BTKA: Tensor, embodiment: str) -> Tensor:
-        """The past with some of its steps replaced by the model's own one-look predictions of them."""
+        """The past with some of its steps replaced by the model's own predictions of them, of one decoding step."""
         steps, clips = past_BPS.shape[1], (past_BPS.shape[0] + 1) // 2  # half of the clips: half of the cost
         shown_BPS = past_BPS[:clips]
         window = self.observe(shown_BPS, actions_BTKA[:clips], embodiment, steps)
-        hidden_BPSD = self.look(window, shown_BPS, torch.ones_like(shown_BPS, dtype=torch.bool))
+        hidden_BPSD = self.decoding_step(window, shown_BPS, torch.ones_like(shown_BPS, dtype=torch.bool))
         drawn = [maskgit.pick(part, self.config.sampler)[0] for part in self.head.draws(self.head(hidden_BPSD))]
-        # the look at step t is asked for at place t - 1; the first step has no past to be predicted from
+        # step t is predicted at place t - 1; the first step has no past to be predicted from
         own_BPS = torch.cat([shown_BPS[:, :1], self.head.join(tuple(drawn))[:, :-1]], 1)
         share_B11 = self.config.own_past * torch.rand(clips, 1, 1, device=past_BPS.device)
         use_BP1 = torch.rand(clips, steps, 1, device=past_BPS.device) < share_B11
@@ -197,14 +197,14 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
             cache = StreamCache(memory, past, e_TBSD[asked.start - 1 - done :])
         return StreamWindow(cache, actions_TBD[asked.start :], asked)
 
-    def look(self, window: StreamWindow, ids_BHS: Tensor, masked_BHS: Tensor) -> Tensor:
+    def decoding_step(self, window: StreamWindow, ids_BHS: Tensor, masked_BHS: Tensor) -> Tensor:
         cache, times = window.cache, window.times
         x_HBSD = self.embed_asked(ids_BHS, masked_BHS, cache.last, times)
         view = self.view(range(0), times, cache.steps, times.start, x_HBSD.device)
         x_HBSD, _ = self.blocks(x_HBSD, window.actions, view, cache.memory)
         return self.norm(x_HBSD).transpose(0, 1)
 
-    def first_look(
+    def prefill(
         self,
         ids_BPS: Tensor,
         actions_BTKA: Tensor,
@@ -217,7 +217,7 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
         step of a small model takes is as much the number of calls as the work in them."""
         past, done = ids_BPS.shape[1], cache.steps if cache else 0
         if done == past:
-            return super().first_look(ids_BPS, actions_BTKA, embodiment, ids_BHS, masked_BHS, cache)
+            return super().prefill(ids_BPS, actions_BTKA, embodiment, ids_BHS, masked_BHS, cache)
         actions_TBD, asked = self.embed_actions(actions_BTKA, embodiment, ids_BHS.shape[1])
         e_TBSD, times = self.embed(ids_BPS[:, done:].transpose(0, 1)), range(done, past)
         last = e_TBSD[-1:]

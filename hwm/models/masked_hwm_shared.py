@@ -130,7 +130,7 @@ class MaskedHWMShared(MaskedModel, name="masked_hwm_shared"):
         actions_TBD = self.actions(actions_BTKA, embodiment)
         return SharedWindow(past_PBSD, actions_TBD + self.action_position[0, : actions_TBD.shape[0], None])
 
-    def look(self, window: SharedWindow, ids_BHS: Tensor, masked_BHS: Tensor) -> Tensor:
+    def decoding_step(self, window: SharedWindow, ids_BHS: Tensor, masked_BHS: Tensor) -> Tensor:
         c, past = self.config, window.past.shape[0]
         times = range(past + ids_BHS.shape[1])
         future_HBSD = self.placed(self.embed(ids_BHS.transpose(0, 1), masked_BHS.transpose(0, 1)), times[past:])

@@ -67,8 +67,8 @@ class NextBlock(WorldModel, name="next_block"):
         Attributes:
             past, horizon: steps of a window; each has its learned positions, counted back from the first missing step.
             clip_steps: steps that were encoded together, apart from all others: 3 in 1X's v2.0, whose clips of 17
-                frames are steps of 1, 8 and 8. The past is then whole clips, and past, horizon and hop are multiples
-                of this. 1 where any step may begin a window.
+                frames are steps of 1, 8 and 8. The past is then whole clips, and past, horizon and window_stride are
+                multiples of this. 1 where any step may begin a window.
             dim, depth, heads, mlp_ratio: width, blocks, attention heads, and how much wider the MLPs are.
             mlp_drop: dropout in the MLPs.
             qk_norm: LayerNorm on queries and keys.
@@ -77,8 +77,8 @@ class NextBlock(WorldModel, name="next_block"):
                 true.
             label_smoothing: of the cross-entropy.
             factorized: embed and predict the digits that ids are made of (`LatentSpec.levels`) instead of whole ids.
-            sampler: how tokens are drawn: its temperature and pick. There is one look, so steps is 1, and order has no
-                say.
+            sampler: how tokens are drawn: its temperature and pick. There is one decoding step, so steps is 1, and
+                order has no say.
         """
 
         past: int = 3
@@ -108,10 +108,11 @@ class NextBlock(WorldModel, name="next_block"):
         super().__init__(config, spec)
         c, latent = config, spec.latent
         self.vocab = vocabulary(self.name, latent, c.factorized)
-        lengths = (c.past, c.horizon, c.hop)
+        lengths = (c.past, c.horizon, c.window_stride)
         if min(c.clip_steps, *lengths) < 1 or any(length % c.clip_steps for length in lengths):
             raise HwmError(
-                f"past={c.past}, horizon={c.horizon} and hop={c.hop} must be multiples of clip_steps={c.clip_steps}: "
+                f"past={c.past}, horizon={c.horizon} and window_stride={c.window_stride} must be multiples of "
+                f"clip_steps={c.clip_steps}: "
                 "windows begin and end where clips do"
             )
         self.group = c.clip_steps
@@ -192,7 +193,7 @@ class NextBlock(WorldModel, name="next_block"):
         """One pass; every missing cell is drawn from its own distribution. There is nothing to cache."""
         sampler = sampler or self.config.sampler
         if sampler.steps != 1:
-            raise HwmError(f"{self.name} predicts in one look; a sampler of steps={sampler.steps} is for masked models")
+            raise HwmError(f"{self.name} predicts in one decoding step; steps={sampler.steps} is for masked models")
         if sampler.pick == "mean" and not self.head.levels:
             raise HwmError('pick="mean" is for factorised vocabularies with ordered digits; use pick="sample"')
         ids, kept = [], []

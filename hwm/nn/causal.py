@@ -56,7 +56,7 @@ class CausalCache(NamedTuple):
 
 
 class CausalWindow(NamedTuple):
-    """The past as remembered, and what all steps of the window are told of their actions (T, B, D), if anything."""
+    """The past as remembered, and what all steps of the window are conditioned on (T, B, D), if anything."""
 
     cache: CausalCache
     actions: Tensor | None
@@ -202,12 +202,12 @@ class CausalStack(nn.ModuleList):
                 module.weight.data.mul_(width**-0.5)
 
     def forward(
-        self, x_TBSD: Tensor, cache: CausalCache, *told: Any, keep: int = 0, first: int = 0
+        self, x_TBSD: Tensor, cache: CausalCache, *given: Any, keep: int = 0, first: int = 0
     ) -> tuple[Tensor, CausalCache]:
         """The steps after those of a cache through all blocks.
 
         Args:
-            told: what a block takes besides.
+            given: what a block takes besides.
             keep: how many of these steps are to be remembered; their keys and values are of no use otherwise.
             first: from which step on anyone reads the states that come out.
 
@@ -217,6 +217,6 @@ class CausalStack(nn.ModuleList):
         memory, last = [], len(self) - 1
         for i, block in enumerate(self):
             old = cache.memory[i] if cache.memory else ()
-            x_TBSD, so_far = block(x_TBSD, old, first if i == last else 0, keep, *told)
+            x_TBSD, so_far = block(x_TBSD, old, first if i == last else 0, keep, *given)
             memory.append(so_far)
         return x_TBSD, CausalCache(tuple(memory), cache.steps + keep) if keep else cache

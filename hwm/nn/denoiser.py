@@ -34,7 +34,7 @@ class StepEmbedding(nn.Module):
 
 
 class AdaptiveBlock(nn.Module):
-    """A residual MLP whose norm and gate are told."""
+    """A residual MLP whose norm and gate depend on a condition."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -42,21 +42,21 @@ class AdaptiveBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.read = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
 
-    def forward(self, x_W: Tensor, told_W: Tensor) -> Tensor:
-        shift_W, scale_W, gate_W = self.read(told_W).chunk(3, -1)
+    def forward(self, x_W: Tensor, condition_W: Tensor) -> Tensor:
+        shift_W, scale_W, gate_W = self.read(condition_W).chunk(3, -1)
         return x_W + gate_W * self.mlp(self.in_ln(x_W) * (1 + scale_W) + shift_W)
 
 
 class AdaptiveOut(nn.Module):
-    """A norm that is told, and a Linear."""
+    """A norm that depends on a condition, and a Linear."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, out)
         self.read = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x_W: Tensor, told_W: Tensor) -> Tensor:
-        shift_W, scale_W = self.read(told_W).chunk(2, -1)
+    def forward(self, x_W: Tensor, condition_W: Tensor) -> Tensor:
+        shift_W, scale_W = self.read(condition_W).chunk(2, -1)
         found: Tensor = self.linear(F.layer_norm(x_W, x_W.shape[-1:], eps=EPS) * (1 + scale_W) + shift_W)
         return found
 
@@ -82,9 +82,9 @@ class Denoiser(nn.Module):
 
     def denoise(self, x_D: Tensor, step: Tensor, embedded_W: Tensor) -> Tensor:
         """As `forward`, of embedded conditions. A step that all vectors share may come as one, without axes."""
-        told_W = self.time_embed(step) + embedded_W
+        condition_W = self.time_embed(step) + embedded_W
         x_W = self.input_proj(x_D.to(self.input_proj.weight.dtype))
         for block in self.res_blocks:
-            x_W = block(x_W, told_W)
-        found: Tensor = self.final_layer(x_W, told_W)
+            x_W = block(x_W, condition_W)
+        found: Tensor = self.final_layer(x_W, condition_W)
         return found

@@ -2,7 +2,8 @@
 
 A pass runs some steps of the window through the blocks. What it needs of steps that ran earlier it reads from their
 keys and values (`StreamMemory`); what it leaves is its own. So one code serves three uses: the clean past is run once
-and remembered, each look at the missing steps reads that memory, and during play the memory lives on as the cache.
+and remembered, each decoding step of the missing ones reads that memory, and during play the memory lives on as the
+cache.
 
 Actions are one token a step and stay so: their keys and values are the same for all cells of a step, so they are
 projected once and only expanded for the attention over time, where the release repeats every action token S times,

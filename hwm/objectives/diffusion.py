@@ -73,10 +73,10 @@ def denoising_loss(clean_D: Tensor, step: Tensor, noise_D: Tensor, denoiser: Den
     """
     s = Schedule(*(x[step][..., None] for x in schedule(STEPS, clean_D.device)))
     noisy_D = s.signal * clean_D + s.noise * noise_D
-    told_D, place_D = denoiser(noisy_D, step).float().chunk(2, -1)
-    error = (noise_D - told_D).square().mean(-1)
+    guess_D, place_D = denoiser(noisy_D, step).float().chunk(2, -1)
+    error = (noise_D - guess_D).square().mean(-1)
     true_mean_D = s.from_start * clean_D + s.from_noisy * noisy_D
-    mean_D, log_variance_D = step_before(noisy_D, told_D.detach(), place_D, s, math.inf)
+    mean_D, log_variance_D = step_before(noisy_D, guess_D.detach(), place_D, s, math.inf)
     likelihood_D = binned_log_likelihood(clean_D, mean_D, 0.5 * log_variance_D)
     gap_D = 0.5 * (
         log_variance_D - s.log_posterior - 1 + (s.log_posterior - log_variance_D).exp()
@@ -87,7 +87,7 @@ def denoising_loss(clean_D: Tensor, step: Tensor, noise_D: Tensor, denoiser: Den
 
 
 def step_before(noisy_D: Tensor, noise_D: Tensor, place_D: Tensor, s: Schedule, clamp: float) -> tuple[Tensor, Tensor]:
-    """Mean and log variance of the vectors one step before, by the noise and the place that were told."""
+    """Mean and log variance of the vectors one step before, by the noise and the place that were predicted."""
     start_D = ((noisy_D - s.noise * noise_D) / s.signal).clamp(-clamp, clamp)
     share_D = (place_D + 1) / 2
     log_variance_D = share_D * s.log_beta + (1 - share_D) * s.log_posterior
@@ -121,8 +121,8 @@ def draw(
     all_steps, x_D = schedule(steps, first_D.device), first_D
     for k in reversed(range(steps)):
         s = Schedule(*(x[k] for x in all_steps))
-        told_D, place_D = denoiser(x_D, s.asked).float().chunk(2, -1)
-        mean_D, log_variance_D = step_before(x_D, told_D, place_D, s, clamp)
+        guess_D, place_D = denoiser(x_D, s.asked).float().chunk(2, -1)
+        mean_D, log_variance_D = step_before(x_D, guess_D, place_D, s, clamp)
         more_D = noise()  # of the last step, too, in which none is added: the draws are the same for any temperature
         # a head that was not trained yet may name any variance, and is not to overflow
         scale_D = (0.5 * log_variance_D.clamp(max=MOST_LOG_VARIANCE)).exp()

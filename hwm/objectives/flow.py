@@ -21,8 +21,8 @@ from torch import Tensor
 
 from hwm.errors import HwmError
 
-# x (B, ...), a flow time and a span -> mean velocity (B, ...) over that span of the path on from there; a span of 0
-# asks for the velocity at that time. A field that knows no spans gives the velocity at that time for all of them.
+# x (B, ...), a flow time and a step size -> mean velocity (B, ...) over a step of that size along the path; a step size
+# of 0 asks for the velocity at that time. A field that knows no step sizes gives that velocity for all of them.
 Field = Callable[[Tensor, float, float], Tensor]
 Step = Callable[[Field, Tensor, float, float], Tensor]
 
@@ -117,12 +117,12 @@ def guided(unconditional: Tensor, conditional: Tensor, guidance: float) -> Tenso
     return torch.lerp(unconditional, conditional, guidance)
 
 
-def draw_times(batch: int, device: torch.device, middle: float = 0.0) -> Tensor:
-    """Flow times (B,) for training: the logistic function of normal draws of deviation 1 about `middle`.
+def draw_times(batch: int, device: torch.device, logit_normal_mean: float = 0.0) -> Tensor:
+    """Flow times (B,) for training, logit-normal: the logistic function of normal draws of deviation 1 about a mean.
 
-    Most of them are near one half, or earlier, where there is more noise, for a `middle` below 0.
+    Most of them are near one half, or earlier, where there is more noise, for a mean below 0.
     """
-    return (torch.randn(batch, device=device) + middle).sigmoid()
+    return (torch.randn(batch, device=device) + logit_normal_mean).sigmoid()
 
 
 def at_time(data: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:

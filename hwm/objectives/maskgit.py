@@ -30,9 +30,9 @@ class MaskGITSampler:
     """How missing steps are filled in.
 
     Attributes:
-        steps: looks at a missing step; after each but the last, some cells are masked again.
+        steps: decoding steps for a missing step; after each but the last, some cells are masked again.
         temperature: of the distribution that ids are drawn from; 0 takes the likeliest.
-        order: which cells are kept after a look: "random" ones, or those of highest "confidence".
+        order: which cells are kept after a decoding step: "random" ones, or those of highest "confidence".
         pick: "sample" draws at `temperature`; "mean" takes, for each digit of a factorised vocabulary whose digits are
             ordered (FSQ), the value nearest the mean of its distribution: least squared error, no variety.
         choice_temperature: of the Gumbel noise added to the confidence that decides which cells are kept, in
@@ -56,7 +56,7 @@ class MaskGITSampler:
             )
 
     def counts(self, cells: int) -> tuple[int, ...]:
-        """Cells of a step that are still masked after each look, the last 0: `masked_counts`."""
+        """Cells of a step that are still masked after each decoding step, the last 0: `masked_counts`."""
         return masked_counts(self.steps, cells)
 
     def keep_score(self, logp: Tensor, generator: Generator = None, *, to_come: float = 0.0) -> Tensor:
@@ -115,7 +115,7 @@ def mask_future(
     The release draws the mode once a batch; here each sample draws its own.
 
     Args:
-        fully_masked: share of steps masked whole: the first look at a missing step is just that. 0 in the paper.
+        fully_masked: share of steps masked whole, as a missing step is at the first decoding step. 0 in the paper.
 
     Returns:
         visible ids, and masked bool (B, H, S); ids at masked cells are not to be looked at.
@@ -193,9 +193,9 @@ def corrupt_digits(
 
 
 def masked_counts(steps: int, cells: int) -> tuple[int, ...]:
-    """Cells still masked after each of the looks: ceil(cos(pi/2 k/K) S) for k = 1..K, the last 0.
+    """Cells still masked after each of the decoding steps: ceil(cos(pi/2 k/K) S) for k = 1..K, the last 0.
 
-    Every look settles one cell at least and leaves one for each look to come, so that all K looks are used; there
+    Every decoding step settles one cell at least and leaves one for each step to come, so that all K are used; there
     are at most S of them.
     """
     steps, counts, left = min(steps, cells), [], cells

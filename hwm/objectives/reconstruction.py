@@ -23,7 +23,7 @@ from hwm.networks.lpips import LPIPS, SMALLEST, load_lpips
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judges:
+class LossWeights:
     """What reconstructions are judged by, and how much each says beside the mean absolute error, whose weight is 1.
 
     Errors are of values in [-1, 1].
@@ -35,7 +35,7 @@ class Judges:
         adversarial: weight of the adversary; 0 leaves it out.
         adaptive: multiply that weight by how much larger the gradient of all else is than that of the adversary.
         begins: forward passes of training before the adversary begins; an update has `train.accumulate` of them.
-        reach: frames that a layer of the discriminator sees at once, an odd number; 1 judges each frame by itself.
+        reach: frames that a layer of the discriminator sees at once, an odd number; 1 weights each frame by itself.
         width: channels of the discriminator's first layer, a multiple of 8; each halving after it doubles them.
         halvings: how often it halves the resolution, in space and, where `reach` is more than 1, in time.
     """
@@ -63,11 +63,11 @@ class Judges:
 class Discriminator(nn.Sequential):
     """Video (B, 3, F, H, W) in [-1, 1] -> how real each of its patches looks, (B, 1, f, h, w)."""
 
-    def __init__(self, judges: Judges) -> None:
-        time, layers = judges.reach, list[nn.Module]()
+    def __init__(self, weights: LossWeights) -> None:
+        time, layers = weights.reach, list[nn.Module]()
         stride, padding, before = (min(time, 2), 2, 2), (time // 2, 1, 1), 3
-        for i in range(judges.halvings):
-            after = judges.width << i
+        for i in range(weights.halvings):
+            after = weights.width << i
             layers += [nn.Conv3d(before, after, (time, 4, 4), stride, padding)]
             layers += [nn.GroupNorm(8, after)] if i else []
             layers += [nn.LeakyReLU(0.2)]
@@ -86,25 +86,25 @@ class Adversary(nn.Module):
 
     passes: Tensor
 
-    def __init__(self, judges: Judges) -> None:
+    def __init__(self, weights: LossWeights) -> None:
         super().__init__()
-        self.judges, self.discriminator = judges, Discriminator(judges)
+        self.loss_weights, self.discriminator = weights, Discriminator(weights)
         # in the checkpoint, so that a resumed run begins when an uninterrupted one does
         self.register_buffer("passes", torch.zeros(()))
 
     def forward(self, made_BFCHW: Tensor, truth_BFCHW: Tensor, other: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What to add to the loss, scalar, and scalars worth logging; `other` is the loss without the adversary."""
         self.passes += 1
-        if self.passes <= self.judges.begins:
+        if self.passes <= self.loss_weights.begins:
             return torch.zeros_like(other), {}
         made, truth = made_BFCHW.transpose(1, 2), truth_BFCHW.transpose(1, 2)
         frozen = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
         fooled = -functional_call(self.discriminator, frozen, (made,)).mean()
         real, fake = self.discriminator(truth), self.discriminator(made.detach())
         hinge = (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
-        weight = balance(other, fooled, made_BFCHW) if self.judges.adaptive else torch.ones_like(other)
+        weight = balance(other, fooled, made_BFCHW) if self.loss_weights.adaptive else torch.ones_like(other)
         values = {"discriminator": hinge, "real": real.mean(), "fake": fake.mean(), "adversarial_weight": weight}
-        return self.judges.adversarial * weight * fooled + hinge, {k: v.detach() for k, v in values.items()}
+        return self.loss_weights.adversarial * weight * fooled + hinge, {k: v.detach() for k, v in values.items()}
 
 
 def balance(other: Tensor, fooled: Tensor, made: Tensor, limit: float = 1e4) -> Tensor:
@@ -118,7 +118,7 @@ def balance(other: Tensor, fooled: Tensor, made: Tensor, limit: float = 1e4) -> 
 
 
 def reconstruction_loss(
-    judges: Judges, adversary: Adversary | None, made_BFCHW: Tensor, truth_BFCHW: Tensor
+    weights: LossWeights, adversary: Adversary | None, made_BFCHW: Tensor, truth_BFCHW: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Scalar loss of reconstructions in about [-1, 1], and scalars worth logging.
 
@@ -130,21 +130,21 @@ def reconstruction_loss(
     # the balance asks for gradients in the pictures, which a graph of both would not give; to say so where the function
     # is defined would import the compiler with it, which takes longer than all the rest of the package
     loss = torch.compiler.disable(_loss) if torch.compiler.is_compiling() else _loss
-    return loss(judges, adversary, made_BFCHW, truth_BFCHW)
+    return loss(weights, adversary, made_BFCHW, truth_BFCHW)
 
 
 def _loss(
-    judges: Judges, adversary: Adversary | None, made_BFCHW: Tensor, truth_BFCHW: Tensor
+    weights: LossWeights, adversary: Adversary | None, made_BFCHW: Tensor, truth_BFCHW: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     error = made_BFCHW - truth_BFCHW
     squared = error.square()
     loss = absolute = error.abs().mean()
     values = {"absolute": absolute, "psnr": -10 * torch.log10((squared / 4).mean((2, 3, 4)).clamp_min(1e-8)).mean()}
-    if judges.squared:
-        loss = loss + judges.squared * squared.mean()
-    if judges.lpips and judges.perceptual:
-        values["lpips"] = lpips(judges.lpips, made_BFCHW, truth_BFCHW)
-        loss = loss + judges.perceptual * values["lpips"]
+    if weights.squared:
+        loss = loss + weights.squared * squared.mean()
+    if weights.lpips and weights.perceptual:
+        values["lpips"] = lpips(weights.lpips, made_BFCHW, truth_BFCHW)
+        loss = loss + weights.perceptual * values["lpips"]
     if adversary is not None and adversary.training:
         added, more = adversary(made_BFCHW, truth_BFCHW, loss)
         loss, values = loss + added, values | more
@@ -154,7 +154,9 @@ def _loss(
 def lpips(files: tuple[str, ...], made_BFCHW: Tensor, truth_BFCHW: Tensor) -> Tensor:
     """Mean LPIPS of frames in [-1, 1], with gradients."""
     if min(made_BFCHW.shape[-2:]) < SMALLEST:
-        raise HwmError(f"LPIPS needs pictures of at least {SMALLEST} x {SMALLEST}; leave out --model.judges.lpips")
+        raise HwmError(
+            f"LPIPS needs pictures of at least {SMALLEST} x {SMALLEST}; leave out --model.loss-weights.lpips"
+        )
     network = _network(files, made_BFCHW.device)
     made, truth = ((x.flatten(0, 1) + 1) / 2 for x in (made_BFCHW, truth_BFCHW))
     distance: Tensor = network.distance(made, truth)

@@ -18,7 +18,7 @@ def cosmos_ar_4b() -> Recipe:
     batch are NVIDIA's for such a change, the number of updates is ours. None of this has been run at this size.
     """
     return Recipe(
-        model=CosmosAR.Config(past=2, hop=1),
+        model=CosmosAR.Config(past=2, window_stride=1),
         data=DataConfig(steps=3, expects=onex_v2()),
         train=TrainConfig(
             steps=3_000,
@@ -83,7 +83,7 @@ def cosmos_ar_tiny() -> Recipe:
             kv_heads=2,
             head_dim=32,
             past=6,
-            hop=3,
+            window_stride=3,
             factorized=True,
             actions=True,
             action_deltas=True,

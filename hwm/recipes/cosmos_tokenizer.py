@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hwm.data.mixture import DataConfig
-from hwm.objectives.reconstruction import Judges
+from hwm.objectives.reconstruction import LossWeights
 from hwm.recipes import Recipe, recipe
 from hwm.recipes.specs import pixels
 from hwm.tokenizers.cosmos import CosmosImage, CosmosVideo
@@ -48,7 +48,7 @@ def cosmos_di8x8_finetune() -> Recipe:
 def cosmos_tiny() -> Recipe:
     """A DV4x8x8 of 2.3 million weights: 128x128 video <-> 16x16 ids of four frames each, in minutes on a CPU."""
     return Recipe(
-        model=CosmosVideo.Config(time=4, base=48, multipliers=(1, 2), blocks=1, judges=Judges(squared=4.0)),
+        model=CosmosVideo.Config(time=4, base=48, multipliers=(1, 2), blocks=1, loss_weights=LossWeights(squared=4.0)),
         data=DataConfig(stores=("data/pixels",), val_stores=("data/pixels_heldout",), steps=9, expects=pixels()),
         train=TrainConfig(
             steps=4000,

@@ -85,7 +85,7 @@ def masked_hwm_mini() -> Recipe:
             heads=6,
             past=6,
             horizon=1,
-            hop=3,
+            window_stride=3,
             variant="modality",
             unshared_layers=0,
             factorized=True,

@@ -18,7 +18,7 @@ def next_block_base() -> Recipe:
     `masked_hwm_base`, the training is a place to begin from and has not been run to its end.
     """
     return Recipe(
-        model=NextBlock.Config(dim=512, depth=24, heads=8, past=3, horizon=3, hop=3, clip_steps=3),
+        model=NextBlock.Config(dim=512, depth=24, heads=8, past=3, horizon=3, window_stride=3, clip_steps=3),
         data=DataConfig(steps=6, reader="1x-v2.0-joined", expects=onex_v2()),
         train=TrainConfig(
             steps=60_000,

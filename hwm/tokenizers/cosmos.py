@@ -11,15 +11,16 @@ from __future__ import annotations
 import math
 import sys
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from hwm.config import Config, Trainable
 from hwm.errors import HwmError
-from hwm.objectives.reconstruction import Adversary, Judges, reconstruction_loss
+from hwm.objectives.reconstruction import Adversary, LossWeights, reconstruction_loss
 from hwm.tokenizers import cosmos_image, cosmos_video
 from hwm.tokenizers.checks import check_latents, check_video
 from hwm.tokenizers.cosmos_video import Past
@@ -65,7 +66,7 @@ class Cosmos(Trainable, Tokenizer):
             decoder_multipliers: the same of the decoder's levels, where they are others (2, 4 in the published
                 CV4x8x8); empty: those of the encoder.
             blocks: residual blocks of a level of the encoder; the decoder has one more.
-            judges: what reconstructions are judged by in training.
+            loss_weights: what the training loss of reconstructions is made of.
         """
 
         space: int = 8
@@ -77,7 +78,8 @@ class Cosmos(Trainable, Tokenizer):
         multipliers: tuple[int, ...] = (2, 4, 4)
         decoder_multipliers: tuple[int, ...] = ()
         blocks: int = 2
-        judges: Judges = field(default_factory=Judges)
+        loss_weights: LossWeights = field(default_factory=LossWeights)
+        renamed: ClassVar[Mapping[str, str]] = {"judges": "loss_weights"}
 
         @property
         def codes(self) -> int:
@@ -134,7 +136,7 @@ class Cosmos(Trainable, Tokenizer):
             if c.levels
             else LatentSpec(grid, channels=c.channels, stride=c.frames)
         )
-        self.adversary = Adversary(c.judges) if c.judges.adversarial else None
+        self.adversary = Adversary(c.loss_weights) if c.loss_weights.adversarial else None
 
     @property
     def home(self) -> Tensor:
@@ -147,7 +149,7 @@ class Cosmos(Trainable, Tokenizer):
         return max(1, PIXELS_AT_ONCE // (self.size[0] * self.size[1] * self.latent.stride))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the config's `judges` say of reconstructions of pictures in [0, 1]; each clip goes through in one piece.
+        """What the config's `loss_weights` ask for, of pictures in [0, 1]; each clip goes through in one piece.
 
         Raises:
             HwmError: pictures of another size, or windows that do not fill whole latent steps.
@@ -156,7 +158,7 @@ class Cosmos(Trainable, Tokenizer):
         x_BFCHW = batch.latents.to(self.home) * 2 - 1
         codes_BCTHW = self.quantizer(self.analyse(x_BFCHW, None))
         made_BFCHW = self.synthesise(codes_BCTHW.to(self.home.dtype), None).float()
-        return reconstruction_loss(self.config.judges, self.adversary, made_BFCHW, x_BFCHW.float())
+        return reconstruction_loss(self.config.loss_weights, self.adversary, made_BFCHW, x_BFCHW.float())
 
     @abstractmethod
     def analyse(self, x_BFCHW: Tensor, past: Past | None) -> Tensor:

@@ -47,7 +47,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def v2_model(**changes: Any) -> NextBlock:
     torch.manual_seed(0)
-    config = replace(NextBlock.tiny(), dim=16, depth=1, hop=3, clip_steps=3, factorized=True, **changes)
+    config = replace(NextBlock.tiny(), dim=16, depth=1, window_stride=3, clip_steps=3, factorized=True, **changes)
     model: NextBlock = config.build(onex_v2())
     return model.eval()
 

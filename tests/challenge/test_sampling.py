@@ -73,7 +73,7 @@ def test_the_frame_asked_for_comes_out(
 def test_the_frame_asked_for_comes_out_of_the_clip_that_shows_it(known: int, gap: int, past: int, horizon: int) -> None:
     """As 1X's v2.0 has it: clips of 17 frames in steps of 1, 8 and 8, each encoded by itself."""
     data = ClockRecordings(known, known - 1 + gap)
-    model, tokenizer = clock(8, clip_steps=3, past=past, hop=3, horizon=horizon)
+    model, tokenizer = clock(8, clip_steps=3, past=past, window_stride=3, horizon=horizon)
     paint = painter(model, tokenizer, data)
     p = paint.plan
     assert p.frames.shape == (p.context // 3, 17)
@@ -128,7 +128,7 @@ def test_parts_that_do_not_belong_together_are_errors() -> None:
     other.id = "sundial"
     with pytest.raises(HwmError, match="the model reads latents of 'clock', not of 'sundial'"):
         plan_for(model, other, data)
-    model, tokenizer = clock(8, clip_steps=3, hop=3)
+    model, tokenizer = clock(8, clip_steps=3, window_stride=3)
     with pytest.raises(HwmError, match=r"of the 16 frames that are seen, 16 lie 1 apart .* needs 17 of them at least"):
         plan_for(model, tokenizer, ClockRecordings(16, 76))
 
@@ -199,7 +199,7 @@ def test_pictures_change_size_without_changing_their_mean() -> None:
 # ---------------------------------------------------------------------- the whole of it
 def test_samples_without_truth_are_written_and_not_scored(tmp_path: Path) -> None:
     data = ClockRecordings(17, 76, scored=False)
-    model, tokenizer = clock(8, clip_steps=3, hop=3)
+    model, tokenizer = clock(8, clip_steps=3, window_stride=3)
     paint = Painter(model, tokenizer, plan_for(model, tokenizer, data), "clock")
     entry, found = write_sampling(paint, data, tmp_path / "out")
     assert found == {}

@@ -151,7 +151,7 @@ def test_published_models_are_known_by_their_sizes(name: str, tmp_path: Path, mo
     (tmp_path / "config.json").write_text('{"video_latent_shape": [3, 32, 32]}')
     other = read(tmp_path)
     assert other.spec.latent.grid == (32, 32)
-    assert other.config == replace(model.config, past=2, hop=1)
+    assert other.config == replace(model.config, past=2, window_stride=1)
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

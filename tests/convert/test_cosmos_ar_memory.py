@@ -21,6 +21,7 @@ SHARDS = 4
 MEASURE = """
 import json, sys
 import torch
+import torch.nn.attention.bias  # whose import brings torch's compiler, 90 MB
 from pathlib import Path
 from hwm.convert.cosmos_ar import read
 from hwm.train.checkpoint import load_model

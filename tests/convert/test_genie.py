@@ -21,7 +21,7 @@ from hwm.types import Batch, DataSpec, LatentSpec
 from tests.models.toys import toy_spec
 
 SPEC = DataSpec(LatentSpec((3, 3), 64, levels=(8, 8)), {})
-CONFIG = Genie.Config(dim=32, depth=2, heads=2, past=3, hop=2, prompt=2)
+CONFIG = Genie.Config(dim=32, depth=2, heads=2, past=3, window_stride=2, prompt=2)
 
 
 def build(config: Genie.Config = CONFIG, spec: DataSpec = SPEC) -> Genie:
@@ -131,7 +131,7 @@ def test_fields_that_are_absent_have_their_published_defaults(folder: Path) -> N
         ({"num_layers": 1}, r"blocks.1.fc1.bias is not known"),
         ({"qk_norm": True}, r"space.norm.bias is missing"),
         ({"T": 5}, r"position is \(4, 9, 32\) instead of \(5, 9, 32\)"),
-        ({"T": 1}, r"hop=1 must be between"),
+        ({"T": 1}, r"window_stride=1 must be between"),
         ({"S": 10}, r"S=10 tokens a step are not a square"),
         ({"num_factored_vocabs": 0}, r"num_factored_vocabs=0"),
         ({"num_factored_vocabs": 1, "factored_vocab_size": None}, r"token_embed.factored_embeds.1.weight is not known"),

@@ -192,7 +192,7 @@ def test_statistics_among_the_weights_have_the_last_word(family: str, tmp_path: 
         ({"num_layers": 1}, r"blocks.1.fc1.(bias|weight) is not known"),
         ({"qk_norm": True}, r"space.norm.bias is missing"),
         ({"T": 4}, r"instead of \(4, "),
-        ({"T": 1}, r"hop=1 must be between"),
+        ({"T": 1}, r"window_stride=1 must be between"),
         ({"S": 10}, r"S=10 cells a step are not a square"),
         ({"num_heads": "2"}, r"num_heads takes int"),
         ({"n_head": 2}, r"no field of Published\w+ called 'n_head'; did you mean num_heads"),

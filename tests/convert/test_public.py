@@ -1,4 +1,4 @@
-"""Replays take the public path: which outputs of each family do, and what they are told, on cases of our own making."""
+"""Replays take the public path: which outputs of each family do, and on which actions, on cases of our own making."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_methods_are_seen_from_outside_alone_and_put_back() -> None:
     assert path_of(["encode"], Inner("more", lambda: torch.ones(1))) == "encode; inner: more"
 
 
-# ---------------------------------------------------------------------- what they are told
+# ---------------------------------------------------------------------- what they are conditioned on
 @pytest.mark.parametrize("prompt", [1, 2, 3])
 def test_generation_of_hma_is_told_the_recorded_actions_that_follow(prompt: int) -> None:
     """As in the released code: each step by itself, from all steps before it and the actions up to the one after."""
@@ -168,7 +168,7 @@ def test_the_frame_after_the_prompt_is_told_what_follows_it() -> None:
         frame = find_family("hma-continuous").outputs(model, case)["frame_K1"]
         found[prompt] = frame()
         assert torch.equal(frame(), found[prompt])
-        for t in range(T):  # a released step t is told actions 0 to t: the last of them follow it
+        for t in range(T):  # a released step t is given actions 0 to t: the last of them follow it
             changed = dict(case.given)
             changed["actions.arm"] = case.given["actions.arm"].clone()
             changed["actions.arm"][:, t] += 3
@@ -197,7 +197,7 @@ def test_the_loss_is_that_of_recorded_masks() -> None:
     assert "corrupt_and_mask" not in vars(model)
     hidden = shown == 60
     window = model.observe(ids[:, :0], clip.actions, "nobody", T)
-    logits = model.head(model.look(window, shown.masked_fill(hidden, 0), hidden))[hidden]
+    logits = model.head(model.decoding_step(window, shown.masked_fill(hidden, 0), hidden))[hidden]
     digits = torch.stack([ids[hidden] % 3, ids[hidden] // 3 % 4, ids[hidden] // 12], -1)
     parts = logits.split((3, 4, 5), -1)
     by_hand = sum(torch.nn.functional.cross_entropy(p, digits[:, i]) for i, p in enumerate(parts))

@@ -54,10 +54,10 @@ class Steady(WorldModel, name="steady-for-tests"):
         return Prediction(tokenizer.encode(frames)[:, batch.latents.shape[1] :])
 
 
-@pytest.mark.parametrize(("horizon", "hop"), [(1, 1), (2, 1), (1, 2)])
-def test_the_window_is_encoded_anew_and_decoded_with_what_was_predicted(horizon: int, hop: int) -> None:
+@pytest.mark.parametrize(("horizon", "window_stride"), [(1, 1), (2, 1), (1, 2)])
+def test_the_window_is_encoded_anew_and_decoded_with_what_was_predicted(horizon: int, window_stride: int) -> None:
     spec = DataSpec(Causal.latent, {"arm": ActionSpec(2, ("rise",), (0.0,), (1.0,))})
-    model, tokenizer = Steady.Config(horizon=horizon, hop=hop).build(spec), Causal()
+    model, tokenizer = Steady.Config(horizon=horizon, window_stride=window_stride).build(spec), Causal()
     g = torch.Generator().manual_seed(0)
     frames, actions = torch.rand(2, 5, 3, 2, 2, generator=g), torch.randn(2, 9, 2, 1, generator=g)
     rises = actions[:, 3:].flatten(1).cumsum(1)[:, :, None, None, None]

@@ -23,11 +23,11 @@ from tests.models.test_registry import build as build_family
 from tests.models.toys import toy_batch, toy_spec
 
 ROOMY = {  # windows in which a cache lives on for several steps
-    "genie": replace(Genie.tiny(), past=6, hop=3),
-    "masked_hwm": replace(MaskedHWM.tiny(), past=6, hop=3, learned_steps=1),
-    "masked_hwm_split": replace(MaskedHWM.tiny(), past=5, hop=4, learned_steps=6, variant="split"),
+    "genie": replace(Genie.tiny(), past=6, window_stride=3),
+    "masked_hwm": replace(MaskedHWM.tiny(), past=6, window_stride=3, learned_steps=1),
+    "masked_hwm_split": replace(MaskedHWM.tiny(), past=5, window_stride=4, learned_steps=6, variant="split"),
     "masked_hwm_parallel": replace(
-        MaskedHWM.tiny(), past=6, hop=3, learned_steps=1, parallel=True, reach=1, copy_previous=True,
+        MaskedHWM.tiny(), past=6, window_stride=3, learned_steps=1, parallel=True, reach=1, copy_previous=True,
         action_deltas=True, ordered_actions=True, factorized=True,
     ),
 }  # fmt: skip
@@ -93,9 +93,9 @@ class Diary(WorldModel):
         return Prediction(batch.latents[:, -1:].expand(-1, batch.missing, -1, -1) * 0, cache=batch.latents)
 
 
-@pytest.mark.parametrize(("past", "hop", "times"), [(4, 1, 2), (4, 2, 7), (6, 3, 10), (9, 9, 12)])
-def test_a_cache_is_of_true_steps_of_the_same_window(past: int, hop: int, times: int) -> None:
-    model = Diary(WorldModel.Config(past=past, hop=hop), toy_spec())
+@pytest.mark.parametrize(("past", "window_stride", "times"), [(4, 1, 2), (4, 2, 7), (6, 3, 10), (9, 9, 12)])
+def test_a_cache_is_of_true_steps_of_the_same_window(past: int, window_stride: int, times: int) -> None:
+    model = Diary(WorldModel.Config(past=past, window_stride=window_stride), toy_spec())
     batch, model.seen, reused = toy_batch(model.spec, 16), [], 0
     out = temporally_teacher_forced(model, batch, 2)
     assert out.cache is None

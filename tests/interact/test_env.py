@@ -26,7 +26,7 @@ from tests.models.toys import toy_spec
 @pytest.fixture
 def toy(tmp_path: Path) -> World:
     """A toy world with a gallery of four starts."""
-    world = build_world("masked_hwm", past=3, hop=2, learned_steps=1)
+    world = build_world("masked_hwm", past=3, window_stride=2, learned_steps=1)
     arm = {"embodiment": "arm", "action_names": ("shoulder", "elbow", "wrist"), "latent": toy_spec().latent}
     world.gallery = Gallery(make_store(tmp_path / "store", [12, 9], **arm, tokenizer=""), 3, count=4)
     return world

@@ -38,7 +38,7 @@ ARM = {"embodiment": "arm", "action_names": ("shoulder", "elbow", "wrist"), "lat
 
 
 def make_server(folder: Path, **options: Any) -> Server:
-    world = build_world("masked_hwm", past=3, hop=2, learned_steps=1)
+    world = build_world("masked_hwm", past=3, window_stride=2, learned_steps=1)
     assert make_header(**ARM).actions_per_step == 2
     world.gallery = Gallery(make_store(folder / "store", [12, 9], **{**ARM, "tokenizer": ""}), 3, count=4)
     presets = {

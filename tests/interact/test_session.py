@@ -57,7 +57,7 @@ def test_stepping_is_predicting_step_after_step(world: World) -> None:
 @pytest.mark.parametrize("name", ["hma_discrete", "hma_continuous"])
 def test_who_plays_has_not_said_what_follows(name: str) -> None:
     """A model that is told the actions that follow a step is told those that lead to it once more."""
-    world = build_world(name, following_actions=True, hop=1)  # each window is run anew
+    world = build_world(name, following_actions=True, window_stride=1)  # each window is run anew
     session, model = played(world, 6), world.model
     latents, actions = torch.cat(session.latents), torch.from_numpy(np.stack(session.actions))
     for done in range(session.prompt, len(latents)):
@@ -103,9 +103,9 @@ def test_random_draws_depend_on_seed_and_step_alone(pick: str) -> None:
     assert (other.hashes != one.hashes) == (pick == "drawn")
 
 
-@given(back=st.integers(1, 12), count=st.integers(1, 10), hop=st.integers(1, 3))
-def test_going_back_forgets_nothing_else(back: int, count: int, hop: int) -> None:
-    world = build_world("masked_hwm", past=3, hop=hop, learned_steps=1)
+@given(back=st.integers(1, 12), count=st.integers(1, 10), window_stride=st.integers(1, 3))
+def test_going_back_forgets_nothing_else(back: int, count: int, window_stride: int) -> None:
+    world = build_world("masked_hwm", past=3, window_stride=window_stride, learned_steps=1)
     session, wanted = played(world, count), commands(world, count)
     hashes = list(session.hashes)
     before = session.frames()

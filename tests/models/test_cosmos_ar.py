@@ -174,7 +174,7 @@ def test_a_cache_holds_the_given_tokens_but_the_last_and_may_serve_twice() -> No
 
 @pytest.mark.parametrize("changes", [{}, {"factorized": True}, {"actions": False}, TEXT])
 def test_rollouts_with_and_without_cache_are_alike_beyond_the_window(changes: dict[str, Any]) -> None:
-    model, full = build(**changes, past=4, hop=2), toy_batch(toy_spec(), 8)
+    model, full = build(**changes, past=4, window_stride=2), toy_batch(toy_spec(), 8)
     batch = Batch(full.latents[:, :2], full.actions, "arm")
     one, two = (model.rollout(batch, sampler=GREEDY, logits=True, use_cache=use) for use in (True, False))
     assert torch.equal(one.latents, two.latents)
@@ -247,7 +247,7 @@ def test_every_parameter_that_can_have_a_gradient_has_one(changes: dict[str, Any
 
 
 def test_told_the_truth_windows_are_those_of_a_rollout() -> None:
-    model, batch = build(past=3, hop=2), toy_batch(toy_spec(), 7)
+    model, batch = build(past=3, window_stride=2), toy_batch(toy_spec(), 7)
     told = model.teacher_forced(batch, 2)
     assert told.latents.shape == (2, 5, 4, 4)
     assert told.logits is not None
@@ -379,7 +379,7 @@ def test_windows_and_clips_of_another_length_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hop": 4}, "hop=4 must be between 1 and past=3"),
+        ({"window_stride": 4}, "window_stride=4 must be between 1 and past=3"),
         ({"factorized": True, "begin": True}, "needs begin=False"),
         ({"kv_heads": 3}, "do not share 3 heads"),
     ],

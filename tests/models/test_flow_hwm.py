@@ -24,7 +24,7 @@ from hwm.nn.dit import ActionTokens, patches, unpatched
 from hwm.nn.flow_streams import CONTEXT, ROWS
 from hwm.nn.rope import rope_3d, rotate
 from hwm.nn.streams import FUTURE_ACTION, FUTURE_VIDEO, PAST_ACTION, PAST_VIDEO, STREAMS
-from hwm.objectives import flow_spans
+from hwm.objectives import shortcut
 from hwm.recipes import find_recipe
 from hwm.types import ActionSpec, Batch, DataSpec, LatentSpec
 from tests.models.toys import toy_batch, toy_spec
@@ -136,7 +136,7 @@ def test_as_built_the_blocks_are_the_identity_and_the_loss_is_that_of_the_projec
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn: list[Tensor] = []
-    for module, name in ((flow, "normal"), (flow_spans, "draw_times")):
+    for module, name in ((flow, "normal"), (shortcut, "draw_times")):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, real=real: drawn.append(real(*a)) or drawn[-1])
     for variant in ALL:
@@ -214,14 +214,14 @@ def test_guidance_of_one_is_the_conditional_velocity_alone() -> None:
 
 
 def test_dropped_examples_see_nothing_of_their_condition() -> None:
-    model = build(drop=0.99999)
+    model = build(condition_dropout=0.99999)
     a, b = toy_batch(model.spec, 3, seed=0), toy_batch(model.spec, 3, seed=1)
     mixed = Batch(torch.cat([b.latents[:, :2], a.latents[:, 2:]], 1), b.actions, "arm")
     torch.manual_seed(0)
     one = model.loss(a)[0]
     torch.manual_seed(0)
     assert torch.equal(model.loss(mixed)[0], one)
-    model = build(drop=0.0)
+    model = build(condition_dropout=0.0)
     torch.manual_seed(0)
     one = model.loss(a)[0]
     torch.manual_seed(0)
@@ -316,12 +316,12 @@ def test_statistics_of_the_data_take_units_away() -> None:
 
 @pytest.mark.parametrize("objective", ["flow", "shortcut"])
 @pytest.mark.parametrize("variant", ["split", "uvit"])
-def test_objectives_of_spans_tell_the_model_its_span(variant: str, objective: str) -> None:
-    model = build(variant=variant, objective=objective, spans=0.5, clean_context=True)
+def test_the_model_is_conditioned_on_its_step_size(variant: str, objective: str) -> None:
+    model = build(variant=variant, objective=objective, self_consistency=0.5, clean_context=True)
     batch = window(model)
     context = model.observe(batch.latents, batch.actions, "arm", torch.ones(2))
     x, t = torch.randn(2, 1, 4, 4, 4), torch.full((2,), 0.25)
-    now, none, half = (model.velocity(context, x, t, *span) for span in ((), (0 * t,), (2 * t,)))
+    now, none, half = (model.velocity(context, x, t, *size) for size in ((), (0 * t,), (2 * t,)))
     assert torch.equal(now, none)
     assert torch.equal(now, half) == (objective == "flow")
     assert (sum(p.numel() for n, p in model.named_parameters() if n.startswith("span")) > 0) == (objective != "flow")
@@ -331,11 +331,11 @@ def test_objectives_of_spans_tell_the_model_its_span(variant: str, objective: st
     assert loss.isfinite()
 
 
-def test_as_many_examples_have_a_span_as_asked_for_on_average(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_examples_are_self_consistent_as_asked_for_on_average(monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
-    real = flow.lesson
-    monkeypatch.setattr(flow, "lesson", lambda o, n, *rest: counts.append(n) or real(o, n, *rest))
-    model = build(objective="shortcut", spans=0.3, depth=1)
+    real = flow.training_targets
+    monkeypatch.setattr(flow, "training_targets", lambda o, n, *rest: counts.append(n) or real(o, n, *rest))
+    model = build(objective="shortcut", self_consistency=0.3, depth=1)
     for seed in range(60):
         torch.manual_seed(seed)
         model.loss(toy_batch(model.spec, 3))
@@ -343,9 +343,9 @@ def test_as_many_examples_have_a_span_as_asked_for_on_average(monkeypatch: pytes
     assert sum(counts) / len(counts) == pytest.approx(0.6, abs=0.2)
 
 
-def test_operations_of_examples_with_spans_can_be_counted() -> None:
+def test_operations_of_self_consistent_examples_can_be_counted() -> None:
     """The progress line counts them, by hooks that stumble over passes without gradient if anything in them has one."""
-    model = build(objective="shortcut", spans=0.99, direct=True)
+    model = build(objective="shortcut", self_consistency=0.99, direct=True)
     for seed in range(3):
         torch.manual_seed(seed)
         with FlopCounterMode(display=False) as flops:
@@ -410,7 +410,7 @@ def test_an_overfitted_clip_is_reproduced_above_30_db(variant: str) -> None:
     arm = ActionSpec(1, ("turn",), (0.0,), (1.0,))
     spec = DataSpec(LatentSpec((4, 4), channels=3), {"arm": arm}, "pixels-4x4", 10.0, (0.5,) * 3, (0.28,) * 3)
     actions = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]])[:, :, None, None]
-    model = build(spec, moved=False, variant=variant, drop=0.0)
+    model = build(spec, moved=False, variant=variant, condition_dropout=0.0)
     many = Batch(video.repeat(32, 1, 1, 1, 1), actions.repeat(32, 1, 1, 1), "arm")
     steps = 200
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.0)
@@ -441,10 +441,10 @@ def test_mistakes_are_told() -> None:
         FlowHWM.tiny().build(toy_spec())
     with pytest.raises(HwmError, match="patches of 3 x 3"):
         build(patch=3)
-    with pytest.raises(HwmError, match="drop=1"):
-        build(drop=1.0)
-    with pytest.raises(HwmError, match="spans=2"):
-        build(objective="shortcut", spans=2.0)
+    with pytest.raises(HwmError, match="condition_dropout=1"):
+        build(condition_dropout=1.0)
+    with pytest.raises(HwmError, match="self_consistency=2"):
+        build(objective="shortcut", self_consistency=2.0)
     model = build()
     with pytest.raises(HwmError, match="1 to 1 steps from 1 to 2"):
         model.predict(window(model, past=3))

@@ -34,20 +34,20 @@ CASES = ("plain", "mup", "qknorm", "mup-qknorm-onevocab", "threevocab")
 
 # ---------------------------------------------------------------------- recorded outputs
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("looks", [1, 2, 4])
-def test_recorded_generation_without_a_cache(name: str, looks: int) -> None:
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_recorded_generation_without_a_cache(name: str, steps: int) -> None:
     """With a cache, and all other outputs: tests/convert/test_cases.py."""
     case = recorded(f"genie-{name}")
     run = convert.Recorded(convert.build(case.config, case.weights), case)
-    assert torch.equal(run.generated(looks, use_cache=False), case.out[f"maskgit_K{looks}"])
+    assert torch.equal(run.generated(steps, use_cache=False), case.out[f"maskgit_K{steps}"])
 
 
 def test_the_schedule_of_published_models_is_the_released_one() -> None:
     assert masked_counts(2, 256) == (182, 0)
     assert masked_counts(4, 256) == (237, 182, 98, 0)
     assert masked_counts(8, 256) == (252, 237, 213, 182, 143, 98, 50, 0)
-    for looks in range(1, 18):
-        assert masked_counts(looks, 256) == ReleasedSampler(steps=looks).counts(256)
+    for steps in range(1, 18):
+        assert masked_counts(steps, 256) == ReleasedSampler(steps=steps).counts(256)
     assert masked_counts(4, 9) != ReleasedSampler(steps=4).counts(9)
 
 
@@ -98,7 +98,7 @@ def test_some_token_of_every_masked_step_is_masked_and_none_of_the_others() -> N
 def hidden(model: Genie, ids: Tensor, actions: Tensor, masked: Tensor) -> Tensor:
     with torch.no_grad():
         window = model.observe(ids[:, :1], actions, "arm", ids.shape[1] - 1)
-        return model.look(window, ids[:, 1:], masked[:, 1:])
+        return model.decoding_step(window, ids[:, 1:], masked[:, 1:])
 
 
 @given(st.integers(1, 4), st.booleans(), st.integers(0, 1000))
@@ -137,7 +137,7 @@ def test_a_cell_sees_its_own_step_and_itself_in_earlier_ones() -> None:
 
 
 def test_rollouts_with_and_without_cache_are_alike_beyond_the_window() -> None:
-    model = shaken(build(past=5, hop=3))
+    model = shaken(build(past=5, window_stride=3))
     full = toy_batch(toy_spec(), 14)
     batch = Batch(full.latents[:, :2], full.actions, "arm")
     sampler = MaskGITSampler(steps=2, order="confidence")
@@ -146,7 +146,7 @@ def test_rollouts_with_and_without_cache_are_alike_beyond_the_window() -> None:
     torch.testing.assert_close(one.logits, two.logits)
 
 
-def test_the_first_look_runs_with_the_steps_that_are_new() -> None:
+def test_prefill_runs_with_the_steps_that_are_new() -> None:
     model, full, passed = build().eval(), toy_batch(toy_spec(), 5), []
     model.blocks[0].register_forward_hook(lambda block, args, out: passed.append(args[0].shape[0]))
     first = model.predict(full.window(0, 3, 4), sampler=MaskGITSampler(steps=2))
@@ -227,9 +227,9 @@ def test_recomputing_keeps_less() -> None:
 def test_a_clip_is_looked_at_as_a_window_is() -> None:
     model, batch = shaken(build()), toy_batch(toy_spec(), 5)
     ids, masked = batch.latents.flatten(2), torch.rand(2, 4, 16) < 0.5
-    once = model.look_at_clip(ids[:, :1], batch.actions, "arm", ids[:, 1:], masked)
+    once = model.states_of_clip(ids[:, :1], batch.actions, "arm", ids[:, 1:], masked)
     window = model.observe(ids[:, :1], batch.actions, "arm", 4)
-    torch.testing.assert_close(once, model.look(window, ids[:, 1:], masked))
+    torch.testing.assert_close(once, model.decoding_step(window, ids[:, 1:], masked))
 
 
 # ---------------------------------------------------------------------- actions
@@ -292,7 +292,8 @@ def test_mup_scales_attention_head_weights_and_learning_rates() -> None:
     }
     assert len(groups) == len(names)
     hidden = {n for n, value in groups.items() if value == (0.5, 0.2)}
-    assert hidden == {n for n in groups if n.startswith("blocks.") and n.endswith("weight") and "norm" not in n}
+    in_blocks = {n for n in groups if n.startswith("blocks.") and n.endswith("weight") and "norm" not in n}
+    assert hidden == {*in_blocks, "actions.mix.weight"}
     assert {v for n, v in groups.items() if n not in hidden} == {(1.0, 0.1), (1.0, 0.0)}
     assert all(
         "lr_share" not in g or g["lr_share"] == 1
@@ -333,8 +334,8 @@ def test_other_grids_and_whole_ids() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hop": 5}, "hop=5 must be between 1 and past=4"),
-        ({"hop": 0}, "hop=0 must be between"),
+        ({"window_stride": 5}, "window_stride=5 must be between 1 and past=4"),
+        ({"window_stride": 0}, "window_stride=0 must be between"),
         ({"heads": 3}, "does not split into 3 heads"),
     ],
 )

@@ -1,4 +1,4 @@
-"""HMA: sizes, ways of being told actions, causality, caches, alignment of actions, robots, mistakes."""
+"""HMA: sizes, ways of conditioning on actions, causality, caches, alignment of actions, robots, mistakes."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def test_an_untrained_model_knows_nothing() -> None:
     assert abs(loss.item() - 2 * math.log(512)) < 0.1
 
 
-# ---------------------------------------------------------------------- being told actions
+# ---------------------------------------------------------------------- conditioning on actions
 def hidden(model: HMADiscrete, batch: Batch) -> Tensor:
     """States (B, T, S, D) of all steps but the first of a clip that is shown whole."""
     ids = model.tokens(batch.latents)
     masked = torch.zeros_like(ids[:, 1:], dtype=torch.bool)
-    return model.look_at_clip(ids[:, :1], model.actions_of(batch), batch.embodiment, ids[:, 1:], masked)
+    return model.states_of_clip(ids[:, :1], model.actions_of(batch), batch.embodiment, ids[:, 1:], masked)
 
 
 EVERY_WAY = [("concatenate",), *((way,) for way in WAYS), ("concatenate", "modulate"), ("add", "cross_attend")]
@@ -115,7 +115,7 @@ def test_samples_are_told_their_own_actions(ways: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("ways", EVERY_WAY)
 @pytest.mark.parametrize("following", [False, True])
 def test_a_cache_changes_nothing(ways: tuple[str, ...], following: bool) -> None:
-    model = shaken(build(action_network=ways, following_actions=following, past=6, hop=4), 0.3).double()
+    model = shaken(build(action_network=ways, following_actions=following, past=6, window_stride=4), 0.3).double()
     full = toy_batch(toy_spec(), 12)
     batch = Batch(full.latents[:, :2], full.actions, "arm")
     made = [model.rollout(batch, logits=True, use_cache=use, sampler=MaskGITSampler(2)) for use in (True, False)]
@@ -183,7 +183,7 @@ def test_robots_share_all_but_what_reads_their_actions() -> None:
 
 
 def test_several_steps_at_once() -> None:
-    model = shaken(build(past=3, horizon=2, hop=2, non_mlm=1.0))
+    model = shaken(build(past=3, horizon=2, window_stride=2, non_mlm=1.0))
     batch = toy_batch(toy_spec(), 9)
     assert model.loss(batch.window(0, 5, 5))[0].isfinite()
     assert model.rollout(batch.window(0, 3, 9)).latents.shape[1] == 6
@@ -222,7 +222,7 @@ def test_a_further_robot_begins_from_a_model_of_others(continuous: bool, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hop": 5}, "hop=5 must be between 1 and past=4"),
+        ({"window_stride": 5}, "window_stride=5 must be between 1 and past=4"),
         ({"heads": 3}, "does not split into 3 heads"),
         ({"action_network": ("concat",)}, "must name at least one of .*'add', 'concatenate', 'cross_attend'"),
         ({"action_network": ()}, "must name at least one of"),
@@ -293,8 +293,8 @@ def test_masked_patches_are_not_looked_at_and_others_are() -> None:
         assert torch.equal(*told) == bool(masked[0, t, s])
 
 
-@pytest.mark.parametrize("looks", [1, 2, 3, 4, 9])
-def test_each_patch_is_drawn_once_and_keeps_its_value(looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 9])
+def test_each_patch_is_drawn_once_and_keeps_its_value(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = shaken(build_continuous(horizon=2)), toy_batch(toy_spec(channels=4), 5)
     drawn: list[Tensor] = []
     original = HMAContinuous.draw
@@ -304,9 +304,9 @@ def test_each_patch_is_drawn_once_and_keeps_its_value(looks: int, monkeypatch: p
         return drawn[-1]
 
     monkeypatch.setattr(HMAContinuous, "draw", draw)
-    sampler = MARSampler(steps=looks, diffusion_steps=3)
+    sampler = MARSampler(steps=steps, diffusion_steps=3)
     made = model.predict(batch.window(0, 3, 5), sampler=sampler, generator=torch.Generator().manual_seed(0))
-    assert len(drawn) == min(looks, 4)
+    assert len(drawn) == min(steps, 4)
     found, wanted = (x.flatten(2, -2).sort(2).values for x in (model.tokens(made.latents), torch.cat(drawn, 2)))
     torch.testing.assert_close(found, wanted)
 
@@ -314,7 +314,7 @@ def test_each_patch_is_drawn_once_and_keeps_its_value(looks: int, monkeypatch: p
 @pytest.mark.parametrize("ways", EVERY_WAY)
 @pytest.mark.parametrize("following", [False, True])
 def test_a_cache_changes_nothing_of_continuous_rollouts(ways: tuple[str, ...], following: bool) -> None:
-    made = build_continuous(action_network=ways, following_actions=following, past=6, hop=4)
+    made = build_continuous(action_network=ways, following_actions=following, past=6, window_stride=4)
     model = shaken(made, 0.3).double()
     full, sampler = toy_batch(toy_spec(channels=4), 12), MARSampler(steps=3, diffusion_steps=3, clamp=2.0)
     batch = Batch(full.latents[:, :2].double(), full.actions, "arm")

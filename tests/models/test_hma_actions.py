@@ -1,4 +1,4 @@
-"""HMA without actions, and predicting them: what is masked is not seen, by any way of being told."""
+"""HMA without actions, and predicting them: what is masked is not seen, by any way of conditioning."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FOLLOWING = pytest.mark.parametrize("following", [False, True])
 
 def predicting(make: Any, **changes: Any) -> Any:
     ways = ("concatenate", *WAYS)
-    return shaken(make(action_network=ways, action_loss=0.5, past=3, horizon=2, hop=2, **changes), 0.3)
+    return shaken(make(action_network=ways, action_loss=0.5, past=3, horizon=2, window_stride=2, **changes), 0.3)
 
 
 def batch_of(model: Any, steps: int = 5) -> Batch:

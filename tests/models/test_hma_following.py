@@ -1,5 +1,5 @@
-"""HMA that is told the actions that follow a step, as published models are: recorded ones where there are any, else the
-last once more."""
+"""HMA conditioned on the actions that follow a step, as published models are: recorded ones where there are any, else
+the last once more."""
 
 from __future__ import annotations
 
@@ -134,5 +134,5 @@ def test_actions_that_do_not_fit_are_refused() -> None:
     batch = batch_of(model, 5).window(0, 3, 4)
     with pytest.raises(HwmError, match=r"those of one step, \(2, 2, 3\), got shape \(2, 1, 2, 3\)"):
         model.predict(replace(batch, following=batch.following[:, None]))
-    with pytest.raises(HwmError, match="4 steps are told actions of 5, got 4"):
+    with pytest.raises(HwmError, match="4 steps take the actions of 5, got 4"):
         model.observe(model.tokens(batch.latents), batch.actions, "arm", 1)

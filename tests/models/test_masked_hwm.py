@@ -57,7 +57,7 @@ def test_the_loss_depends_on_every_action_up_to_the_last(variant, kw):
 
 
 def looked_at(model: MaskedHWM, past: torch.Tensor, future: torch.Tensor, masked: torch.Tensor, actions: torch.Tensor):
-    return model.look(model.observe(past, actions, "arm", future.shape[1]), future, masked)
+    return model.decoding_step(model.observe(past, actions, "arm", future.shape[1]), future, masked)
 
 
 def changed(model: MaskedHWM, past, future, masked, actions, /, **new) -> list[bool]:
@@ -127,14 +127,14 @@ def test_the_parallel_layout_is_every_window_at_once(variant):
         torch.testing.assert_close(together[:, t - 1 : t], alone, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("hop", [1, 3])
+@pytest.mark.parametrize("window_stride", [1, 3])
 @pytest.mark.parametrize(
     "kw",
     [{"variant": v, **SMALL, "past": 4} for v in VARIANTS]
     + [{"past": 4, "horizon": 2, "learned_steps": 6, "reach": 2}],
 )
-def test_a_rollout_with_a_cache_is_the_same_as_without(hop, kw):
-    model = tiny(**kw, hop=hop)
+def test_a_rollout_with_a_cache_is_the_same_as_without(window_stride, kw):
+    model = tiny(**kw, window_stride=window_stride)
     full = toy_batch(model.spec, 10)
     batch = Batch(full.latents[:, :2], full.actions, "arm")
     sampler = MaskGITSampler(steps=2)
@@ -144,7 +144,7 @@ def test_a_rollout_with_a_cache_is_the_same_as_without(hop, kw):
 
 
 def test_a_cache_spares_the_steps_it_covers():
-    model = tiny(**SMALL, hop=3)
+    model = tiny(**SMALL, window_stride=3)
     full = toy_batch(model.spec, 5)
     first = model.predict(full.window(0, 3, 4))
     assert first.cache.steps == 3
@@ -169,21 +169,21 @@ def test_one_look_at_temperature_zero_is_argmax(factorized):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
-def test_looks_follow_the_schedule_and_returned_logits_are_those_of_the_first(steps, monkeypatch):
+def test_decoding_steps_follow_the_schedule_and_returned_logits_are_those_of_the_first(steps, monkeypatch):
     model, seen = tiny(), []
     batch = Batch(toy_batch(model.spec, 2).latents, toy_batch(model.spec, 3).actions, "arm")
-    look, first_look = model.look, model.first_look
+    decoding_step, prefill = model.decoding_step, model.prefill
 
     def counting(window, ids, masked):
         seen.append((ids.clone(), masked.clone()))
-        return look(window, ids, masked)
+        return decoding_step(window, ids, masked)
 
     def counting_first(past, actions, embodiment, ids, masked, cache):
         seen.append((ids.clone(), masked.clone()))
-        return first_look(past, actions, embodiment, ids, masked, cache)
+        return prefill(past, actions, embodiment, ids, masked, cache)
 
-    monkeypatch.setattr(model, "look", counting)
-    monkeypatch.setattr(model, "first_look", counting_first)
+    monkeypatch.setattr(model, "decoding_step", counting)
+    monkeypatch.setattr(model, "prefill", counting_first)
     out = model.predict(batch, sampler=MaskGITSampler(steps=steps), logits=True)
     assert [int(m[0].sum()) for _, m in seen] == [16, *maskgit.masked_counts(steps, 16)[:-1]]
     for (_, before), (ids, masked) in pairwise(seen):

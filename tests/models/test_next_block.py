@@ -150,10 +150,10 @@ def test_other_windows_are_an_error(past: int, missing: int) -> None:
 
 
 def test_windows_begin_where_clips_do() -> None:
-    model = build(clip_steps=3, hop=3)
+    model = build(clip_steps=3, window_stride=3)
     with pytest.raises(HwmError, match="from 1 to 3, in multiples of 3, not 1 from 2"):
         model.predict(toy_batch(model.spec, 3).window(0, 2, 3))
-    with pytest.raises(HwmError, match="past=3, horizon=3 and hop=1 must be multiples of clip_steps=3"):
+    with pytest.raises(HwmError, match="past=3, horizon=3 and window_stride=1 must be multiples of clip_steps=3"):
         build(clip_steps=3)
     assert (model.group, build().group) == (3, 1)
     full = toy_batch(model.spec, 11)
@@ -162,7 +162,7 @@ def test_windows_begin_where_clips_do() -> None:
 
 
 def test_a_rollout_is_block_after_block_each_from_the_one_before() -> None:
-    model = build(hop=3)
+    model = build(window_stride=3)
     full = toy_batch(model.spec, 9)
     rolled = model.rollout(full.window(0, 3, 9)).latents
     first = model.predict(full.window(0, 3, 6)).latents
@@ -198,7 +198,7 @@ def test_one_generator_a_row_makes_rows_independent_of_each_other() -> None:
 def test_samplers_of_masked_models_are_refused() -> None:
     model = build()
     batch = asked(toy_batch(model.spec, 6), 3)
-    with pytest.raises(HwmError, match="next_block predicts in one look; a sampler of steps=2"):
+    with pytest.raises(HwmError, match="next_block predicts in one decoding step; steps=2"):
         model.predict(batch, sampler=MaskGITSampler(steps=2))
     with pytest.raises(HwmError, match='pick="mean" is for factorised vocabularies'):
         model.predict(batch, sampler=MaskGITSampler(steps=1, pick="mean"))
@@ -243,7 +243,7 @@ def test_the_recipe_is_of_the_size_it_says_and_reads_pairs_of_clips() -> None:
 
 
 def test_every_scenario_of_the_truth_has_the_logits_of_the_only_pass() -> None:
-    model = build(clip_steps=3, hop=3)
+    model = build(clip_steps=3, window_stride=3)
     batch = toy_batch(model.spec, 9)
     forced, stepwise = (
         SCENARIOS[name](model, batch, 3, logits=True) for name in ("fully_teacher_forced", "temporally_teacher_forced")

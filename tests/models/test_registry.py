@@ -61,9 +61,9 @@ def test_windows_it_was_not_made_for_are_refused(name):
     for given, missing in ((past + 1, 1), (past, horizon + 1), (0, 1), (past, 0)):
         with pytest.raises(HwmError, match=f"{name} predicts 1 to {horizon} steps from 1 to {past}"):
             model.predict(full.window(0, given, given + missing))
-    for hop in (0, past + 1):
-        with pytest.raises(HwmError, match=f"hop={hop}"):
-            replace(model.config, hop=hop).build(model.spec)
+    for window_stride in (0, past + 1):
+        with pytest.raises(HwmError, match=f"window_stride={window_stride}"):
+            replace(model.config, window_stride=window_stride).build(model.spec)
 
 
 @pytest.mark.parametrize("name", ["genie", "hma_discrete", "masked_hwm_shared"])

@@ -13,7 +13,8 @@ from tests.models.toys import toy_batch, toy_spec
 
 TRAINING = {
     "max_corrupt": 0.9, "non_mlm": 1.0, "fully_masked": 0.9, "label_smoothing": 0.3, "own_past": 1.0, "mlp_drop": 0.5,
-    "drop": 0.9, "any_horizon": True, "middle": -2.0, "spans": 0.9, "action_drop": 0.9, "action_loss": 0.5,
+    "condition_dropout": 0.9, "any_horizon": True, "logit_normal_mean": -2.0, "self_consistency": 0.9,
+    "action_drop": 0.9, "action_loss": 0.5,
 }  # fmt: skip
 """Fields that change training alone, and values for them that no config of the tests has."""
 ROOM = {"masked_hwm": {"parallel": True}, "flow_hwm": {"objective": "shortcut"}, "flow_hwm_uvit": {"horizon": 2}}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hwm.objectives import flow, flow_spans, maskgit, next_token
+from hwm.objectives import flow, maskgit, next_token, shortcut
 from hwm.objectives.draws import gumbel, normal, uniform_like
 from hwm.objectives.maskgit import MaskGITSampler
 from hwm.types import Generator
@@ -88,9 +88,9 @@ def test_draws_of_rows_are_made_on_their_device(name: str) -> None:
 
 def test_what_flows_are_trained_on_is_made_on_its_device() -> None:
     assert flow.draw_times(3, META).device == META
-    assert {x.device for x in flow_spans.draw_halves(3, META)} == {META}
+    assert {x.device for x in shortcut.draw_halves(3, META)} == {META}
     data = torch.zeros(2, 3, device=META)
-    shown = flow_spans.lesson(None, 0, lambda part: lambda x, t, d: x, data, data)
+    shown = shortcut.training_targets(None, 0, lambda part: lambda x, t, d: x, data, data)
     assert {x.device for x in shown} == {META}
 
 

@@ -23,7 +23,7 @@ STEPWISE = ("euler", "midpoint", "heun")
 def test_a_straight_path_is_followed_exactly_in_any_number_of_steps(solver: str, steps: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     noise, data = (torch.randn(3, 4, generator=g, dtype=torch.float64) for _ in range(2))
-    out = integrate(lambda x, t, span: data - noise, noise, FlowSampler(steps, solver))  # type: ignore[arg-type]
+    out = integrate(lambda x, t, step_size: data - noise, noise, FlowSampler(steps, solver))  # type: ignore[arg-type]
     torch.testing.assert_close(out, data)
 
 
@@ -32,7 +32,7 @@ def test_solvers_have_their_order(solver: str, order: int) -> None:
     """dx/dt = x (1 + t) has the solution x(0) exp(t + t^2 / 2)."""
     x, want = torch.ones(1, dtype=torch.float64), math.exp(1.5)
     errors = [
-        abs(integrate(lambda x, t, span: x * (1 + t), x, FlowSampler(n, solver)).item() - want)  # type: ignore[arg-type]
+        abs(integrate(lambda x, t, step_size: x * (1 + t), x, FlowSampler(n, solver)).item() - want)  # type: ignore[arg-type]
         for n in (40, 80)
     ]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.15)
@@ -40,7 +40,7 @@ def test_solvers_have_their_order(solver: str, order: int) -> None:
 
 @given(steps=st.integers(1, 12))
 def test_euler_on_a_linear_field_is_the_product_of_its_steps(steps: int) -> None:
-    out = integrate(lambda x, t, span: 2 * x, torch.ones(1, dtype=torch.float64), FlowSampler(steps))
+    out = integrate(lambda x, t, step_size: 2 * x, torch.ones(1, dtype=torch.float64), FlowSampler(steps))
     assert out.item() == pytest.approx((1 + 2 / steps) ** steps)
 
 
@@ -50,7 +50,7 @@ def test_euler_on_a_linear_field_is_the_product_of_its_steps(steps: int) -> None
 def test_every_evaluation_is_of_the_newest_point_at_its_own_time(solver: str, times: list[float]) -> None:
     seen: list[tuple[float, float]] = []
 
-    def field(x: Tensor, t: float, span: float) -> Tensor:
+    def field(x: Tensor, t: float, step_size: float) -> Tensor:
         seen.append((t, x.item()))
         return torch.ones_like(x)
 
@@ -60,17 +60,17 @@ def test_every_evaluation_is_of_the_newest_point_at_its_own_time(solver: str, ti
 
 @given(steps=st.integers(1, 12), rate=st.floats(-2, 2))
 def test_euler_on_mean_velocities_is_exact_in_any_number_of_steps(steps: int, rate: float) -> None:
-    """dx/dt = rate x takes x to x exp(rate d) in a span d, at a mean velocity of x (exp(rate d) - 1) / d."""
+    """dx/dt = rate x takes x to x exp(rate d) in a step of size d, at a mean velocity of x (exp(rate d) - 1) / d."""
     x = torch.ones(1, dtype=torch.float64)
     out = integrate(lambda x, t, d: x * math.expm1(rate * d) / d, x, FlowSampler(steps))
     assert out.item() == pytest.approx(math.exp(rate))
 
 
 def test_solvers_of_higher_order_ask_for_no_spans() -> None:
-    spans: list[float] = []
+    sizes: list[float] = []
     for solver in ("midpoint", "heun"):
-        integrate(lambda x, t, d: spans.append(d) or x, torch.ones(1), FlowSampler(3, solver))  # type: ignore[arg-type, func-returns-value]
-    assert spans == [0.0] * 12
+        integrate(lambda x, t, d: sizes.append(d) or x, torch.ones(1), FlowSampler(3, solver))  # type: ignore[arg-type, func-returns-value]
+    assert sizes == [0.0] * 12
 
 
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-6])
@@ -78,7 +78,7 @@ def test_the_adaptive_solver_keeps_to_its_tolerance_with_few_evaluations(toleran
     pytest.importorskip("torchdiffeq")
     asked = 0
 
-    def field(x: Tensor, t: float, span: float) -> Tensor:
+    def field(x: Tensor, t: float, step_size: float) -> Tensor:
         nonlocal asked
         asked += 1
         return x * (1 + t)
@@ -106,9 +106,9 @@ def test_the_path_goes_from_noise_to_data_at_the_target_velocity() -> None:
 
 def test_times_are_logit_normal() -> None:
     torch.manual_seed(0)
-    for told, middle in (((), 0.0), ((-1.0,), -1.0)):
-        logit = draw_times(20_000, torch.device("cpu"), *told).logit()
-        assert logit.mean().item() == pytest.approx(middle, abs=0.03)
+    for words, mean in (((), 0.0), ((-1.0,), -1.0)):
+        logit = draw_times(20_000, torch.device("cpu"), *words).logit()
+        assert logit.mean().item() == pytest.approx(mean, abs=0.03)
         assert logit.std().item() == pytest.approx(1, abs=0.03)
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from hwm.errors import HwmError
 from hwm.networks.lpips import LPIPS
-from hwm.objectives.reconstruction import Adversary, Discriminator, Judges, balance, reconstruction_loss
+from hwm.objectives.reconstruction import Adversary, Discriminator, LossWeights, balance, reconstruction_loss
 
-PLAIN = Judges(width=8, halvings=2)
+PLAIN = LossWeights(width=8, halvings=2)
 ADVERSARIAL = replace(PLAIN, adversarial=0.5, adaptive=False)
 
 
@@ -44,28 +44,28 @@ def test_lpips_counts_where_its_weights_are(tmp_path: Path) -> None:
     weights = {f"{names[k[:7]]}.{k[8:]}": v for k, v in network.state_dict().items() if k.startswith("convs")}
     weights |= {f"lin{i}.model.1.weight": w.view(1, -1, 1, 1) for i, w in enumerate(network.channels)}
     save_file({k: v.detach().contiguous() for k, v in weights.items()}, path)
-    judges = replace(PLAIN, perceptual=2.0, lpips=(str(path),))
+    weights = replace(PLAIN, perceptual=2.0, lpips=(str(path),))
     made, truth = pair(size=32, frames=2)
-    loss, values = reconstruction_loss(judges, None, made, truth)
+    loss, values = reconstruction_loss(weights, None, made, truth)
     distance = network((made.detach() + 1) / 2, (truth + 1) / 2).mean()
     torch.testing.assert_close(values["lpips"], distance)
     torch.testing.assert_close(loss.detach(), values["absolute"] + 2 * distance)
     plain = torch.autograd.grad(reconstruction_loss(PLAIN, None, made, truth)[0], made)[0]
     assert not torch.equal(torch.autograd.grad(loss, made)[0], plain), "it has a gradient"
     with pytest.raises(HwmError, match="at least 31 x 31"):
-        reconstruction_loss(judges, None, *pair(size=16))
+        reconstruction_loss(weights, None, *pair(size=16))
     with pytest.raises(HwmError, match="not_there"):
-        reconstruction_loss(replace(judges, lpips=(str(tmp_path / "not_there.safetensors"),)), None, made, truth)
+        reconstruction_loss(replace(weights, lpips=(str(tmp_path / "not_there.safetensors"),)), None, made, truth)
 
 
 @pytest.mark.parametrize("reach", [1, 3])
 def test_each_side_of_the_game_gets_its_own_gradient(reach: int) -> None:
     """One backward pass gives the gradients that two losses, of two players, give one by one."""
-    judges = replace(ADVERSARIAL, reach=reach)
+    weights = replace(ADVERSARIAL, reach=reach)
     made, truth = pair()
-    adversary = Adversary(judges)
+    adversary = Adversary(weights)
     adversary.train()
-    loss, values = reconstruction_loss(judges, adversary, made, truth)
+    loss, values = reconstruction_loss(weights, adversary, made, truth)
     loss.backward()
     players = list(adversary.discriminator.parameters())
 
@@ -87,8 +87,8 @@ def test_each_side_of_the_game_gets_its_own_gradient(reach: int) -> None:
 def test_the_adversary_is_as_loud_as_all_else_where_its_weight_adapts(size: int) -> None:
     """Whatever the size: gradients of means become smaller with it."""
     made, truth = pair(size)
-    judges = replace(ADVERSARIAL, adversarial=1.0, adaptive=True)
-    adversary = Adversary(judges)
+    weights = replace(ADVERSARIAL, adversarial=1.0, adaptive=True)
+    adversary = Adversary(weights)
     other = (made - truth).abs().mean()
     ours = torch.autograd.grad(other, made, retain_graph=True)[0]
     added, values = adversary(made, truth, other)
@@ -100,25 +100,25 @@ def test_the_adversary_is_as_loud_as_all_else_where_its_weight_adapts(size: int)
 
 def test_it_begins_when_it_is_told_and_remembers_where_it_stood() -> None:
     made, truth = pair()
-    judges = replace(ADVERSARIAL, begins=2)
-    adversary = Adversary(judges)
-    plain = reconstruction_loss(judges, None, made, truth)[0]
-    losses = [reconstruction_loss(judges, adversary, made, truth)[0] for _ in range(3)]
+    weights = replace(ADVERSARIAL, begins=2)
+    adversary = Adversary(weights)
+    plain = reconstruction_loss(weights, None, made, truth)[0]
+    losses = [reconstruction_loss(weights, adversary, made, truth)[0] for _ in range(3)]
     assert losses[0] == losses[1] == plain != losses[2]
-    resumed = Adversary(judges)
+    resumed = Adversary(weights)
     resumed.load_state_dict(adversary.state_dict())
-    assert torch.equal(reconstruction_loss(judges, resumed, made, truth)[0], losses[2])
+    assert torch.equal(reconstruction_loss(weights, resumed, made, truth)[0], losses[2])
     adversary.eval()
-    assert reconstruction_loss(judges, adversary, made, truth)[0] == plain, "held-out losses are without it"
+    assert reconstruction_loss(weights, adversary, made, truth)[0] == plain, "held-out losses are without it"
     assert adversary.passes == 3
 
 
 def test_it_learns_to_tell_and_to_fool() -> None:
     """Pictures that begin grey become like the truth with the adversary as their only judge."""
     torch.manual_seed(0)
-    judges = replace(ADVERSARIAL, adversarial=1.0)
+    weights = replace(ADVERSARIAL, adversarial=1.0)
     truth = torch.full((4, 5, 3, 16, 16), 0.8)
-    made, adversary = nn.Parameter(torch.zeros(4, 5, 3, 16, 16)), Adversary(judges)
+    made, adversary = nn.Parameter(torch.zeros(4, 5, 3, 16, 16)), Adversary(weights)
     optimizer = torch.optim.Adam([made, *adversary.parameters()], 5e-3, betas=(0.5, 0.9))
     told = []
     for _ in range(60):
@@ -152,6 +152,6 @@ def test_frames_by_themselves_do_not_see_each_other() -> None:
         *({"reach": 2}, {"reach": 0}, {"width": 12}, {"width": 0}, {"halvings": 0}),
     ],
 )
-def test_judges_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
+def test_weights_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(HwmError):
         replace(PLAIN, **wrong)

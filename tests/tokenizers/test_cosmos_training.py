@@ -18,7 +18,7 @@ from hwm.data.store import Header, Writer
 from hwm.encode.files import for_size
 from hwm.errors import HwmError
 from hwm.loading import load_tokenizer
-from hwm.objectives.reconstruction import Judges
+from hwm.objectives.reconstruction import LossWeights
 from hwm.recipes import Recipe
 from hwm.tokenizers.cosmos import Cosmos, CosmosImage, CosmosVideo
 from hwm.train.blocks import recompute
@@ -29,13 +29,13 @@ from tests.commands.test_tokens import film
 
 SIZE = (16, 32)
 SPEC = DataSpec(LatentSpec(SIZE, channels=3), {}, "pixels-16x32")
-ADVERSARIAL = Judges(squared=1.0, adversarial=0.2, begins=2, width=8, halvings=2)
+ADVERSARIAL = LossWeights(squared=1.0, adversarial=0.2, begins=2, width=8, halvings=2)
 KINDS: dict[str, Cosmos.Config] = {
     "dv": CosmosVideo.tiny(),
     "cv": replace(CosmosVideo.tiny(), levels=(), channels=5),
-    "dv4": replace(CosmosVideo.tiny(), time=4, judges=ADVERSARIAL),
+    "dv4": replace(CosmosVideo.tiny(), time=4, loss_weights=ADVERSARIAL),
     "di": CosmosImage.tiny(),
-    "ci": replace(CosmosImage.tiny(), levels=(), channels=4, judges=ADVERSARIAL),
+    "ci": replace(CosmosImage.tiny(), levels=(), channels=4, loss_weights=ADVERSARIAL),
 }
 
 
@@ -88,7 +88,7 @@ def test_every_weight_has_a_gradient_and_the_loss_falls(kind: str) -> None:
     last = "adversary.discriminator"  # whose last bias counts for real and made alike
     assert [name for name in silent if not name.startswith(last)] == []
     assert len([name for name in silent if name.startswith(last)]) <= 1
-    model = build(replace(KINDS[kind], judges=Judges()))
+    model = build(replace(KINDS[kind], loss_weights=LossWeights()))
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     losses = []
     for _ in range(30):
@@ -135,7 +135,7 @@ def test_a_compiled_model_has_the_same_gradients(kind: str) -> None:
     gradients = []
     for compiled in (False, True):
         torch.compiler.reset()
-        model = build(replace(KINDS[kind], judges=replace(KINDS[kind].judges, begins=0)))
+        model = build(replace(KINDS[kind], loss_weights=replace(KINDS[kind].loss_weights, begins=0)))
         run = torch.compile(model, backend="aot_eager") if compiled else model
         run(batch(model.latent.frames(2)))[0].backward()
         gradients.append([p.grad for p in model.parameters()])
@@ -144,7 +144,7 @@ def test_a_compiled_model_has_the_same_gradients(kind: str) -> None:
 
 
 def test_half_precision_trains_with_an_adversary() -> None:
-    model = build(replace(KINDS["dv4"], judges=replace(ADVERSARIAL, begins=0)))
+    model = build(replace(KINDS["dv4"], loss_weights=replace(ADVERSARIAL, begins=0)))
     with torch.autocast("cpu", torch.bfloat16):
         loss, values = model.loss(batch(9))
     loss.backward()
@@ -197,7 +197,7 @@ def test_what_was_trained_encodes_is_exported_and_begins_another_run(store: Path
         small(store, KINDS["dv4"], steps=1, lr=0.0, ema=0.0), tmp_path / "tuned", str(tmp_path / "ours")
     )
     assert torch.equal(tuned.encode(video), ids)
-    plain = replace(KINDS["dv4"], judges=Judges())
+    plain = replace(KINDS["dv4"], loss_weights=LossWeights())
     bare = train_recipe(small(store, plain, steps=1, lr=0.0, ema=0.0), tmp_path / "bare", str(tmp_path / "ours"))
     assert torch.equal(bare.encode(video), ids)
 

@@ -165,11 +165,11 @@ def _frames_of(
     wanted = numbers[start:stop:every]
     if not len(wanted):
         return
-    hops = np.unique(np.diff(wanted))
-    hop = int(hops[0]) if len(hops) == 1 and hops[0] > 0 else 1
+    gaps = np.unique(np.diff(wanted))
+    gap = int(gaps[0]) if len(gaps) == 1 and gaps[0] > 0 else 1
     first, at = int(wanted[0]), 0
     for number, frame in zip(
-        range(first, int(wanted[-1]) + 1, hop), episode.frames(hop, first, int(wanted[-1]) + 1), strict=False
+        range(first, int(wanted[-1]) + 1, gap), episode.frames(gap, first, int(wanted[-1]) + 1), strict=False
     ):
         while at < len(wanted) and wanted[at] == number:
             yield frame

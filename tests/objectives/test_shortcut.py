@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hwm.objectives.flow import FlowSampler, column, integrate
-from hwm.objectives.flow_spans import HALVINGS, OBJECTIVES, Means, draw_halves, lesson
+from hwm.objectives.shortcut import HALVINGS, OBJECTIVES, Means, draw_halves, training_targets
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def test_the_true_mean_velocity_is_its_own_target(name: str, spread: float, seed
     torch.manual_seed(seed)
     objective = OBJECTIVES[name]
     t_B, d_B = (x.double() for x in objective.draw(8, CPU))
-    d_B[d_B < 2 ** -(HALVINGS - 1)] = 1 / 4  # it takes the velocity for the mean over its shortest span
+    d_B[d_B < 2 ** -(HALVINGS - 1)] = 1 / 4  # it takes the velocity for the mean over its smallest step size
     t_B = torch.minimum(t_B, 1 - d_B)
     x, means = torch.randn(8, 3, 2, dtype=torch.float64), partial(exact, spread=spread)
     torch.testing.assert_close(objective.target(means, x, t_B, d_B), means(x, t_B, d_B), atol=1e-9, rtol=1e-9)
@@ -81,15 +81,15 @@ def test_a_lesson_of_no_spans_is_flow_matching_and_spans_are_the_last_examples()
         asked.append(part)
         return lambda x, t, d: torch.full_like(x, 7.0)
 
-    plain = lesson(None, 0, means_of, data, noise)
+    plain = training_targets(None, 0, means_of, data, noise)
     assert torch.equal(plain.target, data - noise)
-    assert not plain.span.any()
+    assert not plain.step_size.any()
     torch.testing.assert_close(plain.noisy, noise + plain.t[:, None] * (data - noise))
-    shown = lesson(OBJECTIVES["shortcut"], 2, means_of, data, noise)
+    shown = training_targets(OBJECTIVES["shortcut"], 2, means_of, data, noise)
     assert asked == [slice(4, 6)]
     assert torch.equal(shown.target[:4], (data - noise)[:4])
     assert torch.equal(shown.target[4:], torch.full((2, 3), 7.0))
-    assert torch.equal(shown.span > 0, torch.tensor([False] * 4 + [True] * 2))
+    assert torch.equal(shown.step_size > 0, torch.tensor([False] * 4 + [True] * 2))
     torch.testing.assert_close(shown.noisy, noise + shown.t[:, None] * (data - noise))
 
 
@@ -113,15 +113,17 @@ def test_few_steps_come_nearer_to_the_data_where_spans_were_learned(name: str | 
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(800):
         data, noise = torch.randint(2, (size, 1)) * 2.0 - 1, torch.randn(size, 1)
-        shown = lesson(OBJECTIVES[name] if name else None, size // 2 if name else 0, lambda _: model, data, noise)
-        loss = (model(shown.noisy, shown.t, shown.span) - shown.target).square().mean()
+        shown = training_targets(
+            OBJECTIVES[name] if name else None, size // 2 if name else 0, lambda _: model, data, noise
+        )
+        loss = (model(shown.noisy, shown.t, shown.step_size) - shown.target).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    def field(x: Tensor, t: float, span: float) -> Tensor:
+    def field(x: Tensor, t: float, step_size: float) -> Tensor:
         size = (len(x),)
-        return model(x, torch.full(size, t), torch.full(size, span if name else 0.0))
+        return model(x, torch.full(size, t), torch.full(size, step_size if name else 0.0))
 
     with torch.no_grad():
         found = {n: integrate(field, torch.randn(2000, 1), FlowSampler(n)).abs() for n in (1, 4)}
@@ -149,6 +151,6 @@ def test_half_of_the_shortest_span_counts_as_none() -> None:
 def test_times_of_a_lesson_lie_about_their_middle() -> None:
     torch.manual_seed(0)
     data = torch.zeros(5000, 1)
-    for told, middle in (((), 0.0), ((-1.5,), -1.5)):
-        shown = lesson(None, 0, lambda part: lambda x, t, d: x, data, data, *told)
-        assert shown.t.logit().mean().item() == pytest.approx(middle, abs=0.06)
+    for words, mean in (((), 0.0), ((-1.5,), -1.5)):
+        shown = training_targets(None, 0, lambda part: lambda x, t, d: x, data, data, *words)
+        assert shown.t.logit().mean().item() == pytest.approx(mean, abs=0.06)
