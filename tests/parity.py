@@ -17,7 +17,8 @@ import pytest
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hwm.convert.cases import Case, read_case
+from hwm.convert.cases import read_case
+from hwm.convert.recorded import Case
 
 SMALL = Path(__file__).parent / "recorded"
 LARGE = Path(os.environ.get("HWM_PARITY") or Path(__file__).parents[2] / "shared" / "parity")

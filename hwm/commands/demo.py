@@ -47,7 +47,8 @@ def run_demo(o: DemoOptions) -> Path:
     """Run the demo; returns the path of the report."""
     from rich.console import Console
 
-    from hwm.commands.evaluation import EvaluateOptions, run_evaluation
+    from hwm.commands.evaluation import EvaluateOptions
+    from hwm.commands.rollouts import run_evaluation
     from hwm.commands.samples import curve
     from hwm.commands.training import train_recipe
     from hwm.data.clips import Clips

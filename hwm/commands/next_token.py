@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from hwm.commands.evaluation import RolloutOptions, device, run_evaluation
+from hwm.commands.rollouts import RolloutOptions, device, run_evaluation
 from hwm.errors import HwmError
 from hwm.evaluate.uncertainty import Estimate, estimate
 from hwm.types import DataSpec

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,44 +20,9 @@ from torch import Tensor
 
 from hwm.convert.family import find_family
 from hwm.convert.public import PUBLIC, path_of, watched
+from hwm.convert.recorded import Case, Tensors
 from hwm.errors import HwmError
 from hwm.weights import load_tensors
-
-
-class Tensors(dict[str, Tensor]):
-    """Tensors by name; one that is not there is a mistake of the case."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], what: str) -> None:
-        super().__init__(tensors)
-        self.what = what
-
-    def __missing__(self, name: str) -> Tensor:
-        raise HwmError(f"{self.what} lacks {name!r}, which this output is computed from")
-
-
-class Case(NamedTuple):
-    """One recorded case.
-
-    Attributes:
-        name: of its files.
-        family: who recorded it, as `hwm.convert.family` names them.
-        config: the fields of the original, and their values.
-        weights: its state dict.
-        given, out: inputs and outputs by name.
-        tolerance: largest absolute difference of each output of floats.
-        shapes: of each output, whole.
-        every: of each output, of how many numbers one is in `out`, which is flat where this is not 1.
-    """
-
-    name: str
-    family: str
-    config: dict[str, Any]
-    weights: dict[str, Tensor]
-    given: Tensors
-    out: dict[str, Tensor]
-    tolerance: dict[str, float]
-    shapes: dict[str, tuple[int, ...]]
-    every: dict[str, int]
 
 
 class _Entry(NamedTuple):

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from hwm.config import from_json
-from hwm.convert.cases import Case
 from hwm.convert.family import Family, Outputs, register
 from hwm.convert.public import Inner
+from hwm.convert.recorded import Case
 from hwm.data.onex.specs import COSMOS_LEVELS
 from hwm.errors import CheckpointError, HwmError
 from hwm.files import write_atomically

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from hwm.config import from_json, replace
-from hwm.convert.cases import Case
 from hwm.convert.family import Family, Outputs, register
 from hwm.convert.public import Inner
+from hwm.convert.recorded import Case
 from hwm.convert.replay import unclamped
 from hwm.encode.files import for_size
 from hwm.errors import CheckpointError, HwmError

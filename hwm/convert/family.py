@@ -8,14 +8,12 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from hwm.convert.recorded import Case
 from hwm.errors import unknown
-
-if TYPE_CHECKING:
-    from hwm.convert.cases import Case
 
 # the files of this folder that register families
 CONVERTERS = ("cosmos_ar", "cosmos_tokenizer", "genie", "hma", "magvit2")

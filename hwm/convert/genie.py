@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from hwm.config import from_json
-from hwm.convert.cases import Case
 from hwm.convert.family import Family, Outputs, register
 from hwm.convert.folders import read_folder, write_folder
 from hwm.convert.public import Inner
+from hwm.convert.recorded import Case
 from hwm.convert.replay import ReleasedSampler, training
 from hwm.data.onex.specs import onex_v1
 from hwm.errors import HwmError

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from hwm.config import from_json
-from hwm.convert.cases import Case
 from hwm.convert.family import Family, Outputs, register
 from hwm.convert.folders import read_folder, write_folder
 from hwm.convert.hma_replay import continuous_outputs, discrete_outputs
+from hwm.convert.recorded import Case
 from hwm.data.onex.specs import onex_v1
 from hwm.errors import CheckpointError, HwmError
 from hwm.models.hma_continuous import HMAContinuous, MARSampler

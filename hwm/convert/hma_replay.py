@@ -9,9 +9,9 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from hwm.convert.cases import Case
 from hwm.convert.family import Outputs
 from hwm.convert.public import Inner
+from hwm.convert.recorded import Case
 from hwm.convert.replay import ReleasedSampler, training
 from hwm.models.hma_continuous import HMAContinuous, MARSampler
 from hwm.models.hma_discrete import HMADiscrete

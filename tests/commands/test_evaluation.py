@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hwm import cli
-from hwm.commands.evaluation import SHIPPED, RolloutOptions
+from hwm.commands.rollouts import SHIPPED, RolloutOptions
 from hwm.data.mixture import DataConfig
 from hwm.data.readers import open_store
 from hwm.errors import HwmError

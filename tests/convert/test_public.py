@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hwm.config import replace
-from hwm.convert.cases import Case, Tensors
 from hwm.convert.family import find_family
 from hwm.convert.public import Inner, path_of, watched
+from hwm.convert.recorded import Case, Tensors
 from hwm.convert.replay import ReleasedSampler, training, unclamped
 from hwm.models.genie import Genie
 from hwm.tokenizers.cosmos import CosmosImage, CosmosVideo

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hwm.commands.evaluation import RolloutOptions
+from hwm.commands.rollouts import RolloutOptions
 from hwm.errors import HwmError
 from hwm.evaluate.evaluate import EvaluateConfig, evaluate
 from hwm.evaluate.scenarios import SCENARIOS, autoregressive, fully_teacher_forced, temporally_teacher_forced
