@@ -1,4 +1,4 @@
-"""The floors of the house hold: what pyproject.toml says of imports is so, and `import hwm` needs no more than it uses."""
+"""The floors of the house hold: imports are as pyproject.toml says, and models and tokenizers bring nothing heavy."""
 
 from __future__ import annotations
 
