@@ -104,40 +104,52 @@ def plan(
     newest = known - 1 - (known - 1 - target) % every
     at_hand = newest // every + 1 if newest >= 0 else 0
     clip_frames = 1 + (clip_steps - 1) * stride
-    if clip_steps > 1:
-        clips = min(at_hand // clip_frames, past // clip_steps)
-        context, encoded = clips * clip_steps, clips * clip_frames
-    else:
-        context = min(1 + (at_hand - 1) // stride, past) if at_hand else 0
-        encoded = 1 + (context - 1) * stride
+    context, encoded = _context(at_hand, stride, past, clip_steps)
     if context < 1:
         raise HwmError(
             f"of the {known} frames that are seen, {at_hand} lie {every} apart and lead to frame {target}: the model "
             f"needs {clip_frames} of them at least"
         )
     first, wanted = newest - every * (encoded - 1), encoded + (target - newest) // every
-    if clip_steps > 1:  # decode the clip that shows the frame, up to it
-        begin, within = divmod(wanted - 1, clip_frames)
-        begin, last = begin * clip_steps, begin * clip_steps - (-within // stride)
-        start = begin // clip_steps * clip_frames
-    elif stride > 1:  # the tokenizer may need the whole clip
-        begin, last, start = 0, -(-(wanted - 1) // stride), 0
-    else:
-        last = wanted - 1
-        begin = start = max(0, last - lookback)
+    begin, last, start = _decoded(wanted, stride, clip_steps, lookback)
     filled = start + 1 + (last - begin) * stride
     numbers = np.minimum(np.arange(start, filled), wanted - 1)
+    steps = context + -(-(last + 1 - context) // group) * group
     return Plan(
         every=every,
         frames=(first + every * np.arange(encoded)).reshape(-1, clip_frames if clip_steps > 1 else encoded),
         context=context,
-        rows=_rows(context + -(-(last + 1 - context) // group) * group, first, every, stride, rate, clip_steps).clip(
-            0, (target + 1) * rate - 1
-        ),
+        rows=_rows(steps, first, every, stride, rate, clip_steps).clip(0, (target + 1) * rate - 1),
         decode=slice(begin, last + 1),
         visible=first + every * numbers,
         shown=wanted - 1 - start,
     )
+
+
+def _context(at_hand: int, stride: int, past: int, clip_steps: int) -> tuple[int, int]:
+    """How many steps of context the frames at hand make, and how many of the frames are encoded for them."""
+    if clip_steps > 1:
+        clips = min(at_hand // (1 + (clip_steps - 1) * stride), past // clip_steps)
+        return clips * clip_steps, clips * (1 + (clip_steps - 1) * stride)
+    context = min(1 + (at_hand - 1) // stride, past) if at_hand else 0
+    return context, 1 + (context - 1) * stride
+
+
+def _decoded(wanted: int, stride: int, clip_steps: int, lookback: int) -> tuple[int, int, int]:
+    """Where decoding begins and ends to show the last of the first `wanted` frames that the model knows or makes.
+
+    Returns:
+        the first and the last step that are decoded together, and the number of the first frame that they show.
+    """
+    if clip_steps > 1:  # decode the clip that shows the frame, up to it
+        clip_frames = 1 + (clip_steps - 1) * stride
+        clip, within = divmod(wanted - 1, clip_frames)
+        return clip * clip_steps, clip * clip_steps - (-within // stride), clip * clip_frames
+    if stride > 1:  # the tokenizer may need the whole clip
+        return 0, -(-(wanted - 1) // stride), 0
+    last = wanted - 1
+    begin = max(0, last - lookback)
+    return begin, last, begin
 
 
 def _rows(steps: int, first: int, every: int, stride: int, rate: int, clip_steps: int) -> np.ndarray:

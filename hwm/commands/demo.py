@@ -5,10 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from hwm.errors import HwmError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hwm.evaluate.obey import Obedience
+    from hwm.evaluate.results import Results
 
 #: constant commands that the model is asked to follow; values in the robot's units (rad/s, m/s)
 COMMANDS = {
@@ -47,19 +54,8 @@ def run_demo(o: DemoOptions) -> Path:
     """Run the demo; returns the path of the report."""
     from rich.console import Console
 
-    from hwm.commands.evaluation import EvaluateOptions
-    from hwm.commands.rollouts import run_evaluation
-    from hwm.commands.samples import curve
-    from hwm.commands.training import train_recipe
-    from hwm.data.clips import Clips
-    from hwm.data.readers import open_store
-    from hwm.evaluate.obey import obey
     from hwm.evaluate.report import write_report
-    from hwm.evaluate.show import contact_sheet, save_examples
-    from hwm.loading import load, load_tokenizer
-    from hwm.pictures.files import save_png
     from hwm.pictures.plot import need_matplotlib
-    from hwm.recipes import find_recipe
 
     need_matplotlib()
     began = time.monotonic()
@@ -69,29 +65,13 @@ def run_demo(o: DemoOptions) -> Path:
     o.out.mkdir(parents=True, exist_ok=True)
 
     console.rule("1. the shipped model on rooms it has never seen")
-    options = EvaluateOptions(model=o.model, store=o.store, clips=o.clips)
-    results = run_evaluation(options, "hwm demo", progress=True)
-    console.print(results.table())
-    results.save(o.out / "figures.json")
-    videos = save_examples(o.out, results)
-    save_png(o.out / "contact_sheet.png", contact_sheet(results))
-
+    results, videos = _evaluated(o, console)
     console.rule("2. does it do what it is told?")
-    model = load(o.model)
-    clips = Clips(open_store(o.store), model.config.past + 8, part="test")
-    tokenizer = load_tokenizer(clips.store.header.tokenizer)
-    obedience = obey(model, tokenizer, clips, COMMANDS, starts=6, steps=10)
-    for command, motion in obedience.motion.items():
-        shift, expansion = motion.mean((0, 1))
-        console.print(f"  {command:<14} the picture shifts {shift:+.2f} pixels a step, expands {expansion:+.2f}")
-
+    obedience = _commanded(o, console)
     points = []
     if o.train:
         console.rule("3. a toy model, trained from nothing")
-        run = o.out / "toy"
-        train_recipe(find_recipe("masked_hwm_toy")(), run)
-        points = curve(run)
-        console.print(f"  loss {points[0][1]:.2f} -> {points[-1][1]:.2f} nats a token in {points[-1][0]} updates")
+        points = _trained(o.out / "toy", console)
 
     notes = ["The training curve is that of the toy model trained during this demo, not of the model evaluated here."]
     report = write_report(
@@ -104,7 +84,50 @@ def run_demo(o: DemoOptions) -> Path:
         data="120 minutes of simulated rooms; the rooms shown here are not among them",
     )
     console.rule("done")
-    console.print(
-        f"{time.monotonic() - began:.0f} s. Open {report} in a browser; videos: {videos[0].parent}/clip_*.mp4"
-    )
+    console.print(f"{time.monotonic() - began:.0f} s. Open {report} in a browser; videos: {videos}/clip_*.mp4")
     return report
+
+
+def _evaluated(o: DemoOptions, console: Console) -> tuple[Results, Path]:
+    """Figures of the model, which are saved with videos of some clips and a contact sheet; the folder of the videos."""
+    from hwm.commands.evaluation import EvaluateOptions
+    from hwm.commands.rollouts import run_evaluation
+    from hwm.evaluate.show import contact_sheet, save_examples
+    from hwm.pictures.files import save_png
+
+    options = EvaluateOptions(model=o.model, store=o.store, clips=o.clips)
+    results: Results = run_evaluation(options, "hwm demo", progress=True)
+    console.print(results.table())
+    results.save(o.out / "figures.json")
+    videos = save_examples(o.out, results)
+    save_png(o.out / "contact_sheet.png", contact_sheet(results))
+    return results, videos[0].parent
+
+
+def _commanded(o: DemoOptions, console: Console) -> Obedience:
+    """How the picture moves in the model under each of `COMMANDS`."""
+    from hwm.data.clips import Clips
+    from hwm.data.readers import open_store
+    from hwm.evaluate.obey import obey
+    from hwm.loading import load, load_tokenizer
+
+    model = load(o.model)
+    clips = Clips(open_store(o.store), model.config.past + 8, part="test")
+    tokenizer = load_tokenizer(clips.store.header.tokenizer)
+    obedience = obey(model, tokenizer, clips, COMMANDS, starts=6, steps=10)
+    for command, motion in obedience.motion.items():
+        shift, expansion = motion.mean((0, 1))
+        console.print(f"  {command:<14} the picture shifts {shift:+.2f} pixels a step, expands {expansion:+.2f}")
+    return obedience
+
+
+def _trained(run: Path, console: Console) -> list[tuple[int, float, float | None]]:
+    """The training curve of a toy model, as of `curve`; losses in nats a token."""
+    from hwm.commands.samples import curve
+    from hwm.commands.training import train_recipe
+    from hwm.recipes import find_recipe
+
+    train_recipe(find_recipe("masked_hwm_toy")(), run)
+    points = curve(run)
+    console.print(f"  loss {points[0][1]:.2f} -> {points[-1][1]:.2f} nats a token in {points[-1][0]} updates")
+    return points

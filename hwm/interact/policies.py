@@ -279,21 +279,13 @@ def evaluate_policies(
     note = simulator_note(simulator, chosen)
     dreamt = np.full((len(policies), len(chosen)), np.nan)
     true = dreamt.copy()
+    acting = list(policies.values())
     for s, start in enumerate(track(chosen, len(chosen), "starts") if progress else chosen):
-        limits, real = world.limits[start.embodiment], note is None and start.origin is not None
-        trial = Trial(start, limits, recording(world, start, steps), zlib.crc32(f"{seed} {s}".encode()))
-        goal = goal_of(world, trial, steps) if scored.goal else None
-        for p, policy in enumerate(policies.values()):
-            frames = run_episode(Dream(world, trial, sampler), policy, trial, steps, goal)
-            dreamt[p, s] = scored.score(frames, goal)
-        if not real:
-            continue
-        if scored.goal:
-            with closing(Reality(world, trial)) as place:
-                goal = run_episode(place, SCRIPTED["recorded"], trial, steps)[-1]
-        for p, policy in enumerate(policies.values()):
-            with closing(Reality(world, trial)) as place:
-                true[p, s] = scored.score(run_episode(place, policy, trial, steps, goal), goal)
+        seed_of_start = zlib.crc32(f"{seed} {s}".encode())
+        trial = Trial(start, world.limits[start.embodiment], recording(world, start, steps), seed_of_start)
+        dreamt[:, s] = _scores_in_model(world, trial, acting, scored, steps, sampler)
+        if note is None and start.origin is not None:
+            true[:, s] = _scores_in_simulator(world, trial, acting, scored, steps)
     return Comparison(
         world=world.name,
         task=name,
@@ -308,6 +300,26 @@ def evaluate_policies(
         simulator=true,
         note=note or "",
     )
+
+
+def _scores_in_model(
+    world: World, trial: Trial, policies: Sequence[Any], task: Task, steps: int, sampler: Any
+) -> list[float]:
+    """The score of each policy in the model; the goal is what the recording shows at the end."""
+    goal = goal_of(world, trial, steps) if task.goal else None
+    dreams = (run_episode(Dream(world, trial, sampler), policy, trial, steps, goal) for policy in policies)
+    return [task.score(frames, goal) for frames in dreams]
+
+
+def _scores_in_simulator(world: World, trial: Trial, policies: Sequence[Any], task: Task, steps: int) -> list[float]:
+    """The score of each policy in the true simulator; the goal is what the recorded commands lead to there."""
+
+    def frames(policy: Any, goal: np.ndarray | None = None) -> np.ndarray:
+        with closing(Reality(world, trial)) as place:
+            return run_episode(place, policy, trial, steps, goal)
+
+    goal = frames(SCRIPTED["recorded"])[-1] if task.goal else None
+    return [task.score(frames(policy, goal), goal) for policy in policies]
 
 
 def simulator_note(wanted: bool, starts: Sequence[Start]) -> str | None:

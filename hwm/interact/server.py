@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request, WebSocket
+from fastapi import APIRouter, FastAPI, Request, WebSocket
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 
@@ -34,6 +34,15 @@ def application(server: Server) -> FastAPI:
         server.files.shutdown()
 
     app = FastAPI(title="hwm play", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    _guard(app, server)
+    for routes in (_state(server), _page(server), _sessions(server), _players(server)):
+        app.include_router(routes)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    return app
+
+
+def _guard(app: FastAPI, server: Server) -> None:
+    """Let in whom the server allows, send headers that keep a browser to this server, and answer mistakes in JSON."""
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Any]) -> Response:
@@ -53,29 +62,48 @@ def application(server: Server) -> FastAPI:
     async def mistake(_: Request, error: Exception) -> Response:
         return JSONResponse({"error": str(error)}, 400)
 
-    @app.get("/healthz")
+
+def _state(server: Server) -> APIRouter:
+    """What those who run the server ask."""
+    routes = APIRouter()
+
+    @routes.get("/healthz")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/metrics")
+    @routes.get("/metrics")
     async def metrics() -> Response:
         return PlainTextResponse(server.metrics())
 
-    @app.get("/")
+    return routes
+
+
+def _page(server: Server) -> APIRouter:
+    """The page, the pictures of its gallery, and pictures to start from."""
+    routes = APIRouter()
+
+    @routes.get("/")
     async def page() -> Response:
         return Response((STATIC / "index.html").read_bytes(), media_type="text/html; charset=utf-8")
 
-    @app.get("/thumb/{name:path}")
+    @routes.get("/thumb/{name:path}")
     async def thumb(name: str) -> Response:
         return Response(await server.in_files(lambda: server.thumb(name)), media_type="image/jpeg")
 
-    @app.post("/upload")
+    @routes.post("/upload")
     async def upload(request: Request) -> Response:
         data = await body(request, server.limits.upload_bytes)
         name = request.headers.get("x-filename", "")
         return JSONResponse({"start": await server.in_files(lambda: server.upload(name, data))})
 
-    @app.get("/session/{sid}/{what}")
+    return routes
+
+
+def _sessions(server: Server) -> APIRouter:
+    """Files of a player's session, out and in."""
+    routes = APIRouter(prefix="/session/{sid}")
+
+    @routes.get("/{what}")
     async def download(sid: str, what: str, first: int = 0, last: int | None = None) -> Response:
         if what not in DOWNLOADS:
             raise HwmError(f"a session's files are {', '.join(DOWNLOADS)}")
@@ -84,7 +112,7 @@ def application(server: Server) -> FastAPI:
         data = await server.in_files(lambda: make(session, first, last))
         return Response(data, media_type=kind, headers={"Content-Disposition": f'attachment; filename="hwm_{what}"'})
 
-    @app.post("/session/{sid}/replay")
+    @routes.post("/replay")
     async def replay(sid: str, request: Request) -> Response:
         player = player_of(server, sid)
         data = await body(request, server.limits.upload_bytes)
@@ -95,7 +123,14 @@ def application(server: Server) -> FastAPI:
         await player.begin(recorded)
         return JSONResponse({"ok": True, "actions": recorded.actions.tolist(), "hashes": list(recorded.hashes)})
 
-    @app.websocket("/ws")
+    return routes
+
+
+def _players(server: Server) -> APIRouter:
+    """A websocket for each player, as many as there is room for."""
+    routes = APIRouter()
+
+    @routes.websocket("/ws")
     async def play(socket: WebSocket) -> None:
         if not server.allows(socket):
             await socket.close(1008, "give the server's token as ?token=..., or ask under its local name")
@@ -111,8 +146,7 @@ def application(server: Server) -> FastAPI:
         finally:
             del server.players[player.id]
 
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    return app
+    return routes
 
 
 def player_of(server: Server, sid: str) -> Connected:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hwm.errors import HwmError
 from hwm.models.base import WorldModel
 from hwm.nn.dit import ActionTokens, Modulation, TimeEmbedding, modulated, patches, unpatched
-from hwm.nn.flow_streams import FlowBlock, KeysValues, Row, Streams
+from hwm.nn.flow_streams import FlowBlock, FlowRow, KeysValues, Streams
 from hwm.nn.layers import constant
 from hwm.nn.rope import Table, rope_3d
 from hwm.nn.streams import FUTURE_ACTION, FUTURE_VIDEO, PAST_ACTION, PAST_VIDEO, STREAMS
@@ -145,7 +145,7 @@ class FlowModel(WorldModel):
         self.final_modulation, self.final = Modulation(c.dim, 2), nn.Linear(c.dim, width, bias=False)
 
     @abstractmethod
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[FlowRow]:
         """The kind of each block."""
 
     @abstractmethod

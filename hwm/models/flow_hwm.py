@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hwm.models.flow import Context, FlowModel
-from hwm.nn.flow_streams import CONTEXT, ROWS, Row, Streams
+from hwm.nn.flow_streams import CONTEXT, FLOW_ROWS, FlowRow, Streams
 from hwm.nn.streams import FUTURE_VIDEO
 from hwm.objectives.flow import FlowSampler
 from hwm.types import DataSpec
@@ -59,9 +59,9 @@ class FlowHWM(FlowModel, name="flow_hwm"):
         self.settled = config.clean_context and all((FUTURE_VIDEO,) in row.groups for row in self.rows())
         self.init_weights()
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[FlowRow]:
         first, others = VARIANTS[self.config.variant]
-        return [ROWS[first if i < self.config.unshared_layers else others] for i in range(self.config.depth)]
+        return [FLOW_ROWS[first if i < self.config.unshared_layers else others] for i in range(self.config.depth)]
 
     def observe(self, past_BPCHW: Tensor, actions_BTKA: Tensor, embodiment: str, kept_B: Tensor) -> Context:
         context = super().observe(past_BPCHW, actions_BTKA, embodiment, kept_B)

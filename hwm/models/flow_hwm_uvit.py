@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hwm.errors import HwmError
 from hwm.models.flow import Context, FlowModel
-from hwm.nn.flow_streams import ROWS, Row, Streams
+from hwm.nn.flow_streams import FLOW_ROWS, FlowRow, Streams
 from hwm.nn.streams import FUTURE_VIDEO, STREAMS
 from hwm.objectives.flow import FlowSampler
 from hwm.types import DataSpec
@@ -41,8 +41,8 @@ class FlowHWMUViT(FlowModel, name="flow_hwm_uvit"):
         )
         self.init_weights()
 
-    def rows(self) -> list[Row]:
-        return [ROWS["base"]] * self.config.depth
+    def rows(self) -> list[FlowRow]:
+        return [FLOW_ROWS["base"]] * self.config.depth
 
     def through(self, x: Streams, times: Streams, context: Context) -> Tensor:
         half, left = len(self.skips), list[Streams]()

@@ -20,7 +20,7 @@ from hwm.nn.actions import ActionEncoder
 from hwm.nn.layers import constant, init_weights
 from hwm.nn.rope import rope_1d, rope_2d
 from hwm.nn.st import StreamMemory, View
-from hwm.nn.streams import ROWS, Stack, StreamBlock
+from hwm.nn.streams import STREAM_ROWS, Stack, StreamBlock
 from hwm.objectives import maskgit
 from hwm.types import DataSpec
 
@@ -138,7 +138,7 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
         )
         self.previous = nn.Linear(c.dim, c.dim) if c.copy_previous else None
         first, others = VARIANTS[c.variant]
-        rows = [ROWS[first if i < c.unshared_layers else others] for i in range(c.depth)]
+        rows = [STREAM_ROWS[first if i < c.unshared_layers else others] for i in range(c.depth)]
         self.blocks = Stack(StreamBlock(row, c.dim, c.heads, c.mlp_ratio, c.mlp_drop, c.qk_norm) for row in rows)
         self.norm = nn.LayerNorm(c.dim) if c.final_norm else nn.Identity()
         init_weights(self)

@@ -22,7 +22,7 @@ from hwm.nn.actions import ActionEncoder
 from hwm.nn.layers import init_weights
 from hwm.nn.rope import rope_1d, rope_2d
 from hwm.nn.st import View
-from hwm.nn.streams import ROWS, Stack, StreamBlock
+from hwm.nn.streams import STREAM_ROWS, Stack, StreamBlock
 from hwm.nn.tokens import TokenEmbedding
 from hwm.types import DataSpec
 
@@ -83,7 +83,7 @@ class MaskedHWMShared(MaskedModel, name="masked_hwm_shared"):
         self.position = nn.Parameter(torch.zeros(1, steps, spec.latent.cells, c.dim))
         self.action_position = nn.Parameter(torch.zeros(1, steps, c.dim))
         self.actions = ActionEncoder(spec, c.dim, positions=0, deep=False, group=c.clip_factors)
-        rows = [ROWS["four_shared" if i >= c.shared_from else "four"] for i in range(c.depth)]
+        rows = [STREAM_ROWS["four_shared" if i >= c.shared_from else "four"] for i in range(c.depth)]
         time = {"stream_embedding": c.stream_embedding, "pool": c.spatial_pool}
         self.blocks = Stack(StreamBlock(row, c.dim, c.heads, c.mlp_ratio, c.mlp_drop, **time) for row in rows)
         self.norm = nn.LayerNorm(c.dim)

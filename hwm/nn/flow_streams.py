@@ -30,7 +30,7 @@ KeysValues = tuple[Tensor, Tensor]  # (B, h, M, d) each
 
 
 @dataclass(frozen=True)
-class Row:
+class FlowRow:
     """One kind of block.
 
     Attributes:
@@ -48,12 +48,12 @@ class Row:
     qk_norm: bool = True
 
 
-ROWS = {
+FLOW_ROWS = {
     # arXiv 2506.01182; queries and keys are normed where the released code norms them
-    "base": Row(OWN, FULL),
-    "modality": Row(MODALITY, FULL, qk_norm=False),
-    "full": Row(FULL, FULL, qk_norm=False),
-    "split": Row(MODALITY, MODALITY, groups=APART, cross=True),
+    "base": FlowRow(OWN, FULL),
+    "modality": FlowRow(MODALITY, FULL, qk_norm=False),
+    "full": FlowRow(FULL, FULL, qk_norm=False),
+    "split": FlowRow(MODALITY, MODALITY, groups=APART, cross=True),
 }
 
 
@@ -112,7 +112,7 @@ class FlowBlock(nn.Module):
         last: whether only the future video's MLP is read of this block: those that serve no other stream are left out.
     """
 
-    def __init__(self, row: Row, dim: int, heads: int, ratio: float, last: bool) -> None:
+    def __init__(self, row: FlowRow, dim: int, heads: int, ratio: float, last: bool) -> None:
         super().__init__()
         self.row, names = row, dict.fromkeys(row.weights.values())
         self.mlps = (FUTURE_VIDEO,) if last else STREAMS

@@ -31,7 +31,7 @@ ATTENTION: dict[str, type[nn.Module]] = {"joint": JointTime, "split": SplitTime}
 
 
 @dataclass(frozen=True)
-class Row:
+class StreamRow:
     """One kind of block.
 
     Attributes:
@@ -53,15 +53,15 @@ class Row:
 
 OWN_VIDEO = {s: s for s in VIDEO}
 
-ROWS = {
+STREAM_ROWS = {
     # arXiv 2506.01182, section on parameter sharing; in all of them attention is one set of weights for all streams
-    "base": Row(OWN),
-    "modality": Row(MODALITY),
-    "full": Row(FULL),
-    "split": Row(VIDEO_ONLY, attention="split"),
+    "base": StreamRow(OWN),
+    "modality": StreamRow(MODALITY),
+    "full": StreamRow(FULL),
+    "split": StreamRow(VIDEO_ONLY, attention="split"),
     # the four-stream model with shared parameters: two MLPs a block, one norm for each kind of part
-    "four": Row(OWN, norm=FULL, space=OWN_VIDEO, space_mlp=OWN_VIDEO),
-    "four_shared": Row(OWN, norm=FULL, space_mlp=VIDEO_ONLY),
+    "four": StreamRow(OWN, norm=FULL, space=OWN_VIDEO, space_mlp=OWN_VIDEO),
+    "four_shared": StreamRow(OWN, norm=FULL, space_mlp=VIDEO_ONLY),
 }
 
 
@@ -69,7 +69,7 @@ class StreamBlock(nn.Module):
     """Spatial attention, (an MLP,) attention over time, and MLPs: pre-norm, residual, no gates."""
 
     def __init__(
-        self, row: Row, dim: int, heads: int, ratio: float, drop: float, qk_norm: bool = False, **time: Any
+        self, row: StreamRow, dim: int, heads: int, ratio: float, drop: float, qk_norm: bool = False, **time: Any
     ) -> None:
         super().__init__()
         self.space = SpaceAttention(dim, heads, row.space, qk_norm)

@@ -21,7 +21,7 @@ from hwm.models.flow import FlowModel
 from hwm.models.flow_hwm import VARIANTS, FlowHWM
 from hwm.models.flow_hwm_uvit import FlowHWMUViT
 from hwm.nn.dit import ActionTokens, patches, unpatched
-from hwm.nn.flow_streams import CONTEXT, ROWS
+from hwm.nn.flow_streams import CONTEXT, FLOW_ROWS
 from hwm.nn.rope import rope_3d, rotate
 from hwm.nn.streams import FUTURE_ACTION, FUTURE_VIDEO, PAST_ACTION, PAST_VIDEO, STREAMS
 from hwm.objectives import shortcut
@@ -108,7 +108,7 @@ def test_every_action_and_every_known_step_reaches_the_sample(variant: str, clea
 
 def test_the_tables_say_who_reads_whom() -> None:
     """One block: a change of one stream's tokens moves those streams, and only those, that the row lets read it."""
-    for name, row in ROWS.items():
+    for name, row in FLOW_ROWS.items():
         model = build(variant=name, depth=2, unshared_layers=0)
         block = model.blocks[0]
         batch = window(model)
