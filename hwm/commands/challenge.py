@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
@@ -50,13 +50,13 @@ class CompressionOptions(WriteOptions):
 
     Attributes:
         train: training data, which the baselines are made of; without it only copying ids is compared with.
-        prompt: latent steps that are known.
+        prompt: context frames (latent steps) that are known.
         horizon: latent steps to predict.
         top: ids that are kept of each cell.
     """
 
     train: str | None = None
-    prompt: int = 3
+    prompt: Annotated[int, tyro.conf.arg(aliases=("--context",))] = 3
     horizon: int = 3
     top: int = 500
 

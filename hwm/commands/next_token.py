@@ -53,12 +53,12 @@ class NextTokenOptions(RolloutOptions):
             and figures.json.
         examples: clips to show.
         json: print one JSON object instead.
-        prompt: steps of context.
+        prompt: context frames (latent steps) that predictions start from.
         clips: how many clips, spread evenly over all shards; 0 takes every one.
         split: by default all, of which the published figures are.
     """
 
-    prompt: Annotated[int, tyro.conf.arg(aliases=("--context-steps",))] = 2  # type: ignore[assignment]
+    prompt: Annotated[int, tyro.conf.arg(aliases=("--context", "--context-steps"))] = 2  # type: ignore[assignment]
     horizon: int = 1
     clips: int = 96
     batch_size: int = 4
@@ -105,7 +105,7 @@ def shown(spec: DataSpec) -> str:
 
 
 def evaluate_next_token(args: list[str]) -> None:
-    """`hwm evaluate cosmos-ar CHECKPOINT [--data S] [--context-steps N] [--only-eval] [--out DIR]`."""
+    """`hwm evaluate cosmos-ar CHECKPOINT [--data S] [--context N] [--only-eval] [--out DIR]`."""
     o = tyro.cli(NextTokenOptions, args=args, prog="hwm evaluate cosmos-ar")
     from hwm.data.readers import open_store
 

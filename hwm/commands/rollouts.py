@@ -28,7 +28,7 @@ class RolloutOptions:
         store: an encoded store, best with video, or a folder of 1X's.
         tokenizer: whose latents the store holds; by default the one that the store names.
         clips: how many clips, spread evenly over the store.
-        prompt: steps of context; by default all that the model looks back on.
+        prompt: context frames (latent steps) that predictions start from; by default all that the model looks back on.
         horizon: steps to predict.
         stride: distance between the steps of a clip (15 for 1X v1.1, which has 30 a second).
         rate: in its place, the longest that leaves so many steps a second, as `--data.rate` of training.
@@ -52,7 +52,7 @@ class RolloutOptions:
     store: Annotated[str, tyro.conf.arg(aliases=("--data",))] = "mini_heldout"
     tokenizer: str | None = None
     clips: int = 96
-    prompt: Annotated[int | None, tyro.conf.arg(aliases=("--context-steps",))] = None
+    prompt: Annotated[int | None, tyro.conf.arg(aliases=("--context", "--context-steps"))] = None
     horizon: int = 8
     stride: int = 1
     rate: float = 0.0

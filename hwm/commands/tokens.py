@@ -177,7 +177,7 @@ def run_download(o: DownloadOptions) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Compare a tokenizer's reconstruction of video with the video: PSNR, SSIM, and how ids are used.
+    """Compare a tokenizer's reconstruction of video with the video: PSNR, SSIM, and codebook usage.
 
     Attributes:
         source: a video file, or a folder of them; pictures are resized to the tokenizer's size.
@@ -220,8 +220,8 @@ def run_report(o: ReportOptions) -> None:
             print(f"  the frame before each latent step, repeated: PSNR {report.psnr_copy:.2f} dB")
         if c := report.codes:
             print(
-                f"  {c.different:,} of {c.vocab:,} ids in {c.cells:,} cells, perplexity {c.perplexity:,.0f}; values "
-                f"used of each digit: {', '.join(f'{x:.0%}' for x in c.levels) or 'ids have no digits'}"
+                f"  codebook usage {c.usage:.2%}: {c.different:,} of {c.vocab:,} ids in {c.cells:,} cells, perplexity "
+                f"{c.perplexity:,.0f}; of each digit: {', '.join(f'{x:.0%}' for x in c.levels) or 'ids have no digits'}"
             )
     if o.out:
         save_png(o.out, picture(truth, made))

@@ -98,7 +98,8 @@ def facts(store: Store) -> dict[str, str]:
             what += f" (digits of {', '.join(map(str, latent.levels))})"
         lines["latents"] = f"{grid} {what}, {h.dtype}, {latent.stride} frames a step after the first"
         if latent.vocab and store.latents is not None:
-            lines["ids in use"] = f"{ids_in_use(store):,}"
+            used = ids_in_use(store)
+            lines["codebook usage"] = f"{used / latent.vocab:.2%}: {used:,} of {latent.vocab:,} ids"
         lines["tokenizer"] = h.tokenizer or "not recorded"
     lines["video"] = "yes" if store.has_video else "no"
     lines["size"] = f"{size / 2**20:,.1f} MiB"

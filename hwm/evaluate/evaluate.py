@@ -47,7 +47,7 @@ class EvaluateConfig:
 
     Attributes:
         clips: how many windows, spread evenly over the store, at most all.
-        prompt: steps of context; None is all that the model looks back on.
+        prompt: context frames (latent steps); None is all that the model looks back on.
         horizon: steps to predict.
         scenarios: names out of `SCENARIOS`; the first is the one that headlines quote.
         swaps: names out of `SWAPS`.

@@ -138,7 +138,7 @@ def obey(
     Args:
         commands: name -> {action name: value in the robot's units}; actions that are not named keep their last value.
         starts: windows to start from, spread evenly over the clips.
-        prompt: steps of context; None is all that the model looks back on.
+        prompt: context frames (latent steps); None is all that the model looks back on.
         ramp: the most that an action may change from one slot to the next; None takes what is usual in the data.
         reference: windows of the data from which to learn what the camera does under commands; 0 leaves it out.
 

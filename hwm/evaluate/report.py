@@ -280,7 +280,8 @@ def _about(results: Results, data: str) -> str:
         "evaluated on": f"{results.data}: {results.source}" if results.source else results.data,
         "clips": f"{results.clips} of {len(set(results.episodes))} episodes, spread evenly over the store; "
         f"{int(results.moving.sum())} of them move",
-        "task": f"{results.prompt} steps of context, {results.horizon} predicted, {results.steps_per_second:g} steps/s",
+        "task": f"{results.prompt} context frames, {results.horizon} predicted (latent steps, "
+        f"{results.steps_per_second:g} a second)",
         "scenario": "; ".join(scenarios.get(s, s) for s in results.figures),
         "sampling": _sampling(results),
         "tokenizer": results.tokenizer,

@@ -99,7 +99,7 @@ class Results:
     Attributes:
         model, config, parameters, embodiment, store, source, tokenizer: what was evaluated, and on what.
         split: which part of the store: `test`, `validation` or `all`.
-        prompt, horizon: steps of context, and steps predicted.
+        prompt, horizon: context frames and predicted ones, in latent steps.
         seed, batch_size, sampler, device, torch, date: how.
         reference: what predictions are compared with, `camera` or, for a store without video, `reconstruction`.
         steps_per_second, frames_per_step: of the latents.

@@ -1,6 +1,7 @@
 """How a model is asked to predict: from its own earlier predictions, or from the truth.
 
-A scenario is a function of (model, batch, prompt) that returns the steps prompt..T of the batch as one `Prediction`.
+A scenario is a function of (model, batch, prompt), where `prompt` counts context frames (latent steps). It returns the
+steps prompt..T of the batch as one `Prediction`.
 The batch has latents and actions of all T steps; a scenario decides which of them the model sees. It asks the model
 for nothing but `predict`, `rollout` and `teacher_forced`. To add one, write the function and put it into `SCENARIOS`.
 The names are those of the 1X World Model Challenge.

@@ -1,4 +1,4 @@
-"""How good a tokenizer is on some video: its reconstruction beside the camera's pictures, and how it uses its ids.
+"""How good a tokenizer is on some video: its reconstruction beside the camera's pictures, and its codebook usage.
 
 Shape suffixes: F frames, T latent step, C channels, H W picture or grid.
 """
@@ -24,13 +24,14 @@ from hwm.types import Tokenizer, split_digits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Codes:
-    """How ids are used.
+class CodebookUsage:
+    """How much of the codebook is used.
 
     Attributes:
         cells: of which ids were counted.
         different: ids that occur.
         vocab: ids that there are.
+        usage: share of the codebook that occurs; at most `cells` / `vocab`.
         perplexity: exp of the entropy of their frequencies; at most the smaller of `cells` and `vocab`.
         levels: of each digit, the share of its values that occur.
     """
@@ -38,6 +39,7 @@ class Codes:
     cells: int
     different: int
     vocab: int
+    usage: float
     perplexity: float
     levels: tuple[float, ...]
 
@@ -56,7 +58,7 @@ class Report:
         psnr_worst: of the worst frame.
         psnr_copy: of the true frame before each latent step, repeated in its place: what is known of a step without its
             latents. None where there is but one step.
-        codes: None for continuous latents.
+        codes: codebook usage; None for continuous latents.
     """
 
     tokenizer: str
@@ -68,7 +70,7 @@ class Report:
     psnr_worst: float
     psnr_copy: float | None
     ssim: float
-    codes: Codes | None
+    codes: CodebookUsage | None
 
 
 def compare(source: Path, tokenizer: Tokenizer, frames: int, fps: float = 0.0) -> tuple[Report, Tensor, Tensor]:
@@ -102,7 +104,7 @@ def compare(source: Path, tokenizer: Tokenizer, frames: int, fps: float = 0.0) -
         tokenizer=tokenizer.id, source=source.name, videos=len(sources), frames=len(all_psnr), size=tokenizer.size,
         psnr=all_psnr.mean().item(), psnr_worst=all_psnr.min().item(),
         psnr_copy=all_copied.mean().item() if len(all_copied) else None, ssim=torch.cat(ssim).mean().item(),
-        codes=use_of(torch.cat(ids), tokenizer) if tokenizer.latent.vocab else None,
+        codes=codebook_usage(torch.cat(ids), tokenizer) if tokenizer.latent.vocab else None,
     )  # fmt: skip
     return report, shown[0], shown[1]
 
@@ -120,8 +122,8 @@ def _through(path: Path, tokenizer: Tokenizer, frames: int, fps: float) -> tuple
     return truth, made, latents.cpu()
 
 
-def use_of(ids: Tensor, tokenizer: Tokenizer) -> Codes:
-    """How these ids use the vocabulary."""
+def codebook_usage(ids: Tensor, tokenizer: Tokenizer) -> CodebookUsage:
+    """How much of the codebook these ids use: integers of any shape, in 0..vocab-1."""
     spec = tokenizer.latent
     assert spec.vocab is not None
     flat = ids.flatten().cpu()
@@ -129,7 +131,10 @@ def use_of(ids: Tensor, tokenizer: Tokenizer) -> Codes:
     digits = split_digits(flat, spec.levels).unbind(-1) if spec.levels else ()
     used = tuple(len(digit.unique()) / level for digit, level in zip(digits, spec.levels, strict=True))
     perplexity = torch.exp(-(share * share.log()).sum()).item()
-    return Codes(cells=flat.numel(), different=len(share), vocab=spec.vocab, perplexity=perplexity, levels=used)
+    return CodebookUsage(
+        cells=flat.numel(), different=len(share), vocab=spec.vocab, usage=len(share) / spec.vocab,
+        perplexity=perplexity, levels=used,
+    )  # fmt: skip
 
 
 def picture(truth_FCHW: Tensor, made_FCHW: Tensor, columns: int = 4) -> np.ndarray:

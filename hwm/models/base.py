@@ -29,7 +29,7 @@ class WorldModel(Trainable):
     class Config(AnyConfig):
         """
         Attributes:
-            past: most latent steps of context that the model predicts from.
+            past: most context frames (latent steps) that the model predicts from.
             horizon: steps that one `predict` fills in at once.
             window_stride: how far a rollout moves the window when it is full; 1 keeps it full, more lets a cache live
                 on.

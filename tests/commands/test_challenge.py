@@ -85,7 +85,7 @@ def test_compression_on_test_samples(lab: Path, tmp_path: Path, capsys: pytest.C
 def test_compression_on_held_out_data_is_scored(lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "submission"
     command = ("challenge", "compression", "--model", lab / "model", "--data", lab / "val", "--clips", 2, "--out", out)
-    assert hwm(*command, "--train", lab / "train", "--json") == 0
+    assert hwm(*command, "--train", lab / "train", "--context", 3, "--json") == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert json.loads((out / "results.json").read_text()) == found
     scores = found["scores"]

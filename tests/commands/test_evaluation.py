@@ -93,6 +93,12 @@ def test_the_model_is_named_in_either_way(made, capsys: pytest.CaptureFixture[st
     assert cli.main(["evaluate", made.model, "--model", "b"]) == 2
 
 
+@pytest.mark.parametrize("name", ["--context", "--prompt"])
+def test_context_frames_are_asked_for_under_either_name(made, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    few = ["--clips", "2", "--horizon", "1", "--no-swaps", "--json"]
+    assert json.loads(run(capsys, "evaluate", made.model, "--data", made.store, *few, name, "2"))["prompt"] == 2
+
+
 def test_a_masked_model_says_which_scenarios_it_has(made, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = ["--scenario", "fully_teacher_forced", "--horizon", "1"]
     assert cli.main(["evaluate", made.model, "--data", made.store, *wrong]) == 2

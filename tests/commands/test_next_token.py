@@ -73,7 +73,7 @@ def test_every_shard_is_read_and_every_token_is_told(tmp_path: Path, capsys: pyt
     )
     before = set(tmp_path.rglob("*"))
     told = ["--scenario", "fully_teacher_forced", "--batch-size", "1", "--clips", "0"]
-    out = json.loads(run(capsys, str(tmp_path / "cosmos"), *args, *told, "--context-steps", "2").out)
+    out = json.loads(run(capsys, str(tmp_path / "cosmos"), *args, *told, "--context", "2").out)
     assert set(tmp_path.rglob("*")) == before, "nothing is written"
     clips = [clip for m in maps for clip in m][: out["clips"]]
     assert (out["clips"], out["tokens"]) == (open_store(tmp_path / "val_v2.0").steps // 3, 1024)

@@ -15,7 +15,7 @@ from hwm import cli
 from hwm.convert.download import REPOSITORIES, download
 from hwm.encode.files import About, for_size, is_video, load_latents, save_latents
 from hwm.errors import HwmError
-from hwm.evaluate.tokenizer import use_of
+from hwm.evaluate.tokenizer import codebook_usage
 from hwm.hub import RemoteFile
 from hwm.loading import load_tokenizer
 from hwm.pictures.video import count_frames, read_video, to_uint8, to_video, write_video
@@ -227,7 +227,7 @@ def test_a_tokenizer_of_one_size_is_not_taken_for_another() -> None:
         for_size(pixels, (16, 16))
 
 
-def test_the_report_tells_quality_and_the_use_of_ids(
+def test_the_report_tells_quality_and_codebook_usage(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = film(tmp_path / "a.mp4", 20), tmp_path / "r.png"
@@ -244,6 +244,9 @@ def test_the_report_tells_quality_and_the_use_of_ids(
     assert told["psnr_copy"] == pytest.approx((-10 * still.square().mean((1, 2, 3)).log10()).mean().item(), abs=1e-3)
     assert told["codes"]["different"] == len(ids.unique()) > 3
     assert told["codes"]["cells"] == ids.numel() == 3 * 4 * 6
+    assert told["codes"]["usage"] == len(ids.unique()) / tokenizer.latent.vocab
+    assert run("tokenizer", "report", source, "--tokenizer", folder) == 0
+    assert f"codebook usage {told['codes']['usage']:.2%}: {len(ids.unique())} of " in capsys.readouterr().out
     assert out.read_bytes()[:4] == b"\x89PNG"
     assert run("tokenizer", "report", source, "--tokenizer", "pixels-32x48") == 0
     assert "PSNR 100.00 dB" in capsys.readouterr().out
@@ -258,14 +261,14 @@ def test_the_report_tells_quality_and_the_use_of_ids(
     assert run("tokenizer", "reprot") == 2
 
 
-def test_codes_are_counted() -> None:
+def test_codebook_usage_is_counted() -> None:
     class Any4(Pixels):
         latent = LatentSpec((1, 1), 4, levels=(2, 2))
 
     any4 = Any4.__new__(Any4)
-    codes = use_of(torch.tensor([0, 0, 1, 1]), any4)
-    assert (codes.cells, codes.different, codes.vocab, codes.levels) == (4, 2, 4, (1.0, 0.5))
-    assert codes.perplexity == pytest.approx(2)
+    found = codebook_usage(torch.tensor([0, 0, 1, 1]), any4)
+    assert (found.cells, found.different, found.vocab, found.usage, found.levels) == (4, 2, 4, 0.5, (1.0, 0.5))
+    assert found.perplexity == pytest.approx(2)
 
 
 class Shelf:

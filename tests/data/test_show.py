@@ -84,7 +84,7 @@ def test_a_description_says_what_there_is(store: Store) -> None:
     assert "2 x 2 ids of 25 (digits of 5, 5), uint16, 1 frames a step" in text
     assert re.search(r"^tokenizer +test *$", text, re.M)
     assert "left" in text
-    assert "in use" in text  # ids
+    assert "codebook usage" in text
     assert "std in use" not in text
     assert "constant" not in text
 
@@ -112,11 +112,13 @@ def test_recordings_and_values_are_described(tmp_path: Path) -> None:
     assert "none yet: hwm encode makes them" in text_of(make_store(tmp_path / "r", latent=None))
     text = text_of(make_store(tmp_path / "v", latent=LatentSpec((2, 3), channels=4)))
     assert "2 x 3 values in 4 channels, float16" in text
-    assert "ids in use" not in text
+    assert "codebook usage" not in text
 
 
-def test_ids_in_use_are_counted(store: Store) -> None:
-    assert ids_in_use(store) == len(np.unique(store.latents))
+def test_codebook_usage_is_told(store: Store) -> None:
+    used, vocab = len(np.unique(store.latents)), store.header.latent.vocab
+    assert ids_in_use(store) == used
+    assert f"{used / vocab:.2%}: {used:,} of {vocab:,} ids" in text_of(store)
 
 
 def test_pictures_come_from_the_film(filmed: Store) -> None:
