@@ -12,16 +12,17 @@ import runpy
 import signal
 import subprocess
 import sys
-import tomllib
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hatchling.build import build_wheel
 
 from hwm import cli
-from tests.outside import forgotten, install
+from tests.outside import forgotten
 from tests.test_docs import ROOT, arguments, blocks
 
 PAGE = ROOT / "docs" / "adding.md"
@@ -37,6 +38,13 @@ def unpack(folder: Path) -> None:
             file.write_text(block.text)
 
 
+def built(folder: Path) -> Path:
+    """Where the files and the entry points of the page's package lie, as pip would lay them out from its wheel."""
+    site = folder / "site"
+    zipfile.ZipFile(folder / build_wheel(str(folder))).extractall(site)
+    return site
+
+
 def commands() -> list[list[str]]:
     """The command lines of the section that runs them all."""
     text = next(b.text for b in blocks(PAGE) if b.language == "bash" and "make_bars.py" in b.text)
@@ -46,7 +54,7 @@ def commands() -> list[list[str]]:
 @contextmanager
 def playing(args: list[str], folder: Path) -> Iterator[str]:
     """`hwm play` in a process of its own, on a free port; its address."""
-    path = f"{ROOT}{os.pathsep}{folder}" if not args[-1].startswith("bar_lab") else str(ROOT)
+    path = f"{ROOT}{os.pathsep}{folder / 'site'}" if not args[-1].startswith("bar_lab") else str(ROOT)
     server = subprocess.Popen(
         [sys.executable, "-m", "hwm.cli", *args, "--port", "0", "--no-open"],
         cwd=folder, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -78,9 +86,7 @@ def test_the_package_trains_is_evaluated_generated_from_and_played(
     unpack(tmp_path)
     more = [] if way == "installed" else REGISTER
     if way == "installed":
-        monkeypatch.syspath_prepend(str(tmp_path))
-        project = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]
-        install(tmp_path, project["name"], project["entry-points"])
+        monkeypatch.syspath_prepend(str(built(tmp_path)))
     runpy.run_path("make_bars.py")
     *steps, play = commands()
     assert [step[0] for step in [*steps, play]] == ["encode", "encode", "train", "evaluate", "generate", "play"]
