@@ -113,7 +113,8 @@ class PresetsOptions:
     Attributes:
         model: a shipped model, a checkpoint folder or a run; its presets lie beside its weights, in presets.json.
         store: an encoded store of held-out clips, best with video.
-        clips: how many clips, spread evenly over the store.
+        clips: how many clips, spread evenly over the part.
+        split: which part of the store, as of `hwm evaluate`: `test`, `validation` or `all`.
         seconds: how long each is played.
         threads: CPU threads of the model; 0 leaves one core to pictures, as play does.
         write: note the figures in presets.json.
@@ -123,6 +124,7 @@ class PresetsOptions:
     model: str = "masked_hwm_mini"
     store: str = "mini_heldout"
     clips: int = 96
+    split: Literal["test", "validation", "all"] = "test"
     seconds: float = 20.0
     threads: int = 0
     write: bool = False
@@ -149,7 +151,7 @@ def presets(args: list[str]) -> None:
         raise HwmError("clips must be at least 1, threads cannot be negative, seconds must be positive")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     world, folder = World.open(o.model, store=o.store, device=device), find_model(o.model)
-    clips = Clips(open_store(o.store), world.model.config.past + HORIZON)
+    clips = Clips(open_store(o.store), world.model.config.past + HORIZON, part=o.split)
     console = Console(stderr=True)
     measured = [
         measure(preset, world, clips, count=o.clips, seconds=o.seconds, threads=o.threads)

@@ -72,7 +72,8 @@ class Clips:
         part: `validation` or `test`, see `PARTS`: windows of every second episode alone; statistics remain the store's.
 
     Raises:
-        HwmError: no episode is long enough, the store has fewer, or settings that exclude each other.
+        HwmError: no episode is long enough, the store has fewer, the test part of one episode is wanted, or settings
+            that exclude each other.
     """
 
     def __init__(
@@ -88,6 +89,11 @@ class Clips:
     ) -> None:
         if part not in PARTS:
             raise unknown("part", part, PARTS)
+        if part == "test" and len(store.episodes) == 1:
+            raise HwmError(
+                f"{store.path} has one episode, which is for validation, and none for test: hold more out, or take all "
+                "of it (--split all)"
+            )
         if min(length, every, stride) < 1:
             raise HwmError(f"length {length}, every {every} and stride {stride} must be at least 1")
         if store.latents is None:

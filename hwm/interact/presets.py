@@ -107,6 +107,7 @@ def measure(preset: Preset, world: World, clips: Clips, *, count: int, seconds: 
         "threads": torch.get_num_threads(),
         "clips": found.clips,
         "store": found.store,
+        "split": found.split,
         "torch": torch.__version__,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }

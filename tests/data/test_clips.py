@@ -249,6 +249,8 @@ def test_an_empty_part_is_said(tmp_path: Path) -> None:
     store = numbered(tmp_path / "s", [9, 4, 9])
     with pytest.raises(HwmError, match=r"no episode of the 1 of 3 that are for test has the 5 steps .* has 4"):
         Clips(store, 5, part="test")
+    with pytest.raises(HwmError, match=r"one episode, which is for validation, and none for test: .* \(--split all\)"):
+        Clips(numbered(tmp_path / "one", [9]), 3, part="test")
     with pytest.raises(HwmError, match="did you mean test"):
         Clips(store, 3, part="tests")
 

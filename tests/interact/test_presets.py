@@ -17,6 +17,9 @@ from hwm.interact.presets import FILE, Preset, frames_per_second, load_presets, 
 from hwm.interact.session import World
 from tests.interact.conftest import a_start, build_world
 
+COLUMNS = {"psnr": " dB", "psnr_8": " dB", "delta_psnr": " dB", "fps": ""}
+"""Figures in the table of docs/play.md, with their units."""
+
 
 def test_without_a_file_there_is_the_models_own_way(tmp_path: Path) -> None:
     world = build_world()
@@ -56,9 +59,13 @@ def test_the_shipped_presets_have_figures_that_an_evaluation_gives() -> None:
 
     presets = load_presets(find_model("masked_hwm_mini"), world.model)
     assert len(presets) > 1
+    page = (Path(__file__).parents[2] / "docs" / "play.md").read_text()
     for preset in presets.values():
         assert preset.figures is not None
-        assert {"psnr", "psnr_8", "delta_psnr", "fps"} <= set(preset.figures)
+        assert set(COLUMNS) <= set(preset.figures)
+        assert preset.figures["split"] == "test"
+        row = " | ".join(f"{preset.figures[key]:.2f}{unit}" for key, unit in COLUMNS.items())
+        assert f"| `{preset.name}` | {row} |" in page
     clips = Clips(open_store(resolve_store("mini_heldout")), world.model.config.past + 8)
     name = "smooth"
     found = evaluate(
@@ -93,4 +100,4 @@ def test_the_verb_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["presets", "--model", str(tmp_path), "--clips", "2", "--seconds", "0.1", "--json", "--write"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / FILE).read_text())[0]["figures"] == printed["only"]
-    assert printed["only"]["clips"] == 2
+    assert (printed["only"]["clips"], printed["only"]["split"]) == (2, "test")
