@@ -182,6 +182,18 @@ def test_two_packages_cannot_offer_one_name(lab: Path) -> None:
         registered("genie")
 
 
+def test_a_package_that_fails_hides_no_recipe_of_others(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (lab / "plain.py").write_text("def plain():\n    pass\n")  # without a docstring
+    install(
+        lab, "the-lab", {"hwm.recipes": {"plain": "plain:plain", "still": "lab_recipe:still", "bad": "lab_broken:x"}}
+    )
+    assert cli.main(["recipes"]) == 0
+    said = capsys.readouterr()
+    assert all(name in said.out for name in ("plain", "A recipe of the lab.", "masked_hwm_toy"))
+    assert "note: the recipe 'bad', lab_broken:x of the-lab, cannot be imported: ZeroDivisionError" in said.err
+    assert cli.main(["recipes", "bad"]) == 2, "it was asked for by name"
+
+
 def test_a_checkpoint_says_whose_it_is_and_imports_nothing(lab: Path) -> None:
     with forgotten(lab):
         import lab_model  # type: ignore[import-not-found]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import types
 
 import pytest
 import torch
 
+from hwm import cli
 from hwm.config import from_json, to_json
 from hwm.errors import HwmError
 from hwm.models.masked_hwm import MaskedHWM
-from hwm.recipes import RECIPES, Recipe, find_recipe
+from hwm.recipes import RECIPES, Recipe, find_recipe, make_recipe
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -55,3 +57,22 @@ def test_any_importable_function_is_a_recipe(monkeypatch: pytest.MonkeyPatch) ->
     for wrong in ("my_lab_runs:yours", "no_such_lab:mine"):
         with pytest.raises(HwmError, match=f"cannot import the recipe '{wrong}'"):
             find_recipe(wrong)
+
+
+@pytest.mark.parametrize(
+    ("thing", "message"),
+    [
+        (3, "'my_lab_runs:it' is no recipe: it is no function"),
+        (Recipe, r"'my_lab_runs:it' is no recipe: it takes arguments \(model\)"),
+        (lambda size, *, name="x", **_: None, r"it takes arguments \(size\)"),
+        (lambda *_: None, "'my_lab_runs:it' returned a NoneType, where a Recipe is wanted"),
+    ],
+)
+def test_what_is_no_recipe_is_not_run(monkeypatch: pytest.MonkeyPatch, capsys, thing: object, message: str) -> None:
+    lab = types.ModuleType("my_lab_runs")
+    lab.it = thing  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_lab_runs", lab)
+    with pytest.raises(HwmError, match=message):
+        make_recipe("my_lab_runs:it")
+    assert cli.main(["train", "my_lab_runs:it"]) == 2
+    assert re.search(message, capsys.readouterr().err)

@@ -1,4 +1,4 @@
-"""`hwm evaluate cosmos-ar CHECKPOINT`: steps of a clip from those before, token by token: told the truth, and free.
+"""`hwm evaluate cosmos-ar CHECKPOINT`: steps of a clip from those before, token by token: given the truth, and free.
 
 What was done with Cosmos-Predict1 on 1X v2.0: the third map of 32 x 32 ids of each clip of 17 frames, from the first
 two.
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 Means = dict[str, Estimate]
 """Figure -> its mean over clips, with its standard error."""
 
-TOLD = {
-    "fully_teacher_forced": "each token told all true tokens before it",
-    "temporally_teacher_forced": "each token told the true steps before it, and the model's own tokens of its step",
-    "autoregressive": "each token told the model's own before it",
+GIVEN = {
+    "fully_teacher_forced": "each token given all true tokens before it",
+    "temporally_teacher_forced": "each token given the true steps before it, and the model's own tokens of its step",
+    "autoregressive": "each token given the model's own before it",
 }
 """What a figure of a scenario is the figure of."""
 
@@ -234,7 +234,7 @@ def lines(about: Mapping[str, Any], means: Mapping[str, Means]) -> list[str]:
     drawn = ", ".join(f"{k.replace('_', '-')} {s[k]}" for k in ("temperature", "top_p", "top_k") if s.get(k))
     for scenario, found in means.items():
         how = "" if scenario == "fully_teacher_forced" else f" ({drawn or 'the likeliest token'})"
-        out.append(f"{scenario.replace('_', ' ')}{how}: {TOLD[scenario]}")
+        out.append(f"{scenario.replace('_', ' ')}{how}: {GIVEN[scenario]}")
         for name, label, unit, digits, rivals in (
             ("ce", "cross-entropy", " nats a token", 4, {}),
             ("accuracy", "accuracy", "", 4, {"accuracy_copy": "copying the step before"}),

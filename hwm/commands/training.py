@@ -32,12 +32,12 @@ def train(args: list[str]) -> None:
     """`hwm train RECIPE --out DIR [--train.* ...] [--model.* ...] [--data.* ...]`."""
     import dataclasses
 
-    from hwm.recipes import RECIPES, Recipe, find_recipe
+    from hwm.recipes import RECIPES, Recipe, find_recipe, make_recipe
 
     if not args or args[0].startswith("-"):
         raise HwmError(f"say which recipe to train: hwm train RECIPE --out DIR. Recipes: {', '.join(RECIPES.names())}")
     name, function = args[0], find_recipe(args[0])
-    recipe = function()
+    recipe = make_recipe(name)
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Recipe):
@@ -58,11 +58,11 @@ def bench(args: list[str]) -> None:
     """`hwm bench RECIPE [--steps N] [--json] [--train.* ...] [--model.* ...]`."""
     import dataclasses
 
-    from hwm.recipes import Recipe, find_recipe
+    from hwm.recipes import Recipe, make_recipe
 
     if not args or args[0].startswith("-"):
         raise HwmError("say which recipe to measure: hwm bench masked_hwm_mini")
-    recipe = find_recipe(args[0])()
+    recipe = make_recipe(args[0])
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Recipe):
@@ -144,13 +144,13 @@ def recipes(args: list[str]) -> None:
         """Print one JSON object."""
 
     o = tyro.cli(Options, args=args, prog="hwm recipes")
-    from hwm.recipes import RECIPES, find_recipe
+    from hwm.recipes import find_recipe
 
-    chosen = {name: find_recipe(name) for name in o.names or RECIPES.names()}
+    chosen = {name: find_recipe(name) for name in o.names} or all_recipes()
     if o.memory:
         print_memory(list(chosen), o.memory, o.json)
         return
-    docs = {name: (function.__doc__ or "").strip().splitlines()[0] for name, function in chosen.items()}
+    docs = {name: (function.__doc__ or "").strip().partition("\n")[0] for name, function in chosen.items()}
     counts = {name: count_parameters(name) for name in docs} if o.params else {}
     if o.json:
         print(json.dumps(counts or docs, indent=1))
@@ -164,17 +164,30 @@ def recipes(args: list[str]) -> None:
     Console().print(table)
 
 
+def all_recipes() -> dict[str, Any]:
+    """Every recipe by its name, and a note of each that another package offers and that cannot be had."""
+    from hwm.recipes import RECIPES
+
+    found = {}
+    for name in RECIPES.names():
+        try:
+            found[name] = RECIPES.find(name)
+        except HwmError as error:
+            print(f"note: {error}", file=sys.stderr)
+    return found
+
+
 def print_memory(names: list[str], size: str, as_json: bool) -> None:
     """How recipes can be trained in so much memory: what each takes, and the options to add."""
     from hwm.progress import track
-    from hwm.recipes import find_recipe
+    from hwm.recipes import make_recipe
     from hwm.train.memory import GIB, fit, read_size
 
     limit = read_size(size)
     out: dict[str, Any] = {}
     shown = names if as_json else track(names, len(names), "looking at recipes", unit="recipes")
     for name in shown:
-        made = find_recipe(name)()
+        made = make_recipe(name)
         spec = made.data.expects or made.data.open().spec
         found = fit(made.model, spec, made.data.steps, made.train, limit)
         if found is None:
@@ -198,9 +211,9 @@ def count_parameters(name: str) -> int:
     """Exact parameter count of a recipe's model, built on the meta device."""
     import torch
 
-    from hwm.recipes import find_recipe
+    from hwm.recipes import make_recipe
 
-    made = find_recipe(name)()
+    made = make_recipe(name)
     spec = made.data.expects or made.data.open().spec
     with torch.device("meta"):
         module = made.model.build(spec)

@@ -307,7 +307,7 @@ class Session:
         generator = torch.Generator(self.world.device).manual_seed(mix(self.seed, done))
         actions = np.concatenate([np.stack(self.actions[start:]), actions_GKA]).astype(np.float32)
         latents = torch.cat(self.latents[start:])
-        alone = None if model.cache_axis is not None else id(self)  # whose caches cannot be joined with others'
+        alone = None if model.joins_caches else id(self)  # whose caches cannot be joined with others'
         key = (self._start.embodiment, len(latents), cache is None, self.sampler, alone)
         return Window(latents, torch.from_numpy(actions).to(self.world.device), cache, generator, key)
 

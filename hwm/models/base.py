@@ -42,8 +42,8 @@ class WorldModel(Trainable):
 
     config: Any
     group = 1  # latent steps that are predicted together at least
-    #: the batch's axis in every tensor of a cache (any, where there are no caches). None: caches of several rollouts
-    #: cannot be joined, and each is computed by itself.
+    #: the batch's axis in every tensor of a cache (any, where there are no caches). None, in a model that does not
+    #: override `stack_caches` and `split_cache` either: each rollout is computed by itself.
     cache_axis: int | None = None
 
     def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
@@ -108,6 +108,11 @@ class WorldModel(Trainable):
         if isinstance(changes, Mapping):
             return from_json(type(self.sampler), {**to_json(self.sampler), **changes})
         return changed(self.sampler, parse_changes(self.sampler, changes))
+
+    @property
+    def joins_caches(self) -> bool:
+        """Whether caches of several rollouts can be joined: along `cache_axis`, or in a way of the model's own."""
+        return self.cache_axis is not None or type(self).stack_caches is not WorldModel.stack_caches
 
     def stack_caches(self, caches: Sequence[Any]) -> Any:
         """Caches of single rollouts, whose windows are of one length, as the cache of one batch.

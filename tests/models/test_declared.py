@@ -70,8 +70,6 @@ class Opaque(Summing):
 
 
 class Overriding(Opaque):
-    cache_axis = 0
-
     def stack_caches(self, caches: Any) -> Any:
         return Own(torch.cat([cache.total for cache in caches]))
 
