@@ -100,7 +100,7 @@ def test_what_is_written_and_what_is_printed(made, tmp_path: Path, capsys: pytes
     assert sorted(p.name for p in out.iterdir()) == wanted
     assert "was made for 40 x 64 ids" not in printed.err, "a tokenizer that is not recorded is none of note"
     lines = printed.out.splitlines()
-    assert any(line.startswith("fully teacher forced: each token told all true tokens before it") for line in lines)
+    assert any(line.startswith("fully teacher forced: each token given all true tokens before it") for line in lines)
     assert any(line.startswith("autoregressive (temperature 1.0, top-p 0.8)") for line in lines)
     assert sum("cross-entropy" in line for line in lines) == sum(" dB; the last step repeated" in x for x in lines) == 2
     whole = json.loads((out / "figures.json").read_text())["by_scenario"]
