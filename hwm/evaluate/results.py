@@ -303,7 +303,7 @@ class Results:
             pad_edge=False,
             padding=(0, 0, 0, 1),
         )
-        table.add_column("step", no_wrap=True)
+        table.add_column("step")  # of what is too wide, names wrap, and figures stay whole
         for step in columns:
             table.add_column(f"{step + 1} ", justify="right", no_wrap=True)
         for group, rows in self.groups(moving, scenario).items():

@@ -109,6 +109,17 @@ def test_tables_show_every_metric_and_mark_its_best() -> None:
     assert lines[at + 3] == ["its", "reconstruction", "repeated", "0.5000", "0.5000", "0.5000"]
 
 
+def test_a_long_name_costs_no_digits_of_the_figures() -> None:
+    r = results(steps=8, metrics={**METRICS, "absolute_error": Metric(psnr, lower_is_better=True)})
+    r.figures["autoregressive"] |= {f"psnr{end}": np.full((6, 8), 21.44) for end in ("", "_copy")}
+    r.figures["autoregressive"]["absolute_error"] = np.full((6, 8), 0.25)
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(r.table())
+    assert "…" not in shown.get()
+    assert ["prediction", *["21.44*"] * 6] in [line.split() for line in shown.get().splitlines()]
+
+
 def test_figures_are_quoted_with_their_own_decimals() -> None:
     assert [quoted("perplexity", v) for v in (1.0, 170.88, 264_245.1)] == ["1.0", "170.9", "264,245"]
     names = {"psnr": "0.12", "psnr_copy": "0.12", "ssim_copy": "0.123", "accuracy": "0.123", "ce": "0.12"}
