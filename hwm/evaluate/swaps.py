@@ -83,7 +83,7 @@ def donors(clips: int, generator: torch.Generator) -> Tensor:
         HwmError: there is only one clip.
     """
     if clips < 2:
-        raise HwmError("swapping actions between clips takes two clips or more")
+        raise HwmError("swapping actions between clips takes two clips or more: give more, or no swaps")
     low, high = max(1, clips // 4), max(1, 3 * clips // 4)
     shift = int(torch.randint(low, high + 1, (1,), generator=generator))
     return (torch.arange(clips) + shift) % clips

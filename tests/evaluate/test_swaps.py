@@ -80,7 +80,7 @@ def test_donors_are_others_and_each_gives_once(clips: int, seed: int) -> None:
 
 
 def test_errors_and_distance() -> None:
-    with pytest.raises(HwmError, match="two clips"):
+    with pytest.raises(HwmError, match="two clips or more: give more, or no swaps"):
         donors(1, seeded(0))
     with pytest.raises(HwmError, match="context"):
         SWAPS["random"](smooth(0), 0, SPEC, seeded(0), None)
