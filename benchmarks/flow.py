@@ -161,6 +161,7 @@ def main() -> None:
     a = p.parse_args()
     if a.quick:
         a.dim, a.depth, a.heads, a.batch, a.steps, a.repeats = 32, 2, 2, 1, 2, 1
+        a.variants = a.variants[:1]
     if a.part:
         print(json.dumps(PARTS[a.part](a.variants[0], a)))
         return

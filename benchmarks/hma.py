@@ -4,7 +4,7 @@
 float32. `cached` is a frame of a rollout out of 11 before it: keys and values of those frames are there, but for the
 newest, which is run too. Every sixth frame the window moves, and 6 frames are run anew; `ours` counts that in. The
 baseline is the same model and the same kernels as the released code runs them: each step runs all 12 frames, and each
-diffusion step of the head embeds the step anew for each patch, and what it is told. Both draw the same frame. Figures
+diffusion step of the head embeds the step and the condition anew for each patch. Both draw the same frame. Figures
 without a prefix are MaskGIT's. Time is the median of the repeats.
 """
 
@@ -56,7 +56,7 @@ def continuous(quick: bool) -> tuple[Any, Batch]:
 
 
 def nothing_kept(model: Any, batch: Batch) -> CausalWindow:
-    return CausalWindow(CausalCache(), model.told(batch.actions, "robot", batch.actions.shape[1]), "robot")
+    return CausalWindow(CausalCache(), model.condition(batch.actions, "robot", batch.actions.shape[1]), "robot")
 
 
 def whole_windows(model: HMADiscrete, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -85,11 +85,11 @@ def whole_windows_and_head(model: HMAContinuous, batch: Batch, generator: torch.
     masked_B1S, left = torch.ones_like(x_BTSE[:, -1:, :, 0], dtype=torch.bool), x_BTSE.shape[2]
     for count in masked_counts(sampler.steps, left):
         shown = torch.cat([x_BTSE[:, :-1], model.hidden(x_BTSE[:, -1:], masked_B1S[..., None])], 1)
-        told = model.run(nothing_kept(model, batch), shown)[0][:, -1:]
+        condition = model.run(nothing_kept(model, batch), shown)[0][:, -1:]
         score = uniform_like(x_BTSE[:, -1:, :, 0], generator) if count else x_BTSE[:, -1:, :, 0]
         still = remask(score, masked_B1S, count)
         where = (masked_B1S & ~still).int().argsort(dim=-1, descending=True, stable=True)[..., : left - count]
-        chosen = model.taken(told, where)
+        chosen = model.taken(condition, where)
         noise = partial(sampler.normal, (*chosen.shape[:-1], x_BTSE.shape[-1]), chosen.device, generator)
 
         def denoiser(x_D: Tensor, step: Tensor, chosen: Tensor = chosen) -> Tensor:

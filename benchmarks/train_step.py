@@ -128,13 +128,13 @@ def every_patch(model: HMAContinuous, batch: Batch) -> Tensor:
     B, T, S, _ = x_BTSE.shape
     _, ratio_BT = clip_rates(B, T, max_corrupt=0.0, non_mlm=c.non_mlm, prompt=c.prompt, device=x_BTSE.device)
     masked_BTS = cosine_mask(ratio_BT, S) & (ratio_BT > 0)[..., None]
-    window = CausalWindow(CausalCache(), model.told(batch.actions, batch.embodiment, T), batch.embodiment)
-    told_BTSD = model.run(window, model.hidden(x_BTSE, masked_BTS[..., None]))[0]
+    window = CausalWindow(CausalCache(), model.condition(batch.actions, batch.embodiment, T), batch.embodiment)
+    condition_BTSD = model.run(window, model.hidden(x_BTSE, masked_BTS[..., None]))[0]
     # the draws of ours in their places; what is drawn for the others does not matter
     x_NE, step_BTS, noise_BTSE = x_BTSE[masked_BTS], torch.zeros_like(masked_BTS, dtype=torch.long), x_BTSE.clone()
     step_BTS[masked_BTS] = torch.randint(diffusion.STEPS, x_NE.shape[:1], device=x_NE.device)
     noise_BTSE[masked_BTS] = torch.randn_like(x_NE)
-    head = partial(model.head, condition_C=told_BTSD)
+    head = partial(model.head, condition_C=condition_BTSD)
     error_BTS, bound_BTS = diffusion.denoising_loss(x_BTSE, step_BTS, noise_BTSE, head)
     return ((error_BTS + bound_BTS) * masked_BTS).sum() / masked_BTS.sum()
 

@@ -45,6 +45,9 @@ class Steady(WorldModel, name="steady-for-tests"):
     class Config(WorldModel.Config):
         past: int = 3
 
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return torch.zeros(()), {}
+
     def predict(self, batch: Batch, *, sampler=None, logits=False, cache=None, generator=None) -> Prediction:
         tokenizer = Causal()
         frames = tokenizer.decode(batch.latents)

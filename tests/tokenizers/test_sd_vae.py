@@ -18,8 +18,8 @@ from hwm.encode.files import for_size, load_latents
 from hwm.errors import HwmError
 from hwm.loading import load_tokenizer
 from hwm.tokenizers.sd_vae import DiffusersVAE, is_diffusers, load_vae
+from tests.commands.test_tokens import Shelf, film
 from tests.models.toys import is_aligned
-from tests.tokenizers.test_cosmos_commands import Shelf, film
 
 SMALL = {"block_out_channels": (32, 32, 32, 32), "down_block_types": ("DownEncoderBlock2D",) * 4, "layers_per_block": 1}
 UP = {"up_block_types": ("UpDecoderBlock2D",) * 4}

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from hwm import cli, commands
+from hwm import cli
+from hwm.commands.training import count_parameters
 from hwm.recipes import find_recipe
 
 
@@ -14,7 +15,7 @@ def test_figures_hang_together(capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--train.batch-size", "2", "--train.threads", "1", "--steps", "2"]
     assert cli.main(["bench", "masked_hwm_mini", "--json", *small]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["parameters"] == commands.count_parameters("masked_hwm_mini")
+    assert found["parameters"] == count_parameters("masked_hwm_mini")
     assert found["flops"] > 6 * 4e6 * 64  # every weight of the blocks sees every cell of a step, forth and back
     assert found["utilisation"] == pytest.approx(found["flops"] / found["seconds"] / found["peak"])
     assert 0 < found["utilisation"] < 1.5
