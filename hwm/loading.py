@@ -20,6 +20,7 @@ from hwm.tokenizers.pixels import Pixels
 from hwm.tokenizers.sd_vae import is_diffusers, load_vae
 from hwm.train.checkpoint import load_model
 from hwm.types import Tokenizer
+from hwm.weights import misfits
 
 MODELS = {"masked_hwm_mini": ROOT / "masked_hwm_mini"}
 SHIPPED = {"tiny": ROOT / "tiny"}
@@ -148,15 +149,14 @@ def copy_weights(name: str | Path, module: Trainable) -> None:
         HwmError: there is nothing of that name, or its weights are of another size.
     """
     source = load_model(_find("model", name, MODELS | SHIPPED))
-    try:
-        own, theirs = module.state_dict(), source.state_dict()
-        fresh = {k: v for k, v in own.items() if k.startswith(module.fresh)}
-        partly = tuple(prefix for prefix in module.fresh if any(k.startswith(prefix) for k in own))
-        other = {k for k in fresh if k in theirs and theirs[k].shape != fresh[k].shape}
-        theirs = {k: v for k, v in theirs.items() if k not in other and (k in own or not k.startswith(partly))}
-        module.load_state_dict(fresh | theirs)
-    except RuntimeError as error:
-        raise HwmError(f"the weights of {name} ({source.name!r}) do not fit this {module.name!r}: {error}") from error
+    own, theirs = module.state_dict(), source.state_dict()
+    fresh = {k: v for k, v in own.items() if k.startswith(module.fresh)}
+    partly = tuple(prefix for prefix in module.fresh if any(k.startswith(prefix) for k in own))
+    other = {k for k in fresh if k in theirs and theirs[k].shape != fresh[k].shape}
+    theirs = {k: v for k, v in theirs.items() if k not in other and (k in own or not k.startswith(partly))}
+    if wrong := misfits(own, fresh | theirs):
+        raise HwmError(f"the weights of {name} ({source.name!r}) do not fit this {module.name!r}: {wrong}")
+    module.load_state_dict(fresh | theirs)
 
 
 def weights_fingerprint(module: torch.nn.Module) -> str:

@@ -104,6 +104,24 @@ def _wants(path: Path) -> str:
     return f" ({', '.join(sorted(names)[:3])})" if names else ""
 
 
+def misfits(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """In words, the first few of the reasons why weights are not those of a module; empty where they are.
+
+    Args:
+        wanted: the module's state dict.
+    """
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - weights.keys())]
+    problems += [f"{name} is not known" for name in sorted(weights.keys() - wanted.keys())]
+    for name in sorted(wanted.keys() & weights.keys()):
+        there, here = weights[name], wanted[name]
+        if there.shape != here.shape:
+            problems.append(f"{name} is {tuple(there.shape)} instead of {tuple(here.shape)}")
+        elif here.is_floating_point() and not there.is_floating_point():
+            problems.append(f"{name} is of type {there.dtype}")
+    more = f", and {len(problems) - 4} more" if len(problems) > 4 else ""
+    return f"{', '.join(problems[:4])}{more}"
+
+
 def with_weights(config: Config, spec: DataSpec, weights: Mapping[str, Tensor], source: Path | str) -> Any:
     """The module of a config, whose parameters are these tensors themselves, or copies of those that are not `aligned`;
     in evaluation mode.
@@ -117,19 +135,8 @@ def with_weights(config: Config, spec: DataSpec, weights: Mapping[str, Tensor], 
     with torch.device("meta"):
         module = config.build(spec)
     wanted = module.state_dict()
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - weights.keys())]
-    problems += [f"{name} is not known" for name in sorted(weights.keys() - wanted.keys())]
-    for name in sorted(wanted.keys() & weights.keys()):
-        there, here = weights[name], wanted[name]
-        if there.shape != here.shape:
-            problems.append(f"{name} is {tuple(there.shape)} instead of {tuple(here.shape)}")
-        elif not there.is_floating_point():
-            problems.append(f"{name} is of type {there.dtype}")
-    if problems:
-        more = f", and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise CheckpointError(
-            f"the weights in {source} do not fit a {config.owner.name!r}: {', '.join(problems[:4])}{more}"
-        )
+    if wrong := misfits(wanted, weights):
+        raise CheckpointError(f"the weights in {source} do not fit a {config.owner.name!r}: {wrong}")
     module.load_state_dict({k: aligned(v.to(wanted[k].dtype)) for k, v in weights.items()}, assign=True)
     left = [name for name, tensor in module.named_buffers() if tensor.is_meta]
     if left:
