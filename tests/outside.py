@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hwm.config import REGISTRY
+from hwm.convert import families
 from hwm.data.sources import SOURCES
 from hwm.evaluate.metrics import METRICS
 from hwm.evaluate.scenarios import SCENARIOS
@@ -16,7 +17,8 @@ from hwm.evaluate.swaps import SWAPS
 from hwm.recipes import RECIPES
 from hwm.tokenizers import TOKENIZERS
 
-TABLES = (REGISTRY, RECIPES, SOURCES, TOKENIZERS, METRICS, SWAPS, SCENARIOS)
+# (the converters' own families register as they are imported, which `families` sees to)
+TABLES = (REGISTRY, RECIPES, SOURCES, TOKENIZERS, METRICS, SWAPS, SCENARIOS, families())
 
 
 @contextmanager

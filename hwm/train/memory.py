@@ -219,6 +219,11 @@ def fit(config: Any, spec: DataSpec, steps: int, train: TrainConfig, limit: floa
     The size of an update stays: a smaller batch is made up for by more passes. Tried in this order: as it is, smaller
     batches, activations computed again, both; then bfloat16; then no moving average; then Adafactor, in one process.
     """
+    with torch.device("meta"):
+        module: Trainable = config.build(spec)
+        choose(module, train.only, train.lora)
+    if limit < sum(4 * p.numel() * (1 + p.requires_grad) for p in module.parameters()):
+        return None  # weights and their gradients alone, which all options keep
     clips = train.batch_size * train.accumulate
     less: dict[str, Any] = {"dtype": "bfloat16", "ema": 0.0}
     for changes in ({}, {"dtype": "bfloat16"}, less, {**less, "optimizer": "adafactor"}):
