@@ -37,7 +37,7 @@ class RolloutOptions:
         filter_overlaps: choose among clips of which none shares a step with another, as 1X's evaluation does.
         scenario: autoregressive (the model sees its own predictions), temporally_teacher_forced (it sees the true
             steps before) or fully_teacher_forced (each token sees the true tokens before it; not for masked models).
-        swaps: also predict under wrong actions, which takes three further predictions.
+        swaps: also predict under wrong actions, which takes three further predictions, and more clips than one.
         draws: predictions whose mean is judged and shown: the mean of samples scores higher than any of them.
         sampler: changes to the model's sampler as NAME=VALUE, such as steps=4 temperature=0.9 pick=sample.
         int8: keep the weights of linear layers as 8-bit integers (needs torchao).
