@@ -122,8 +122,8 @@ class Batch:
             T' >= T: the surplus steps are those that `WorldModel.predict` fills in.
         embodiment: whose actions these are; one embodiment a batch.
         following: (B, K, A), the actions that lead from the last step of `actions` to the one after it, for models that
-            tell a step what follows it. NaN in clips whose recording ends there; None where all do, and where nothing
-            is recorded, as in play.
+            condition a step on what follows it. NaN in clips whose recording ends there; None where all do, and where
+            nothing is recorded, as in play.
     """
 
     latents: Tensor
