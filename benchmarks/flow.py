@@ -26,13 +26,13 @@ from common import in_fresh_process, parser, report
 from torch.utils.flop_counter import FlopCounterMode
 
 from hwm.data.clips import fake_batch
+from hwm.devices import peak_flops, peak_memory
 from hwm.models.flow import FlowModel
 from hwm.models.flow_hwm import VARIANTS, FlowHWM
 from hwm.models.flow_hwm_uvit import FlowHWMUViT
 from hwm.objectives.flow import FlowSampler
 from hwm.recipes import find_recipe
-from hwm.train.progress import peak_flops, peak_memory
-from hwm.train.trainer import recompute
+from hwm.train.blocks import recompute
 from hwm.types import DataSpec
 
 NAMES = (*VARIANTS, "uvit")

@@ -21,10 +21,10 @@ from common import in_fresh_process, parser, report
 from torch import Tensor
 
 from hwm.data.onex.specs import onex_v1
+from hwm.devices import peak_memory
 from hwm.models.genie import Genie
 from hwm.objectives import maskgit
 from hwm.objectives.maskgit import MaskGITSampler
-from hwm.train.progress import peak_memory
 from hwm.types import Batch
 
 PARTS = ("cached", "recomputed", "uncached")

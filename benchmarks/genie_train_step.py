@@ -21,8 +21,8 @@ from common import in_fresh_process, parser, report
 from torch import Tensor, nn
 
 from hwm.convert import from_reference
+from hwm.devices import peak_memory
 from hwm.models.genie import Genie
-from hwm.train.progress import peak_memory
 from hwm.types import Batch
 
 # the fields of a published config; --quick has fewer blocks and cells

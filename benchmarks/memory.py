@@ -18,12 +18,12 @@ import torch
 from common import in_fresh_process, parser, report
 
 from hwm.data.clips import fake_batch
+from hwm.devices import Runtime, peak_memory
 from hwm.recipes import find_recipe
-from hwm.train.blocks import recompute
+from hwm.train.blocks import arithmetic, recompute
+from hwm.train.config import TrainConfig
 from hwm.train.memory import GIB, training_memory
 from hwm.train.optim import optimizers
-from hwm.train.progress import peak_memory
-from hwm.train.trainer import TrainConfig
 
 TABLE = (
     *("masked_hwm_base", "masked_hwm_modality", "masked_hwm_full", "masked_hwm_split", "masked_hwm_shared"),
@@ -56,7 +56,7 @@ def measured(name: str, mode: str, threads: int, quick: bool) -> float:
     made = optimizers(module, train.optimizer, train.lr, train.weight_decay, train.betas)
     batch = fake_batch(spec, 1, steps).to(device)
     for _ in range(2):
-        with replace(train, activation_checkpoint=mode).autocast(device.type):
+        with arithmetic(Runtime(device, "bfloat16"), mode):
             loss, _ = module(batch)
         loss.backward()
         for each in made:

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from hwm.config import Trainable
 from hwm.data.clips import fake_batch
+from hwm.devices import FORMATS, Runtime, peak_memory
 from hwm.models.cosmos_ar import CosmosAR
 from hwm.models.hma_continuous import HMAContinuous
 from hwm.models.masked import MaskedModel
@@ -43,10 +44,9 @@ from hwm.objectives.maskgit import clip_rates, cosine_mask
 from hwm.objectives.reconstruction import reconstruction_loss
 from hwm.recipes import find_recipe
 from hwm.tokenizers.cosmos import CosmosVideo
-from hwm.train.blocks import recompute
+from hwm.train.blocks import arithmetic, recompute
+from hwm.train.config import TrainConfig
 from hwm.train.optim import gradient_norm, optimizers
-from hwm.train.progress import peak_memory
-from hwm.train.trainer import DTYPES, TrainConfig
 from hwm.types import Batch, split_digits
 
 Loss = Callable[[Any, Batch], Tensor]
@@ -217,7 +217,7 @@ def measure(name: str, part: Any, a: Any) -> dict[str, float]:
         torch.set_num_threads(a.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plain = part == PLAIN
-    how = TrainConfig() if plain else TrainConfig(dtype=part, activation_checkpoint=a.checkpoint)
+    how = TrainConfig() if plain else TrainConfig(activation_checkpoint=a.checkpoint)
     model, batch = build(name, a.quick, plain, device, a.clips)
     passes = 1 if plain else a.accumulate
     recompute(model, how.activation_checkpoint)
@@ -232,7 +232,7 @@ def measure(name: str, part: Any, a: Any) -> dict[str, float]:
             start = clock(device)
             total = torch.zeros((), device=device)
             for part_of_batch in parts(batch, passes):
-                with how.autocast(device.type):
+                with arithmetic(Runtime(device, part if part in FORMATS else "float32"), how.activation_checkpoint):
                     loss = loss_of(model, part_of_batch) / passes
                 loss.backward()
                 total += loss.detach()
@@ -280,13 +280,13 @@ def main() -> None:
     p.add_argument("name", nargs="?", choices=STEPS, default="masked_hwm_base", help="a recipe")
     p.add_argument("--all", action="store_true", help="every recipe, one after the other, as a table")
     p.add_argument("--repeats", type=int, default=3)
-    p.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="of ours")
+    p.add_argument("--dtype", nargs="+", choices=FORMATS, default=["float32", "bfloat16"], help="of ours")
     p.add_argument("--clips", type=int, default=0, help="of a step; 0 for what `STEPS` says")
     p.add_argument("--accumulate", type=int, default=1, help="forward passes of ours, each of a part of the clips")
     p.add_argument("--optimizer", choices=OPTIONS["optimizer"], default="adamw", help="of ours")
     p.add_argument("--checkpoint", choices=OPTIONS["activation_checkpoint"], default="none", help="of ours")
     p.add_argument("--fused", action="store_true", help="the baseline has the fused attention too")
-    p.add_argument("--part", choices=(PLAIN, *DTYPES), help="measure one part and print its JSON")
+    p.add_argument("--part", choices=(PLAIN, *FORMATS), help="measure one part and print its JSON")
     a = p.parse_args()
     if a.part:
         print(json.dumps(measure(a.name, a.part, a)))

@@ -1,11 +1,152 @@
-"""Where computing is done."""
+"""Where computing is done, and in which number format: the one place that chooses."""
 
 from __future__ import annotations
 
+import resource
+import sys
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import linear
+
+from hwm.errors import HwmError, unknown
+
+FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+FASTER = 1.2
+"""By how much bfloat16 must be faster than float32 to be worth its rounding; measuring is less uncertain."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A device and the number format of matrix products there. Weights stay as they are; products are cast to it."""
+
+    device: torch.device
+    format: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return FORMATS[self.format]
+
+    def autocast(self, cache: bool = True) -> AbstractContextManager[Any]:
+        """What matrix products are computed in, for the code inside.
+
+        Args:
+            cache: keep cast weights until the end of a pass.
+        """
+        return torch.autocast(self.device.type, self.dtype, enabled=self.format != "float32", cache_enabled=cache)
+
+    def __str__(self) -> str:
+        return f"{name_of(self.device)}, {self.format}"
+
+
+def open_runtime(device: str | torch.device = "auto", dtype: str = "auto", threads: int = 0) -> Runtime:
+    """The device and the number format that are meant, with PyTorch set up for them.
+
+    Args:
+        device: as `find_device`; dtype: as `choose_format`; threads: of the CPU, 0 leaves torch's choice.
+
+    Raises:
+        HwmError: there is no such device, or it has no such format.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    where = find_device(device)
+    return Runtime(where, choose_format(dtype, where))
+
+
+def find_device(name: str | torch.device = "auto") -> torch.device:
+    """A device by its name: auto, cpu, cuda, cuda:1, mps. On an NVIDIA card float32 products may use TF32.
+
+    Raises:
+        HwmError: this machine, or this build of PyTorch, has no such device.
+    """
+    wanted = str(name)
+    if wanted == "auto":
+        mps = not torch.cuda.is_available() and torch.backends.mps.is_available()
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    kind, _, number = wanted.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
+        raise unknown("device", wanted, ("auto", "cpu", "cuda", "mps"))
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise HwmError(f"device {wanted!r}: this machine or this build of PyTorch has no CUDA; take cpu or auto")
+        if int(number or 0) >= (there := torch.cuda.device_count()):
+            raise HwmError(f"device {wanted!r}: this machine has {there} cards, of numbers 0 to {there - 1}")
+        torch.set_float32_matmul_precision("high")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise HwmError(f"device {wanted!r}: this machine or this build of PyTorch has no MPS; take cpu or auto")
+    return torch.device(wanted)
+
+
+def choose_format(wanted: str, device: torch.device) -> str:
+    """A number format's name: what is wanted, or for `auto` what suits the device.
+
+    An NVIDIA card computes in bfloat16 where it has arithmetic for it, else in float16 (V100, T4). What a CPU or
+    Apple's GPU is good at is measured: bfloat16 where its matrix products are at least `FASTER` times as fast.
+
+    Raises:
+        HwmError: there is no such format.
+    """
+    if wanted != "auto":
+        if wanted not in FORMATS:
+            raise unknown("number format", wanted, ("auto", *FORMATS))
+        return wanted
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    return faster_format(device)
+
+
+@cache
+def faster_format(device: torch.device) -> str:
+    """bfloat16 or float32, by a comparison of matrix products."""
+    try:
+        half = peak_flops(device, "bfloat16", seconds=0.1)
+    except (RuntimeError, TypeError):  # an Apple GPU or a version of macOS without it
+        return "float32"
+    return "bfloat16" if half > FASTER * peak_flops(device, "float32", seconds=0.1) else "float32"
+
+
+def peak_flops(device: torch.device, dtype: str, size: int = 1024, seconds: float = 0.3) -> float:
+    """Measured FLOP/s of a square matrix product, as a Linear does it: what utilisation is compared with."""
+    size = 8192 if device.type == "cuda" else size
+    a, b = (torch.randn(size, size, device=device, dtype=FORMATS[dtype]) for _ in range(2))
+    linear(a, b)  # CPUs without bfloat16 arithmetic are twenty times slower at a @ b
+    best = 0.0
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        synchronize(device)
+        start = time.perf_counter()
+        linear(a, b)
+        synchronize(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak memory of this process in bytes: of the GPU where one is used, else of the process."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    # bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def name_of(device: torch.device) -> str:
+    """What a device is called in results: a card by its model."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def device_of(thing: Any, default: torch.device) -> torch.device:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from hwm import devices
 from hwm.data.store import Header, Store, Writer
 from hwm.pictures.video import write_video
 from hwm.types import LatentSpec
@@ -23,6 +24,12 @@ settings.load_profile("hwm")
 
 TOKENS = LatentSpec((2, 2), 25, levels=(5, 5))
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _the_same_on_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` is float32 here, whatever this machine is fast at."""
+    monkeypatch.setattr(devices, "faster_format", lambda device: "float32")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

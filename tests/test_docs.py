@@ -44,7 +44,7 @@ from hwm.objectives.next_token import NextTokenSampler
 from hwm.objectives.reconstruction import LossWeights
 from hwm.recipes import RECIPES
 from hwm.recipes.specs import ACTIONS_1X
-from hwm.train.trainer import TrainConfig
+from hwm.train.config import TrainConfig
 from tests.outside import forgotten
 
 ROOT = Path(__file__).parents[1]

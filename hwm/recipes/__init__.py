@@ -11,7 +11,7 @@ from hwm.config import Config, replace
 from hwm.data.mixture import DataConfig
 from hwm.errors import HwmError
 from hwm.plugins import Table, import_object
-from hwm.train.trainer import TrainConfig
+from hwm.train.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

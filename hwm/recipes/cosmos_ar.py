@@ -7,7 +7,7 @@ from hwm.models.cosmos_ar import CosmosAR
 from hwm.objectives.next_token import NextTokenSampler
 from hwm.recipes import Recipe, recipe
 from hwm.recipes.specs import mini, onex_v2
-from hwm.train.trainer import TrainConfig
+from hwm.train.config import TrainConfig
 
 
 @recipe
@@ -27,7 +27,6 @@ def cosmos_ar_4b() -> Recipe:
             lr=1e-4,
             warmup=100,
             weight_decay=0.05,
-            dtype="bfloat16",
             activation_checkpoint="full",
             val_every=500,
             save_every=500,
@@ -100,7 +99,6 @@ def cosmos_ar_tiny() -> Recipe:
             warmup=50,
             weight_decay=0.03,
             ema=0.99,
-            dtype="bfloat16",
             val_every=400,
             val_batches=4,
             save_every=200,

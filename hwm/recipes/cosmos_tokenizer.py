@@ -7,7 +7,7 @@ from hwm.objectives.reconstruction import LossWeights
 from hwm.recipes import Recipe, recipe
 from hwm.recipes.specs import pixels
 from hwm.tokenizers.cosmos import CosmosImage, CosmosVideo
-from hwm.train.trainer import TrainConfig
+from hwm.train.config import TrainConfig
 
 
 @recipe
@@ -24,7 +24,6 @@ def cosmos_dv8x8x8_finetune() -> Recipe:
             floor=0.1,
             warmup=500,
             ema=0.999,
-            dtype="bfloat16",
             activation_checkpoint="full",
             val_every=500,
             save_every=500,
@@ -57,7 +56,6 @@ def cosmos_tiny() -> Recipe:
             floor=0.01,
             warmup=100,
             ema=0.998,
-            dtype="bfloat16",
             val_every=500,
             val_batches=16,
             save_every=250,

@@ -10,7 +10,7 @@ from hwm.models.flow_hwm_uvit import FlowHWMUViT
 from hwm.objectives.flow import FlowSampler
 from hwm.recipes import Recipe, recipe
 from hwm.recipes.specs import mini_continuous, onex_v2, pixels
-from hwm.train.trainer import TrainConfig
+from hwm.train.config import TrainConfig
 from hwm.types import LatentSpec
 
 
@@ -29,7 +29,6 @@ def flow_hwm_base() -> Recipe:
             warmup=0,
             betas=(0.9, 0.99),
             ema=0.999,
-            dtype="bfloat16",
             val_every=2000,
             save_every=2000,
         ),
@@ -101,7 +100,6 @@ def flow_hwm_base_tiny() -> Recipe:
             floor=0.05,
             warmup=50,
             ema=0.99,
-            dtype="bfloat16",
             val_every=500,
             save_every=500,
         ),

@@ -6,7 +6,7 @@ from hwm.data.mixture import DataConfig
 from hwm.models.genie import Genie
 from hwm.recipes import Recipe, recipe
 from hwm.recipes.specs import onex_v1
-from hwm.train.trainer import TrainConfig
+from hwm.train.config import TrainConfig
 
 
 @recipe
@@ -26,7 +26,6 @@ def genie_35m() -> Recipe:
             lr=5e-4,
             warmup=1000,
             weight_decay=0.0,
-            dtype="bfloat16",
             val_every=2000,
             save_every=2000,
         ),

@@ -10,7 +10,7 @@ from hwm.models.hma_discrete import HMADiscrete
 from hwm.objectives.maskgit import MaskGITSampler
 from hwm.recipes import Recipe, recipe
 from hwm.recipes.specs import mini, onex_v1, pixels
-from hwm.train.trainer import TrainConfig
+from hwm.train.config import TrainConfig
 from hwm.types import ActionSpec, DataSpec, LatentSpec
 
 
@@ -33,7 +33,6 @@ def hma_discrete_base() -> Recipe:
             warmup=500,
             betas=(0.9, 0.95),
             weight_decay=0.05,
-            dtype="bfloat16",
             val_every=2000,
             save_every=2000,
         ),
@@ -73,7 +72,6 @@ def hma_discrete_tiny() -> Recipe:
             warmup=50,
             weight_decay=0.03,
             ema=0.99,
-            dtype="bfloat16",
             val_every=200,
             val_batches=4,
             save_every=200,

@@ -9,7 +9,7 @@ from hwm.models.masked_hwm import MaskedHWM
 from hwm.objectives.maskgit import MaskGITSampler
 from hwm.recipes import Recipe, recipe
 from hwm.recipes.specs import mini, onex_v2
-from hwm.train.trainer import TrainConfig
+from hwm.train.config import TrainConfig
 from hwm.types import LatentSpec
 
 
@@ -25,7 +25,6 @@ def masked_hwm_base() -> Recipe:
             lr=3e-5,
             warmup=100,
             weight_decay=0.0,
-            dtype="bfloat16",
             val_every=2000,
             save_every=2000,
         ),
@@ -110,7 +109,6 @@ def masked_hwm_mini() -> Recipe:
             warmup=100,
             weight_decay=0.03,
             ema=0.998,
-            dtype="bfloat16",
             val_every=500,
             val_batches=8,
             save_every=250,

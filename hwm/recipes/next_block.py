@@ -7,7 +7,7 @@ from hwm.models.next_block import NextBlock
 from hwm.objectives.maskgit import MaskGITSampler
 from hwm.recipes import Recipe, recipe
 from hwm.recipes.specs import mini, onex_v2
-from hwm.train.trainer import TrainConfig
+from hwm.train.config import TrainConfig
 
 
 @recipe
@@ -26,7 +26,6 @@ def next_block_base() -> Recipe:
             lr=3e-4,
             warmup=1000,
             weight_decay=0.01,
-            dtype="bfloat16",
             val_every=2000,
             save_every=2000,
         ),
@@ -58,7 +57,6 @@ def next_block_mini() -> Recipe:
             warmup=100,
             weight_decay=0.03,
             ema=0.998,
-            dtype="bfloat16",
             val_every=500,
             val_batches=8,
             save_every=250,

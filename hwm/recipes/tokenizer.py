@@ -6,7 +6,7 @@ from hwm.data.mixture import DataConfig
 from hwm.recipes import Recipe, recipe
 from hwm.recipes.specs import pixels
 from hwm.tokenizers.tiny import TinyContinuous, TinyTokenizer
-from hwm.train.trainer import TrainConfig
+from hwm.train.config import TrainConfig
 
 
 @recipe
@@ -22,7 +22,6 @@ def tiny_tokenizer() -> Recipe:
             floor=0.01,
             warmup=200,
             ema=0.999,
-            dtype="bfloat16",
             val_every=500,
             val_batches=16,
             save_every=500,

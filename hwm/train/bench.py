@@ -5,18 +5,19 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hwm.data.clips import fake_batch
+from hwm.devices import Runtime, choose_format, name_of, peak_flops, peak_memory, synchronize
 from hwm.models.base import WorldModel
 from hwm.train import distributed
-from hwm.train.blocks import compile_blocks, recompute
+from hwm.train.blocks import arithmetic, compile_blocks, recompute
 from hwm.train.lora import choose
 from hwm.train.optim import gradient_norm, optimizers
-from hwm.train.progress import peak_flops, peak_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +65,15 @@ def bench(name: str, recipe: Any, steps: int) -> Bench:
     c, spec = recipe.train, recipe.data.expects or recipe.data.open().spec
     world = distributed.start(c.device)
     device = world.device
+    runtime = Runtime(device, choose_format(c.dtype, device))
+    forward = partial(arithmetic, runtime, c.activation_checkpoint)
     torch.manual_seed(c.seed)
     module = recipe.model.build(spec).to(device)
     choose(module, c.only, c.lora)
     recompute(module, c.activation_checkpoint)
     batch = fake_batch(spec, c.batch_size, recipe.data.steps).to(device)
 
-    with FlopCounterMode(display=False) as counter, c.autocast(device.type):
+    with FlopCounterMode(display=False) as counter, forward():
         module(batch)[0].backward()
     module.zero_grad(set_to_none=True)
     if c.compile:
@@ -81,7 +84,7 @@ def bench(name: str, recipe: Any, steps: int) -> Bench:
     seconds = []
     for _ in range(steps + 1):
         start = _now(device)
-        with c.autocast(device.type):
+        with forward():
             loss, _ = module(batch)
         loss.backward()
         gradient_norm(module, c.clip)
@@ -89,11 +92,11 @@ def bench(name: str, recipe: Any, steps: int) -> Bench:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         seconds.append(_now(device) - start)
-    median, flops, peak = statistics.median(seconds[1:]), counter.get_total_flops(), peak_flops(device, c.dtype)
+    median, flops, peak = statistics.median(seconds[1:]), counter.get_total_flops(), peak_flops(device, runtime.format)
     return Bench(
         recipe=name,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        dtype=c.dtype,
+        device=name_of(device),
+        dtype=runtime.format,
         batch_size=c.batch_size,
         parameters=sum(p.numel() for p in module.parameters()),
         seconds=median,
@@ -119,6 +122,5 @@ def _predict(model: WorldModel, spec: Any, device: torch.device) -> float:
 
 
 def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from hwm.config import Trainable
+from hwm.devices import Runtime
 from hwm.nn.layers import FORGETTING
 
 Forward = Callable[..., Any]
@@ -21,6 +23,13 @@ DEAR = {
     *(aten._scaled_dot_product_efficient_attention.default, aten._scaled_dot_product_cudnn_attention.default),
 }
 """Operations that selective recomputation does not do twice."""
+
+
+def arithmetic(runtime: Runtime, recomputation: str) -> AbstractContextManager[Any]:
+    """The number format of a forward pass, whose activations are computed again as `recompute` has it."""
+    # a cache would keep every weight in half precision until the end of a pass, though blocks forget theirs; and
+    # what is computed again must find the weights as it found them first: cast, or not cast yet
+    return runtime.autocast(cache=recomputation == "none")
 
 
 def recompute(module: Trainable, mode: str) -> None:

@@ -294,6 +294,19 @@ def _settle(work: Path, final: Path) -> None:
     os.replace(work, final)
 
 
+def read_progress(folder: Path) -> dict[str, Any]:
+    """What a step checkpoint says of its run: `step`, `seed`, and its options, `train`.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        progress: dict[str, Any] = json.loads((folder / "state" / "progress.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} cannot be resumed, its progress.json is not readable: {error}") from error
+    return progress
+
+
 def load_step(folder: Path, module: Trainable, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
     """Restore weights and optimizers from a step checkpoint; returns its progress.
 
@@ -307,10 +320,7 @@ def load_step(folder: Path, module: Trainable, optimizers: list[torch.optim.Opti
         raise CheckpointError(
             f"{folder} was trained on other latents or actions than this run's; choose another run folder"
         )
-    try:
-        progress: dict[str, Any] = json.loads((folder / "state" / "progress.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} cannot be resumed, its progress.json is not readable: {error}") from error
+    progress = read_progress(folder)
     saved_rank, rank = progress.get("train", {}).get("lora", 0), rank_of(module.state_dict())
     if saved_rank != rank:
         raise CheckpointError(

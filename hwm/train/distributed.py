@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hwm.errors import HwmError
+from hwm.devices import find_device
 
 GROUPS = count()
 """The numbers of the groups that this process joins, one after the other; the same in all that train together."""
@@ -63,18 +63,13 @@ def start(device: str = "auto") -> World:
     """Join the group that torchrun started, if it did; one process otherwise.
 
     Args:
-        device: auto, cpu, cuda, or one GPU by number (cuda:1). Of several processes each takes the GPU of its number.
+        device: as `hwm.devices.find_device` takes it. Of several processes each takes the GPU of its number.
 
     Raises:
         HwmError: there is no such device.
     """
-    cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
-    if cuda and not torch.cuda.is_available():
-        raise HwmError(f"device {device!r}: this machine or this build of PyTorch has no CUDA; use --train.device cpu")
-    try:
-        where = torch.device("cuda" if cuda and device == "auto" else "cpu" if device == "auto" else device)
-    except RuntimeError as error:
-        raise HwmError(f"there is no device {device!r}; choose auto, cpu or cuda") from error
+    where = find_device(device)
+    cuda = where.type == "cuda"
     if cuda and (where.index is None or "LOCAL_RANK" in os.environ):
         where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if cuda:

@@ -25,11 +25,12 @@ from torch.utils._pytree import tree_leaves
 
 from hwm.config import Trainable
 from hwm.data.clips import fake_batch
+from hwm.devices import FORMATS, Runtime
 from hwm.errors import HwmError
-from hwm.train.blocks import recompute
+from hwm.train.blocks import arithmetic, recompute
+from hwm.train.config import TrainConfig
 from hwm.train.lora import choose
 from hwm.train.optim import optimizers
-from hwm.train.trainer import TrainConfig
 from hwm.types import Batch, DataSpec
 
 GIB = 2**30
@@ -132,7 +133,7 @@ def training_memory(config: Any, spec: DataSpec, steps: int, train: TrainConfig,
     two = _activations(config, spec, steps, replace(train, batch_size=2))
     gathered = 0.0
     if ways > 1:  # two units at a time are put together, one in use and one on its way
-        size, units = 2 if train.dtype == "bfloat16" else 4, list(module.units()) or [module]
+        size, units = FORMATS[_format(train)].itemsize, list(module.units()) or [module]
         gathered = 2 * size * max(sum(p.numel() for p in unit.parameters()) for unit in units)
     return Memory(
         parameters=count,
@@ -143,6 +144,11 @@ def training_memory(config: Any, spec: DataSpec, steps: int, train: TrainConfig,
         activations=one + (two - one) * (train.batch_size - 1) + gathered,
         clip=two - one,
     )
+
+
+def _format(train: TrainConfig) -> str:
+    """The number format that is foretold: `auto` is bfloat16, as on the graphics cards that this is asked about."""
+    return "bfloat16" if train.dtype == "auto" else train.dtype
 
 
 def _moments(optimizer: torch.optim.Optimizer, p: Tensor) -> int:
@@ -167,7 +173,7 @@ def _activations(config: Any, spec: DataSpec, steps: int, train: TrainConfig) ->
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         kept = [*module.parameters(), *module.buffers(), *gradients, batch.latents, batch.actions]
         live = _Simulated({t.untyped_storage()._cdata for t in kept})
-        with live, train.autocast("cpu"):
+        with live, arithmetic(Runtime(torch.device("cpu"), _format(train)), train.activation_checkpoint):
             loss, _ = module(batch)
         with live:
             loss.backward()

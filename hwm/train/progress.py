@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch.nn.functional import linear
 
-
-def peak_flops(device: torch.device, dtype: str, size: int = 1024, seconds: float = 0.3) -> float:
-    """Measured FLOP/s of a square matrix product, as a Linear does it: what utilisation is compared with."""
-    kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    size = 8192 if device.type == "cuda" else size
-    a, b = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
-    linear(a, b)  # CPUs without bfloat16 arithmetic are twenty times slower at a @ b
-    best = 0.0
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        _synchronize(device)
-        start = time.perf_counter()
-        linear(a, b)
-        _synchronize(device)
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
-
-
-def peak_memory(device: torch.device) -> float:
-    """Peak memory of this process in bytes: of the GPU where one is used, else of the process."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    # bytes on macOS, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+from hwm.devices import peak_memory
 
 
 class Meter:

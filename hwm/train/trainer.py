@@ -12,9 +12,9 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,118 +23,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hwm.config import Trainable, to_json
 from hwm.data.mixture import Mixture, loader
+from hwm.devices import Runtime, choose_format, peak_flops
 from hwm.errors import HwmError
 from hwm.files import write_atomically
 from hwm.train import checkpoint, distributed
 from hwm.train.aside import Aside
-from hwm.train.blocks import compile_blocks, recompute
+from hwm.train.blocks import arithmetic, compile_blocks, recompute
+from hwm.train.config import TrainConfig
 from hwm.train.distributed import whole
 from hwm.train.loggers import Logger
 from hwm.train.lora import choose
 from hwm.train.optim import MovingAverage, gradient_norm, learning_rate, optimizers
-from hwm.train.progress import Meter, peak_flops
+from hwm.train.progress import Meter
 from hwm.types import Batch, DataSpec
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How a run trains.
-
-    Attributes:
-        steps: optimizer updates.
-        batch_size: clips an update and process, before accumulation.
-        accumulate: forward passes an update; each sees `batch_size` clips.
-        optimizer: AdamW for all, or Muon for the hidden matrices and AdamW for the rest, or, with next to no memory of
-            its own, Adafactor for matrices and AdamW for the rest.
-        lr: peak learning rate.
-        floor: learning rate at the end, as a share of the peak.
-        warmup: updates of linear warm-up.
-        weight_decay: on matrices only.
-        betas: of AdamW.
-        clip: largest global norm of the gradients; 0 does not clip.
-        ema: decay of the moving average of the weights that is saved and validated; 0 keeps none.
-        dtype: arithmetic of the forward pass; weights and optimizer stay float32.
-        compile: torch.compile the repeated blocks of the model, or all of it where it has none.
-        shard: processes that share one copy of weights, gradients and optimizer state (FSDP2): 1 gives each process a
-            copy (DDP), 0 divides one among all, n below their number keeps a copy in every group of n.
-        activation_checkpoint: what the backward pass computes again instead of finding it kept: `full` all of a block
-            but what goes into it, a third more time for a fraction of the memory; `selective` what is cheap, that is
-            all but matrix products, convolutions and attention.
-        seed: of data order, masks and initial weights.
-        val_every, val_batches: validation on fixed held-out clips and fixed masks, in updates and batches.
-        save_every, keep: checkpoints, in updates and how many of them; keep = 0 keeps all.
-        async_save: write checkpoints beside the training, from copies of weights and optimizer in ordinary memory.
-        log_every: updates between lines. This, `val_every` and `save_every` also happen at the end; 0: only there.
-        minutes: stop (resumably) after so long; 0 never.
-        threads: CPU threads; 0 leaves torch's choice.
-        device: auto, cpu, cuda.
-        track: further loggers, of tensorboard and wandb.
-        only: train the parameters of these names alone and leave the others as they are: shell patterns such as
-            `trunk.stems.*`, or `fresh` for all that a model has for each robot by itself. Empty trains all.
-        lora: rank of low-rank updates that are trained beside the hidden matrices, which stay as they are (LoRA, arXiv
-            2106.09685; `hwm.train.lora`), like all else that `only` does not name; 0 trains the weights themselves.
-    """
-
-    steps: int = 1000
-    batch_size: int = 8
-    accumulate: int = 1
-    optimizer: Literal["adamw", "muon", "adafactor"] = "adamw"
-    lr: float = 3e-4
-    floor: float = 0.0
-    warmup: int = 100
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
-    ema: float = 0.0
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False
-    shard: int = 1
-    activation_checkpoint: Literal["none", "selective", "full"] = "none"
-    seed: int = 0
-    val_every: int = 250
-    val_batches: int = 8
-    save_every: int = 500
-    keep: int = 2
-    async_save: bool = False
-    log_every: int = 10
-    minutes: float = 0.0
-    threads: int = 0
-    device: str = "auto"
-    track: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
-    lora: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "val_batches"):
-            if getattr(self, name) < 1:
-                raise HwmError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        for name in (
-            "seed",
-            "warmup",
-            "val_every",
-            "save_every",
-            "keep",
-            "log_every",
-            "lr",
-            "clip",
-            "minutes",
-            "threads",
-            "shard",
-            "lora",
-        ):
-            if getattr(self, name) < 0:
-                raise HwmError(f"train.{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.ema < 1:
-            raise HwmError(f"train.ema is a decay between 0 and 1, got {self.ema}")
-
-    def autocast(self, kind: str) -> AbstractContextManager[Any]:
-        """The arithmetic of a forward pass on a kind of device."""
-        # a cache would keep every weight in half precision until the end of a pass, though blocks forget theirs; and
-        # what is computed again must find the weights as it found them first: cast, or not cast yet
-        cache = self.activation_checkpoint == "none"
-        return torch.autocast(kind, torch.bfloat16, enabled=self.dtype == "bfloat16", cache_enabled=cache)
 
 
 class Trainer:
@@ -164,6 +65,8 @@ class Trainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.world = distributed.start(config.device)
+        self.runtime = Runtime(self.world.device, self._format())
+        self.config = config = replace(config, dtype=self.runtime.format)  # type: ignore[arg-type]
         self.module = module
         choose(self.module, config.only, config.lora)
         self.divided = self.world.size > 1 and config.shard != 1
@@ -171,7 +74,7 @@ class Trainer:
         if self.divided:
             from hwm.train.sharding import divide
 
-            divide(self.module, self.world, config.shard or self.world.size, DTYPES[config.dtype])
+            divide(self.module, self.world, config.shard or self.world.size, self.runtime.dtype)
         else:
             self.module.to(self.world.device)
         self.flops = self._count_flops() if self.world.leads or self.divided else 0
@@ -199,6 +102,14 @@ class Trainer:
         if self.world.leads:
             print(f"resuming {self.run_folder} at update {self.step}")
         return steps[-1]
+
+    def _format(self) -> str:
+        """The number format: what is wanted, else that in which the run began, else what suits all its devices."""
+        steps = checkpoint.step_folders(self.run_folder)
+        if self.config.dtype == "auto" and steps:
+            return str(checkpoint.read_progress(steps[-1])["train"]["dtype"])
+        found = choose_format(self.config.dtype, self.world.device)
+        return "float32" if self.world.any(found == "float32")[0] else found
 
     def run(self) -> Trainable:
         """Train to `config.steps`; returns the module, with the averaged weights where there are any.
@@ -351,8 +262,7 @@ class Trainer:
         tokens = batch.latents.shape[1] * self.data.spec.latent.cells * clips * self.world.size
         peak = peak_flops(device, c.dtype) if self.world.leads else 0.0
         meter = Meter(c.steps, self.step, tokens, device, flops=self.flops * clips, peak=peak, show=self.world.leads)
-        if device.type == "cpu" and c.dtype != "float32" and 1.2 * peak < peak_flops(device, "float32"):
-            meter.note("this CPU is slower in bfloat16 than in float32: consider --train.dtype float32")
+        meter.note(f"on {self.runtime}")
         return meter
 
     def _count_flops(self) -> int:
@@ -366,7 +276,7 @@ class Trainer:
         return flops.get_total_flops()
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return self.config.autocast(self.world.device.type)
+        return arithmetic(self.runtime, self.config.activation_checkpoint)
 
     def _no_sync(self, i: int) -> AbstractContextManager[Any]:
         last = i == self.config.accumulate - 1

@@ -16,7 +16,7 @@ from hwm.data.store import Store, Writer
 from hwm.models.next_block import NextBlock
 from hwm.nn.actions import standardised
 from hwm.recipes import Recipe
-from hwm.train.trainer import TrainConfig
+from hwm.train.config import TrainConfig
 from hwm.types import LatentSpec
 from tests.conftest import make_arrays, make_header, make_store
 

@@ -22,8 +22,9 @@ from hwm.models.genie import Genie
 from hwm.nn import layers
 from hwm.objectives.maskgit import MaskGITSampler, masked_counts
 from hwm.train.checkpoint import save_model
+from hwm.train.config import TrainConfig
 from hwm.train.optim import optimizers
-from hwm.train.trainer import TrainConfig, Trainer
+from hwm.train.trainer import Trainer
 from hwm.types import Batch, DataSpec, LatentSpec
 from tests.models.test_registry import OneClip
 from tests.models.toys import LEVELS, toy_batch, toy_spec

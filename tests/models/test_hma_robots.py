@@ -19,7 +19,7 @@ from hwm.models.hma_continuous import HMAContinuous
 from hwm.models.hma_discrete import HMADiscrete
 from hwm.recipes import Recipe
 from hwm.train.checkpoint import read_meta
-from hwm.train.trainer import TrainConfig
+from hwm.train.config import TrainConfig
 from hwm.types import LatentSpec
 from tests.conftest import make_store
 

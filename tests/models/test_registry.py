@@ -15,7 +15,8 @@ from hwm.models.base import WorldModel
 from hwm.plugins import own
 from hwm.train.blocks import compile_blocks, recompute
 from hwm.train.checkpoint import load_model, save_model
-from hwm.train.trainer import TrainConfig, Trainer
+from hwm.train.config import TrainConfig
+from hwm.train.trainer import Trainer
 from hwm.types import Batch
 from tests.models.toys import is_aligned, toy_batch, toy_spec
 

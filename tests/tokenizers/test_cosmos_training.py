@@ -22,7 +22,7 @@ from hwm.objectives.reconstruction import LossWeights
 from hwm.recipes import Recipe
 from hwm.tokenizers.cosmos import Cosmos, CosmosImage, CosmosVideo
 from hwm.train.blocks import recompute
-from hwm.train.trainer import TrainConfig
+from hwm.train.config import TrainConfig
 from hwm.types import Batch, DataSpec, LatentSpec
 from hwm.weights import load_tensors
 from tests.commands.test_tokens import film

@@ -11,8 +11,9 @@ import torch
 
 from hwm.models.next_block import NextBlock
 from hwm.train import trainer
+from hwm.train.config import TrainConfig
 from hwm.train.distributed import building
-from hwm.train.trainer import TrainConfig, Trainer
+from hwm.train.trainer import Trainer
 from tests.train.toy import mixture
 
 
@@ -20,7 +21,7 @@ def make_trainer(store: Path, run: Path, *, drop: float = 0.0, dim: int = 16, **
     """A trainer, begun or resumed, validating on the training clips."""
     fields: dict[str, Any] = {
         "batch_size": 4, "log_every": 1, "val_every": 2, "val_batches": 2, "save_every": 2, "warmup": 0, "ema": 0.5,
-        "lr": 2e-3, "floor": 1.0, "lora": 2, "only": ("head.*",),
+        "lr": 2e-3, "dtype": "float32", "floor": 1.0, "lora": 2, "only": ("head.*",),
     }  # fmt: skip
     config = TrainConfig(**{**fields, **train})
     torch.manual_seed(config.seed)

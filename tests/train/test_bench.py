@@ -24,7 +24,7 @@ def test_figures_hang_together(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["predict_seconds"] > 0
     assert cli.main(["bench", "tiny_tokenizer", "--train.activation-checkpoint", "full", *small]) == 0
     out = capsys.readouterr().out
-    assert "tiny_tokenizer: 3,632,454 parameters, cpu, bfloat16, 2 clips" in out
+    assert "tiny_tokenizer: 3,632,454 parameters, cpu, float32, 2 clips" in out
     assert "predicting" not in out
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from hwm.devices import peak_flops, peak_memory
 from hwm.errors import HwmError
 from hwm.train.loggers import Logger, read_log
-from hwm.train.progress import Meter, clock, peak_flops, peak_memory
+from hwm.train.progress import Meter, clock
 
 CPU = torch.device("cpu")
 

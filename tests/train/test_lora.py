@@ -27,10 +27,11 @@ from hwm.models.next_block import NextBlock
 from hwm.recipes import Recipe
 from hwm.train import trainer
 from hwm.train.checkpoint import load_model, step_folders
+from hwm.train.config import TrainConfig
 from hwm.train.lora import A, B, choose, merged, rank_of
 from hwm.train.memory import training_memory
 from hwm.train.optim import optimizers
-from hwm.train.trainer import TrainConfig, Trainer
+from hwm.train.trainer import Trainer
 from hwm.weights import load_tensors
 from tests.conftest import make_store
 from tests.models.test_registry import FAMILIES, OneClip, build, clip
@@ -66,11 +67,12 @@ def loss_of(model: WorldModel) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_updates_compute_what_the_merged_matrix_does_in_every_family(name: str) -> None:
+    torch.manual_seed(0)
     low, plain, before = MODELS[name](), MODELS[name](), MODELS[name]()
     choose(low, (), 3)
     with torch.no_grad():
         for p in low.parameters():  # B and the gates of some models begin at zero, and let nothing pass
-            p += 0.05 * torch.randn_like(p)
+            p += 0.1 * torch.randn_like(p)
     weights = low.state_dict()
     plain.load_state_dict(merged(weights))
     before.load_state_dict(merged({k: torch.zeros_like(v) if k.endswith(B) else v for k, v in weights.items()}))
@@ -248,7 +250,7 @@ def test_updates_are_trained_by_adamw(kind: str, width: float) -> None:
 
 
 def test_memory_counts_gradients_and_optimizer_of_what_is_trained() -> None:
-    config, spec, plain = CosmosAR.tiny(), toy_spec(), TrainConfig(batch_size=2)
+    config, spec, plain = CosmosAR.tiny(), toy_spec(), TrainConfig(batch_size=2, dtype="float32")
     full = training_memory(config, spec, 3, plain)
     for changes in ({"lora": 2}, {"only": ("layers.*",)}, {"lora": 2, "only": ("output.*",)}):
         train = replace(plain, **changes)

@@ -14,14 +14,14 @@ from hwm.models.flow_hwm import FlowHWM
 from hwm.models.genie import Genie
 from hwm.models.masked_hwm import MaskedHWM
 from hwm.recipes import find_recipe
+from hwm.train.config import TrainConfig
 from hwm.train.memory import _Live, fit, read_size, training_memory
-from hwm.train.trainer import TrainConfig
 from hwm.types import ActionSpec, DataSpec, LatentSpec
 
 ACTIONS = {"toy": ActionSpec(2, ("a", "b", "c"), (0.0,) * 3, (1.0,) * 3)}
 IDS = DataSpec(LatentSpec((8, 8), 25, levels=(5, 5)), ACTIONS)
 VALUES = DataSpec(LatentSpec((8, 8), channels=4), ACTIONS)
-PLAIN = TrainConfig(batch_size=2)
+PLAIN = TrainConfig(batch_size=2, dtype="float32")
 
 
 def really(config, spec: DataSpec, train: TrainConfig) -> float:
@@ -76,7 +76,7 @@ def test_what_saves_memory_saves_memory() -> None:
 
 @pytest.mark.parametrize("share", [2.0, 0.5])
 def test_advice_fits_and_leaves_the_size_of_an_update(share: float) -> None:
-    config, train = MaskedHWM.Config(dim=64, depth=2, heads=2), TrainConfig(batch_size=6, accumulate=2)
+    config, train = MaskedHWM.Config(dim=64, depth=2, heads=2), TrainConfig(batch_size=6, accumulate=2, dtype="float32")
     whole = training_memory(config, IDS, 3, train).total
     found = fit(config, IDS, 3, train, share * whole)
     assert found is not None

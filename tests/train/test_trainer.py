@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 import torch
 
+from hwm import devices
 from hwm.config import REGISTRY, from_json
 from hwm.errors import HwmError
 from hwm.models.masked_hwm import MaskedHWM
 from hwm.recipes import Recipe
 from hwm.train import trainer as module
 from hwm.train.checkpoint import load_model, step_folders
+from hwm.train.config import TrainConfig
 from hwm.train.loggers import read_log
-from hwm.train.trainer import TrainConfig, Trainer, write_run
+from hwm.train.trainer import Trainer, write_run
 from hwm.weights import load_tensors
 from tests.conftest import ROOT, make_store
 from tests.train.toy import Toy, make_trainer, mixture
@@ -220,11 +222,15 @@ def test_values_that_are_not_finite_stop_with_the_batch_saved(
     assert all(p.isfinite().all() for p in made.module.parameters())
 
 
-@pytest.mark.parametrize("share", [0.5, 2.0])
-def test_a_cpu_that_is_slow_in_bfloat16_is_told_of(data: Path, tmp_path: Path, monkeypatch, capsys, share) -> None:
-    monkeypatch.setattr(module, "peak_flops", lambda device, dtype: 1e9 * (share if dtype == "bfloat16" else 1))
-    make_trainer(data, tmp_path / "run", steps=1, dtype="bfloat16").run()
-    assert ("consider --train.dtype float32" in capsys.readouterr().out) == (share < 1)
+@pytest.mark.parametrize("began", ["float32", "bfloat16"])
+def test_a_run_keeps_the_number_format_that_auto_found(data: Path, tmp_path: Path, monkeypatch, capsys, began) -> None:
+    monkeypatch.setattr(devices, "faster_format", lambda device: began)
+    make_trainer(data, tmp_path / "run", steps=1, dtype="auto").run()
+    assert f"on cpu, {began}" in capsys.readouterr().out
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[began]
+    monkeypatch.setattr(devices, "faster_format", lambda device: other)
+    assert make_trainer(data, tmp_path / "run", steps=2, dtype="auto").runtime.format == began
+    assert make_trainer(data, tmp_path / "run", steps=2, dtype=other).runtime.format == other
 
 
 def test_the_log_tells_what_happened(data: Path, tmp_path: Path) -> None:
@@ -368,9 +374,9 @@ def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     from hwm.train.distributed import start as begin
 
     assert begin("auto").device.type == begin("cpu").device.type == "cpu"
-    with pytest.raises(HwmError, match=r"no CUDA; use --train\.device cpu"):
+    with pytest.raises(HwmError, match=r"no CUDA; take cpu or auto"):
         begin("cuda")
-    with pytest.raises(HwmError, match="there is no device 'gpu'"):
+    with pytest.raises(HwmError, match="there is no device called 'gpu'"):
         begin("gpu")
 
 

@@ -16,8 +16,9 @@ from hwm.models.next_block import NextBlock
 from hwm.recipes import Recipe
 from hwm.train import trainer as module
 from hwm.train.checkpoint import load_model
+from hwm.train.config import TrainConfig
 from hwm.train.loggers import read_log
-from hwm.train.trainer import TrainConfig, Trainer
+from hwm.train.trainer import Trainer
 from hwm.types import LatentSpec
 from tests.conftest import make_store
 from tests.train.toy import Toy, make_trainer, mixture

@@ -19,8 +19,9 @@ from hwm.data.clips import Clips
 from hwm.data.mixture import Mixture
 from hwm.data.store import Store
 from hwm.train import trainer
+from hwm.train.config import TrainConfig
 from hwm.train.distributed import building
-from hwm.train.trainer import TrainConfig, Trainer
+from hwm.train.trainer import Trainer
 from hwm.types import Batch, DataSpec
 
 
@@ -72,7 +73,7 @@ def make_trainer(
     """A trainer of the toy, begun or resumed, validating on the training clips."""
     fields: dict[str, Any] = {
         "batch_size": 4, "log_every": 1, "val_every": 2, "val_batches": 2, "save_every": 2, "warmup": 2, "ema": 0.9,
-        "lr": 1e-2,
+        "lr": 1e-2, "dtype": "float32",
     }  # fmt: skip
     config = TrainConfig(**{**fields, **train})
     torch.manual_seed(config.seed)
