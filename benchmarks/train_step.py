@@ -222,8 +222,11 @@ def measure(name: str, part: Any, a: Any) -> dict[str, float]:
     passes = 1 if plain else a.accumulate
     recompute(model, how.activation_checkpoint)
     kind, loss_of = ("adamw", STEPS[name].baseline) if plain else (a.optimizer, own_loss)
+    runtime = Runtime(device, part if part in FORMATS else "float32")
     made = (
-        [torch.optim.AdamW(model.parameters(), lr=1e-5)] if plain else optimizers(model, kind, 1e-5, 0.01, (0.9, 0.95))
+        [torch.optim.AdamW(model.parameters(), lr=1e-5)]
+        if plain
+        else optimizers(model, kind, 1e-5, 0.01, (0.9, 0.95), runtime.dtype)
     )
     seconds, firsts = [], (math.nan, math.nan)
     with savings_taken_out(a.fused) if plain else nullcontext():
@@ -232,7 +235,7 @@ def measure(name: str, part: Any, a: Any) -> dict[str, float]:
             start = clock(device)
             total = torch.zeros((), device=device)
             for part_of_batch in parts(batch, passes):
-                with arithmetic(Runtime(device, part if part in FORMATS else "float32"), how.activation_checkpoint):
+                with arithmetic(runtime, how.activation_checkpoint):
                     loss = loss_of(model, part_of_batch) / passes
                 loss.backward()
                 total += loss.detach()

@@ -78,7 +78,7 @@ def bench(name: str, recipe: Any, steps: int) -> Bench:
     module.zero_grad(set_to_none=True)
     if c.compile:
         compile_blocks(module)
-    made = optimizers(module, c.optimizer, c.lr, c.weight_decay, c.betas)
+    made = optimizers(module, c.optimizer, c.lr, c.weight_decay, c.betas, runtime.dtype)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = []

@@ -113,3 +113,12 @@ def whole(tensor: Tensor) -> Tensor:
     """A tensor put together of the parts that processes hold, if they do; then all of them must call it."""
     joined: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
     return joined
+
+
+def part_like(tensor: Tensor, divided: Tensor) -> Tensor:
+    """This process's part of a tensor that all processes have whole, cut as another of its shape is."""
+    if not hasattr(divided, "device_mesh"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return own_part(distribute_tensor(tensor, divided.device_mesh, divided.placements, src_data_rank=None))  # type: ignore[attr-defined]

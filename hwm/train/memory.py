@@ -30,6 +30,7 @@ from hwm.errors import HwmError
 from hwm.train.blocks import arithmetic, recompute
 from hwm.train.config import TrainConfig
 from hwm.train.lora import choose
+from hwm.train.muon import Muon
 from hwm.train.optim import optimizers
 from hwm.types import Batch, DataSpec
 
@@ -155,7 +156,7 @@ def _moments(optimizer: torch.optim.Optimizer, p: Tensor) -> int:
     """How many numbers an optimizer keeps of a parameter."""
     if isinstance(optimizer, torch.optim.Adafactor):
         return p.numel() // p.shape[-1] + p.numel() // p.shape[-2]
-    return p.numel() * (1 if isinstance(optimizer, torch.optim.Muon) else 2)
+    return p.numel() * (1 if isinstance(optimizer, Muon) else 2)
 
 
 def _activations(config: Any, spec: DataSpec, steps: int, train: TrainConfig) -> float:

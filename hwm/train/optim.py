@@ -13,13 +13,19 @@ from torch import Tensor, nn
 from hwm.config import Trainable
 from hwm.errors import HwmError, unknown
 from hwm.train.distributed import is_divided, own_part, whole
+from hwm.train.muon import Muon
 
 TYPICAL = 0.02
 """Root mean square of a matrix's weights, about: as they begin (`hwm.nn.layers.init_weights`)."""
 
 
 def optimizers(
-    module: Trainable, kind: str, lr: float, weight_decay: float, betas: tuple[float, float]
+    module: Trainable,
+    kind: str,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    format: torch.dtype = torch.float32,
 ) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for the hidden matrices or Adafactor for all matrices and AdamW for the rest.
 
@@ -36,6 +42,10 @@ def optimizers(
 
     Low-rank updates (`hwm.train.lora`) are always AdamW's: B begins at zero, and Adafactor's steps are relative to the
     size of the weights. muP's division is for A, which reads features, and not for B, which reads `rank` numbers.
+
+    Args:
+        format: of the run's products, in which Muon's are computed too; those of a float16 run are float32, as the
+            products of small numbers would vanish.
     """
     others = _not_adamw(module, kind)
     taken, slow = {id(p) for p in others}, _slowed(module)
@@ -48,8 +58,8 @@ def optimizers(
         fused = not next(module.parameters()).is_meta  # on a CPU too: a seventh of the time, and no copies
         made.append(torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=fused))
     if kind == "muon" and others:
-        # this adjustment makes a Muon update as large as AdamW's, so that one learning rate serves both
-        made.append(torch.optim.Muon(others, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+        wide = torch.float32 if format == torch.float16 else format
+        made.append(Muon(others, lr=lr, weight_decay=weight_decay, format=wide))
     if kind == "adafactor" and others:
         if is_divided(module):
             raise HwmError("Adafactor's state cannot be divided: train.shard other than 1 needs adamw or muon")

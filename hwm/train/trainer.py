@@ -80,7 +80,9 @@ class Trainer:
         self.flops = self._count_flops() if self.world.leads or self.divided else 0
         if config.compile:
             compile_blocks(self.module)
-        self.optimizers = optimizers(self.module, config.optimizer, config.lr, config.weight_decay, config.betas)
+        self.optimizers = optimizers(
+            self.module, config.optimizer, config.lr, config.weight_decay, config.betas, self.runtime.dtype
+        )
         self.aside = Aside(self.world) if config.async_save else None
         self.step = 0
         resumed = self._resume()
