@@ -178,10 +178,8 @@ class CausalBlock(nn.Module):
         L, half = x_TBSD.shape[0], len(memory) // 2
         if L:
             k_M, v_M = (torch.cat([*old, x]) if old else x for old, x in ((memory[:half], k), (memory[half:], v)))
-            M = k_M.shape[0]
-            mask = None if L == 1 else torch.ones(L, M, dtype=torch.bool, device=x_TBSD.device).tril(M - L)
             q_NhLd, k_NhMd, v_NhMd = (x.flatten(1, 2).permute(1, 2, 0, 3) for x in (q, k_M, v_M))
-            o_NhLd = attend(q_NhLd, k_NhMd, v_NhMd, mask, self.time.scale)
+            o_NhLd = attend(q_NhLd, k_NhMd, v_NhMd, scale=self.time.scale, causal=True)
             x_TBSD = added(x_TBSD, self.time.proj(o_NhLd.permute(2, 0, 1, 3).reshape(x_TBSD.shape)))
             x_TBSD = self.mlp(x_TBSD)
         return x_TBSD, k, v

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint, noop_context_fn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hwm.errors import HwmError
 from hwm.nn import attention
-from hwm.nn.attention import FLOAT32, HALF, KEPT_KEYS, Attention, CrossAttention, attend
+from hwm.nn.attention import FLOAT32, HALF, KEPT_KEYS, MANY_PROBLEMS, Attention, CrossAttention, Way, attend, way
+from hwm.nn.compiled import Compiled
 from hwm.nn.rope import rope_1d, rotate
 
 CPU, HEADS, WIDTH = torch.device("cpu"), 3, 8
@@ -160,3 +169,118 @@ def test_scores_are_scaled_by_the_root_of_the_width_or_as_asked(keys: int, dtype
         wanted = torch.einsum("nhlm,nhmd->nhld", weight, v.float())
         tolerance = 1e-5 if dtype == torch.float32 else 0.02
         torch.testing.assert_close(attend(q, k, v, scale=scale).float(), wanted, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("keys", [6, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("queries", [1, 4, 6])
+def test_causal_queries_are_the_last_of_their_places(queries: int, keys: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 8, dtype=dtype) for n in (queries, keys, keys))
+    rows = [attend(q[:, :, i : i + 1], *(x[:, :, : keys - queries + i + 1] for x in (k, v))) for i in range(queries)]
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(attend(q, k, v, causal=True), torch.cat(rows, 2), atol=tolerance, rtol=tolerance)
+
+
+# ---------------------------------------------------------------------- compiled, as on a GPU
+@pytest.mark.parametrize(
+    ("problems", "queries", "keys", "found"),
+    [
+        (MANY_PROBLEMS, 3, 6, Way.COMPILED),
+        (MANY_PROBLEMS, 8, 8, Way.COMPILED),
+        (MANY_PROBLEMS, 8, 9, Way.FUSED),
+        (MANY_PROBLEMS - 4, 3, 6, Way.FUSED),
+        (MANY_PROBLEMS, 16, 16, Way.FUSED),
+    ],
+)
+def test_on_a_gpu_many_short_problems_are_compiled(problems: int, queries: int, keys: int, found: Way) -> None:
+    with FakeTensorMode():
+        q, k = (torch.empty(problems // 4, 4, n, 8, device="cuda") for n in (queries, keys))
+        assert way(q, k) is found
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
+    """Attention as on a GPU, with a compiler that makes no kernels; it counts what it is given."""
+    torch._dynamo.reset()
+    counter, short = CompileCounterWithBackend("aot_eager"), Compiled(attention.products_and_sums, lambda q, *_: None)
+    short.compiled = torch.compile(short.function, fullgraph=True, backend=counter)
+    monkeypatch.setattr(attention, "COMPILED", short)
+    monkeypatch.setattr(attention, "way", lambda q, k: Way.COMPILED)
+    return counter
+
+
+def problem(queries: int = 3, keys: int = 6, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(5, 2, n, 8).to(dtype).requires_grad_() for n in (queries, keys, keys)]
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3)
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attend(q, k, v, scale=0.3, causal=True)
+
+
+def forgotten(context: Any) -> Callable[..., Tensor]:
+    return partial(checkpoint, lambda *given: causal(*given), use_reentrant=False, context_fn=context)
+
+
+@pytest.mark.parametrize("how", ["plain", "forgotten", "compiled around"])
+@pytest.mark.parametrize("queries", [1, 3, 6])
+def test_compiled_it_is_its_formula(how: str, queries: int, compiled: CompileCounterWithBackend) -> None:
+    around = CompileCounterWithBackend("aot_eager")
+    run = {
+        "plain": causal,
+        "forgotten": forgotten(noop_context_fn),
+        "compiled around": torch.compile(causal, fullgraph=True, backend=around),
+    }[how]
+    ours, theirs = problem(queries), problem(queries)
+    for given, function in ((ours, run), (theirs, reference)):
+        function(*given).square().sum().backward()
+    torch.testing.assert_close(run(*ours), reference(*theirs))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    inside = how != "compiled around"
+    assert (compiled.frame_count, around.frame_count) == ((1, 0) if inside else (0, 1))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_compiled_it_gives_the_type_that_the_fused_kernel_gives(
+    autocast: bool, compiled: CompileCounterWithBackend
+) -> None:
+    given = problem(dtype=torch.float32 if autocast else torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        mine, theirs = causal(*given), reference(*given)
+    assert mine.dtype == theirs.dtype == torch.bfloat16
+    torch.testing.assert_close(mine, theirs, atol=0.02, rtol=0.02)
+    assert compiled.frame_count == 1
+
+
+def test_operations_that_are_watched_are_not_compiled(compiled: CompileCounterWithBackend) -> None:
+    with FlopCounterMode(display=False):
+        torch.testing.assert_close(causal(*problem()), reference(*problem()))
+    assert compiled.frame_count == 0
+    torch.testing.assert_close(causal(*problem()), reference(*problem()))
+    assert compiled.frame_count == 1, "and later ones are, all the same"
+
+
+def test_without_a_compiler_it_is_fused(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    tried = []
+
+    def backend(*given: object) -> Any:
+        tried.append(given)
+        raise RuntimeError("there is no compiler")
+
+    short = Compiled(attention.products_and_sums, lambda q, *_: q.shape)
+    short.compiled = torch.compile(short.function, fullgraph=True, backend=backend)
+    monkeypatch.setattr(attention, "COMPILED", short)
+    monkeypatch.setattr(attention, "way", lambda q, k: Way.COMPILED)
+    for _ in range(3):
+        torch.testing.assert_close(causal(*problem()), reference(*problem()))
+    assert len(tried) == 1
+    said = [record.getMessage() for record in caplog.records if record.name == "hwm.nn.compiled"]
+    assert len(said) == 1
+    assert "there is no compiler" in said[0]
