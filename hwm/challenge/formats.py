@@ -160,3 +160,23 @@ def readme_problems(file: Path) -> list[str]:
         return [f"expected a JSON object with {', '.join(FIELDS)}, it cannot be read: {error}"]
     fields = said if isinstance(said, dict) else {}
     return [f"expected a field {name!r}, found none" for name in FIELDS if name not in fields]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sender:
+    """Who submits; all of it goes into README.txt.
+
+    Attributes:
+        method, team, authors, email, institution, country: as the challenge asks for them.
+    """
+
+    method: str = ""
+    team: str = ""
+    authors: str = ""
+    email: str = ""
+    institution: str = ""
+    country: str = ""
+
+    def text(self) -> str:
+        values = (self.method, self.team, self.authors, self.email, self.institution, self.country)
+        return json.dumps(dict(zip(FIELDS, values, strict=True)), indent=1, ensure_ascii=False)

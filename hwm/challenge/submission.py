@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hwm.challenge.formats import FIELDS, FORMATS, Format, readme_problems
+from hwm.challenge.formats import FORMATS, Format, readme_problems
+from hwm.challenge.formats import Sender as Sender
 from hwm.config import from_json, to_json
 from hwm.errors import HwmError, unknown
 from hwm.evaluate.uncertainty import estimate
@@ -38,26 +39,6 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.file}: {self.what}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sender:
-    """Who submits; all of it goes into README.txt.
-
-    Attributes:
-        method, team, authors, email, institution, country: as the challenge asks for them.
-    """
-
-    method: str = ""
-    team: str = ""
-    authors: str = ""
-    email: str = ""
-    institution: str = ""
-    country: str = ""
-
-    def text(self) -> str:
-        values = (self.method, self.team, self.authors, self.email, self.institution, self.country)
-        return json.dumps(dict(zip(FIELDS, values, strict=True)), indent=1, ensure_ascii=False)
 
 
 @dataclass

@@ -8,13 +8,16 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from hwm.challenge.submission import Sender, Submission, summary, validate
+from hwm.challenge.formats import Sender
 from hwm.errors import HwmError, unknown
 from hwm.files import write_atomically
+
+if TYPE_CHECKING:
+    from hwm.challenge.submission import Submission
 
 RESULTS = "results.json"
 
@@ -129,6 +132,7 @@ def make_sampling(o: SamplingOptions) -> Made:
 
     from hwm.challenge import sampling as track
     from hwm.challenge.recordings import recordings
+    from hwm.challenge.submission import summary
     from hwm.devices import device_of
     from hwm.loading import load_tokenizer
 
@@ -162,6 +166,8 @@ def make_sampling(o: SamplingOptions) -> Made:
 
 def write(o: WriteOptions, make: Callable[[Any], Made]) -> None:
     """Make a submission, look all of it over, pack it, and say how it went."""
+    from hwm.challenge.submission import validate
+
     with redirect_stdout(sys.stderr) if o.json else nullcontext():  # so that nothing but JSON is on the standard output
         made = make(o)
         made.entry.sign(o.sender)
@@ -190,6 +196,8 @@ def write(o: WriteOptions, make: Callable[[Any], Made]) -> None:
 
 
 def run_validate(o: ValidateOptions) -> None:
+    from hwm.challenge.submission import validate
+
     problems = validate(o.folder, o.track or "", o.samples)
     for problem in problems:
         print(problem)

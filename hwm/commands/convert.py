@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import tyro
 
-from hwm.convert.family import families
 from hwm.errors import HwmError, unknown
 
 
@@ -41,6 +40,7 @@ class ConvertOptions:
 
 
 def run_convert(o: ConvertOptions) -> None:
+    from hwm.convert.family import families
     from hwm.train.checkpoint import load_model, save_model
 
     layouts = {name: family for name, family in families().items() if family.read and family.write}

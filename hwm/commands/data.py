@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from hwm.data.make_onex import MakeOptions
-from hwm.data.store import Store
+from hwm.data.options import MakeOptions
 from hwm.errors import unknown
+
+if TYPE_CHECKING:
+    from hwm.data.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)

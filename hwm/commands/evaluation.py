@@ -9,7 +9,6 @@ from typing import Any
 
 import tyro
 
-from hwm.commands.next_token import evaluate_next_token
 from hwm.commands.rollouts import RolloutOptions, device, run_evaluation
 
 
@@ -50,6 +49,8 @@ def evaluate(args: list[str]) -> None:
     `hwm evaluate cosmos-ar CHECKPOINT` does as was published for those models.
     """
     if args[:1] == ["cosmos-ar"]:
+        from hwm.commands.next_token import evaluate_next_token
+
         return evaluate_next_token(args[1:])
     o = tyro.cli(EvaluateOptions, args=args, prog="hwm evaluate")
     from hwm.evaluate import robots

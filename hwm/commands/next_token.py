@@ -13,15 +13,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import tyro
 
 from hwm.commands.rollouts import RolloutOptions, device, run_evaluation
 from hwm.errors import HwmError
-from hwm.evaluate.uncertainty import Estimate, estimate
-from hwm.types import DataSpec
 
 if TYPE_CHECKING:
     import torch
@@ -29,9 +27,11 @@ if TYPE_CHECKING:
     from hwm.data.clips import Clips
     from hwm.data.store import Header
     from hwm.evaluate.results import Results
+    from hwm.evaluate.uncertainty import Estimate
     from hwm.models.base import WorldModel
+    from hwm.types import DataSpec
 
-Means = dict[str, Estimate]
+Means: TypeAlias = "dict[str, Estimate]"
 """Figure -> its mean over clips, with its standard error."""
 
 GIVEN = {
@@ -78,6 +78,7 @@ class NextTokenOptions(RolloutOptions):
         from hwm.loading import as_wanted, find_model, load
         from hwm.models.cosmos_ar import CosmosAR
         from hwm.train.checkpoint import is_checkpoint
+        from hwm.types import DataSpec
 
         if not (self.checkpoint or self.model):
             raise HwmError("name a checkpoint: hwm evaluate cosmos-ar CHECKPOINT --data val_v2.0")
@@ -154,6 +155,7 @@ def tokens_alone(o: NextTokenOptions) -> tuple[dict[str, Any], dict[str, Means]]
     from hwm.config import to_json
     from hwm.data.readers import open_store
     from hwm.evaluate.camera import episode_of
+    from hwm.evaluate.uncertainty import estimate
 
     if o.threads:
         torch.set_num_threads(o.threads)

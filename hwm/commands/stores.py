@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from hwm.data.record import SimRecording
-from hwm.data.sources.base import SourceOptions
-from hwm.data.store import Store
+from hwm.data.options import SimRecording, SourceOptions
 from hwm.errors import HwmError
+
+if TYPE_CHECKING:
+    from hwm.data.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,22 +7,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import tyro
 
 from hwm.commands.data import print_store
 from hwm.commands.stores import print_skipped
-from hwm.config import to_json
-from hwm.data.sources.base import SourceOptions
-from hwm.data.statistics import warning
-from hwm.encode.episodes import EncodeConfig
-from hwm.encode.files import decode_file, encode_file, for_size, is_video, load_latents, videos_in
-from hwm.encode.videos import write_store
+from hwm.data.options import SourceOptions
+from hwm.encode.options import EncodeConfig
 from hwm.errors import HwmError, unknown
-from hwm.tokenizers.sd_vae import is_diffusers
-from hwm.types import Tokenizer
+
+if TYPE_CHECKING:
+    from hwm.types import Tokenizer
 
 LATENTS = ".safetensors"
 
@@ -60,13 +56,25 @@ class VideoOptions:
 
 def encode(args: list[str]) -> None:
     """`hwm encode SOURCE --tokenizer NAME --out OUT`: a recorded store, a video file, or a folder of video files."""
-    if "--store" in args or any(is_video(Path(word)) for word in args if not word.startswith("-")):
+    if "--store" in args or _any_video([word for word in args if not word.startswith("-")]):
         encode_videos(tyro.cli(VideoOptions, args=args, prog="hwm encode"))
     else:
         encode_data(args)
 
 
+def _any_video(words: list[str]) -> bool:
+    """Whether one of these is a video file or a folder of them; without any words nothing is imported to find out."""
+    if not words:
+        return False
+    from hwm.encode.files import is_video
+
+    return any(is_video(Path(word)) for word in words)
+
+
 def encode_videos(o: VideoOptions) -> None:
+    from hwm.encode.files import encode_file, load_latents, videos_in
+    from hwm.encode.videos import write_store
+
     tokenizer = _open(o.tokenizer, o.size, o.half)
     if o.store:
         if o.clip or o.strict:
@@ -103,8 +111,11 @@ class EncodeOptions(EncodeConfig, SourceOptions):
 def encode_data(args: list[str]) -> None:
     """`hwm encode SOURCE --tokenizer NAME --out DIR`."""
     o = tyro.cli(EncodeOptions, args=args, prog="hwm encode")
+    import torch
+
     from hwm.data.readers import open_store
     from hwm.data.sources import open_source
+    from hwm.data.statistics import warning
     from hwm.encode.episodes import encode as run
     from hwm.loading import load_tokenizer
 
@@ -145,6 +156,8 @@ def decode(args: list[str]) -> None:
     o = tyro.cli(DecodeOptions, args=args, prog="hwm decode")
     if o.steps < 0:
         raise HwmError(f"--steps {o.steps}: a number of latent steps, or 0 for all")
+    from hwm.encode.files import decode_file, load_latents
+
     opened: dict[str, Tokenizer] = {}
     for source, out in _pairs(o.source, o.out, _latents_in, ".mp4"):
         name = o.tokenizer or load_latents(source)[1].tokenizer
@@ -167,6 +180,7 @@ class DownloadOptions:
 
 def run_download(o: DownloadOptions) -> None:
     from hwm.convert.download import download
+    from hwm.tokenizers.sd_vae import is_diffusers
 
     folder = download(o.name, o.out)
     if is_diffusers(folder):
@@ -201,6 +215,7 @@ class ReportOptions:
 
 
 def run_report(o: ReportOptions) -> None:
+    from hwm.config import to_json
     from hwm.evaluate.tokenizer import compare, picture
     from hwm.pictures.files import save_png
 
@@ -249,6 +264,9 @@ def tokenizer(args: list[str]) -> None:
 
 
 def _open(name: str, size: tuple[int, int] | None = None, half: bool = False) -> Tokenizer:
+    import torch
+
+    from hwm.encode.files import for_size
     from hwm.loading import load_tokenizer
 
     found = load_tokenizer(name, "cuda" if torch.cuda.is_available() else "cpu")

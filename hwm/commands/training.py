@@ -6,12 +6,14 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from hwm.config import Config
 from hwm.errors import HwmError
+
+if TYPE_CHECKING:
+    from hwm.config import Config
 
 
 def todays_options(args: list[str], model: Config) -> list[str]:

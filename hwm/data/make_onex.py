@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from hwm.data.onex.layout import CLIP_FRAMES, CLIP_STEPS, GRID, STATES, STEP_FRAMES_JK, run_starts
 from hwm.data.onex.specs import ACTIONS_1X, onex_v1, onex_v2
 from hwm.data.onex.write import ShardData, write_test, write_v1, write_v2
+from hwm.data.options import MakeOptions as MakeOptions
 from hwm.data.readers import open_store
 from hwm.data.store import Store
 from hwm.errors import HwmError
@@ -20,32 +18,6 @@ RATE = 30
 """Frames a second of all of 1X's data."""
 TEST_STATES = 64
 """States of a test sample."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MakeOptions:
-    """Write a small folder in one of 1X's layouts, of the embedded humanoid data or of random tokens.
-
-    Attributes:
-        out: the new folder.
-        version: 1.1, 2.0 (tokens), 2.0-raw (video) or 2.0-test (samples).
-        source: a store of ids with the 25 actions at 30 a second, or `random`. Its ids are repeated to fill the
-            larger grid: they stand for the real tokenizers' ids and decode to nothing.
-        frames: frames in all; of test samples 64 make one.
-        shards: files that they are spread over (v2.0).
-        flat: all files side by side, as in the validation split (v2.0).
-        neck_width: columns of neck_desired (v1.1): 3 as published, or 1 as on the card.
-        seed: of random numbers.
-    """
-
-    out: Path
-    version: Literal["1.1", "2.0", "2.0-raw", "2.0-test"] = "2.0"
-    source: str = "mini_heldout"
-    frames: int = 2000
-    shards: int = 2
-    flat: bool = False
-    neck_width: Literal[1, 3] = 3
-    seed: int = 0
 
 
 class Material:

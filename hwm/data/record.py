@@ -8,71 +8,21 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
 from hwm.config import from_json
+from hwm.data.options import HELD_OUT_FROM as HELD_OUT_FROM
+from hwm.data.options import SimRecording as SimRecording
 from hwm.data.store import Header, Store, Writer
 from hwm.errors import HwmError
 from hwm.pictures.video import write_video
 from hwm.progress import track
 
-#: seeds of rooms from here on are held out: `record` never mixes the two ranges in one store
-HELD_OUT_FROM = 1_000_000
 FPS = 30
 Job: TypeAlias = "tuple[str, int, SimRecording]"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimRecording:
-    """What to record.
-
-    Attributes:
-        minutes: of simulated time, over all rooms.
-        seconds: a room's episode.
-        first_seed: the rooms are those of seeds first_seed, first_seed + 1, ...
-        held_out: take the rooms from the range kept for evaluation.
-        size: side of the picture in pixels.
-        every: keep every n-th frame of the 30 a second, with the actions of all of them.
-        crf, preset: quality and effort of the video encoder (x264).
-        processes: rooms rendered at once; 0 is one a core.
-    """
-
-    minutes: float = 10.0
-    seconds: float = 30.0
-    first_seed: int = 0
-    held_out: bool = False
-    size: int = 256
-    every: int = 1
-    crf: int = 20
-    preset: str = "veryfast"
-    processes: int = 0
-
-    def __post_init__(self) -> None:
-        if self.minutes <= 0 or self.seconds <= 0 or self.size < 2 or self.every < 1:
-            raise HwmError(
-                f"minutes {self.minutes}, seconds {self.seconds}, size {self.size} and every {self.every} "
-                "must be positive"
-            )
-        if self.size % 2:
-            raise HwmError(f"size {self.size} must be even, as video is")
-        if self.first_seed < 0 or self.processes < 0:
-            raise HwmError(f"first seed {self.first_seed} and processes {self.processes} must not be negative")
-
-    def seeds(self) -> list[int]:
-        """Seeds of the rooms, all below `HELD_OUT_FROM` or none.
-
-        Raises:
-            HwmError: so many training rooms that they would reach the held-out ones.
-        """
-        rooms = max(1, round(self.minutes * 60 / self.seconds))
-        first = self.first_seed + (HELD_OUT_FROM if self.held_out else 0)
-        if not self.held_out and first + rooms > HELD_OUT_FROM:
-            raise HwmError(f"seeds from {HELD_OUT_FROM:,} are held out; choose a smaller first seed or --held-out")
-        return list(range(first, first + rooms))
 
 
 def record_sim(out: str | Path, config: SimRecording) -> Store:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hwm.data.options import SourceOptions as SourceOptions
 from hwm.data.store import EpisodeError, Header
 from hwm.errors import HwmError
 
@@ -26,36 +27,6 @@ from hwm.errors import HwmError
 DAMAGE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile)
 RATE_TOLERANCE = 0.1
 """How far, in shares of the rate, the median distance of time stamps may be from what a data set says its rate is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceOptions:
-    """How to read data of other layouts; empty or 0 takes what is there, and asks where there are several.
-
-    Attributes:
-        kind: read the source as this kind instead of as what it is recognised as.
-        camera: which of several cameras.
-        action_keys: columns or keys that hold the actions, joined in this order.
-        split: which part of a data set that has parts, and which of its episodes: `train`, `train[:95%]`, `[200:]`.
-        source_fps: steps a second of the source, where it does not say or is wrong.
-        embodiment: name of the robot whose actions these are, in place of the source's own.
-        actions: keep the action dimensions whose names match one of these patterns (`LEFT_*`), in this order.
-        fps: change to so many steps a second, by time stamps; actions of the time between are kept.
-    """
-
-    kind: str = ""
-    camera: str = ""
-    action_keys: tuple[str, ...] = ()
-    split: str = ""
-    source_fps: float = 0.0
-    embodiment: str = ""
-    actions: tuple[str, ...] = ()
-    fps: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("source_fps", "fps"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise HwmError(f"{name} {getattr(self, name)}: frames a second are a positive number")
 
 
 AS_IT_IS = SourceOptions()
