@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from hwm.devices import peak_memory
+from hwm.devices import peak_memory, synchronize
+
+RECENT = 9
+"""Lines whose updates say how long further ones take: their median, for which one slow line is no news."""
 
 
 class Meter:
     """Measures throughput between log lines and shows one line that renews itself on a terminal.
+
+    Throughput is that of updates alone. The time left counts further updates as the recent ones went, and pauses for
+    validation and checkpoints as often and as long as so far.
 
     Args:
         total, start: updates of the run, and how many are done.
@@ -42,7 +50,9 @@ class Meter:
             peak,
             show,
         )
-        self.mark, self.mark_step = time.perf_counter(), start
+        self.mark, self.mark_step, self.start = time.perf_counter(), start, start
+        self.recent: deque[float] = deque(maxlen=RECENT)
+        self.pauses = 0.0
         self.terminal = show and sys.stdout.isatty()
         self.shown = 0.0
 
@@ -55,7 +65,9 @@ class Meter:
         out = values | {"seconds": seconds, "tokens_per_second": self.tokens / seconds, "memory_bytes": memory}
         if self.flops:
             out["utilisation"] = self.flops / seconds / self.peak
-        left = (self.total - step) * seconds
+        self.recent.append(seconds)
+        pauses = self.pauses / max(1, step - self.start)
+        left = (self.total - step) * (statistics.median(self.recent) + pauses)
         text = (
             f"update {step}/{self.total}  loss {values['loss']:.4f}  {out['tokens_per_second']:,.0f} tokens/s  "
             f"{out.get('utilisation', 0):.0%} of peak  {memory / 2**30:.1f} GiB  {clock(left)} left"
@@ -74,9 +86,11 @@ class Meter:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Leave what happens inside out of the throughput."""
+        synchronize(self.device)  # what an update has still to do is its own
         start = time.perf_counter()
         yield
-        self.mark += time.perf_counter() - start
+        took = time.perf_counter() - start
+        self.mark, self.pauses = self.mark + took, self.pauses + took
 
     def close(self) -> None:
         if self.terminal:

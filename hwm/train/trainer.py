@@ -138,7 +138,8 @@ class Trainer:
                     spent = c.minutes > 0 and time.monotonic() - began > c.minutes * 60
                     spent, halted = self.world.any(spent, bool(interrupted))
                     if spent or halted or self._due(c.save_every):
-                        self.save()
+                        with meter.paused():
+                            self.save()
                     if (spent or halted) and self.step < c.steps:
                         meter.note(f"stopped at update {self.step}; the same command goes on from there")
                         if halted:

@@ -90,6 +90,21 @@ def test_a_meter_measures_what_passed_since_its_last_line(monkeypatch: pytest.Mo
     assert out[0].endswith("0:02:40 left")
 
 
+def test_the_time_left_is_of_recent_updates_and_of_pauses_as_so_far(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    now = [100.0]
+    monkeypatch.setattr("hwm.train.progress.time.perf_counter", lambda: now[0])
+    meter = Meter(1000, 0, tokens=50, device=CPU)
+    for step in range(10, 110, 10):
+        now[0] += 400.0 if step in (10, 100) else 20.0  # the first updates, and something else that the machine did
+        meter.line(step, {"loss": 1.0})
+        if step == 50:
+            with meter.paused():
+                now[0] += 100
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(clock(990 * 40.0) + " left")
+    assert lines[-1].endswith(clock(900 * (2.0 + 100 / 100)) + " left")
+
+
 def test_a_silent_meter_says_nothing(capsys) -> None:
     meter = Meter(2, 0, tokens=1, device=CPU, show=False)
     assert meter.line(2, {"loss": 1.0})["loss"] == 1.0

@@ -252,6 +252,22 @@ def test_the_log_tells_what_happened(data: Path, tmp_path: Path) -> None:
     assert lines[0]["lr"] == pytest.approx(1e-2)
 
 
+def test_the_log_counts_the_time_of_updates_alone(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, now = make_trainer(data, tmp_path / "run", steps=6, val_every=2, save_every=3), [0.0]
+    made.on_validate = lambda *given: later(200)  # pictures
+
+    def later(seconds: float, real: Any = lambda: None) -> Any:
+        now[0] += seconds
+        return real()
+
+    update, save = made.update, made.save
+    monkeypatch.setattr(made, "update", lambda batches: later(2, lambda: update(batches)))
+    monkeypatch.setattr(made, "save", lambda: later(100, save))
+    monkeypatch.setattr("hwm.train.progress.time.perf_counter", lambda: now[0])
+    made.run()
+    assert [row["seconds"] for row in read_log(tmp_path / "run") if "seconds" in row] == [2.0] * 6
+
+
 def test_memory_and_throughput_are_plausible(data: Path, tmp_path: Path) -> None:
     t = make_trainer(data, tmp_path / "run", steps=2, accumulate=2)
     t.run()
