@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from hwm.errors import HwmError, unknown
@@ -43,6 +43,23 @@ class Runtime:
 
     def __str__(self) -> str:
         return f"{name_of(self.device)}, {self.format}"
+
+
+class Late:
+    """Numbers on their way from a device, for which nobody waits until they are read."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.event = None
+        self.values = values
+        if values.device.type == "cuda":
+            self.values = values.to("cpu", non_blocking=True)  # into page-locked memory, which PyTorch sees to
+            self.event = torch.cuda.Event()
+            self.event.record(torch.cuda.current_stream(values.device))
+
+    def read(self) -> list[float]:
+        if self.event:
+            self.event.synchronize()
+        return self.values.tolist()
 
 
 def open_runtime(device: str | torch.device = "auto", dtype: str = "auto", threads: int = 0) -> Runtime:

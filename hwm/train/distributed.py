@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import count
 from typing import Any
 
@@ -16,6 +17,9 @@ from hwm.devices import find_device
 
 GROUPS = count()
 """The numbers of the groups that this process joins, one after the other; the same in all that train together."""
+
+PATIENCE = timedelta(hours=1)
+"""How long processes wait for one: for the leading one above all, which draws pictures and writes checkpoints alone."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,16 @@ class World:
             value /= self.size
         return value
 
+    def largest(self, value: Tensor) -> Tensor:
+        """The largest of a value over the processes."""
+        if self.size > 1:
+            value = value.clone()
+            dist.all_reduce(value, dist.ReduceOp.MAX)
+        return value
+
     def any(self, *flags: bool) -> list[bool]:
-        """Whether each flag is set in any process, so that all act alike."""
-        if self.size == 1:
-            return list(flags)
-        return [x > 0 for x in self.mean(torch.tensor(flags, dtype=torch.float32, device=self.device)).tolist()]
+        """Whether each flag is set in any process, so that all act alike. Waits for no device."""
+        return [x > 0 for x in self.largest(torch.tensor(flags, dtype=torch.int32)).tolist()]
 
     def wait(self) -> None:
         """Until all processes have come here."""
@@ -77,15 +86,26 @@ def start(device: str = "auto") -> World:
     if "RANK" not in os.environ:
         return World(0, 1, where)
     if not dist.is_initialized():
-        _join("nccl" if cuda else "gloo")
+        _join(where)
     return World(dist.get_rank(), dist.get_world_size(), where)
 
 
-def _join(backend: str) -> None:
+def _join(device: torch.device) -> None:
     """Meet where no group of these processes has met before: what an earlier one left there would be taken for the
-    addresses of this one's processes, which would wait for each other for ever."""
+    addresses of this one's processes, which would wait for each other for ever.
+
+    On GPUs tensors travel by NCCL, and what is in ordinary memory by gloo, which waits for no GPU.
+    """
+    cuda = device.type == "cuda"
     store, rank, size = next(dist.rendezvous("env://"))
-    dist.init_process_group(backend, store=dist.PrefixStore(f"hwm/{next(GROUPS)}", store), rank=rank, world_size=size)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=dist.PrefixStore(f"hwm/{next(GROUPS)}", store),
+        rank=rank,
+        world_size=size,
+        timeout=PATIENCE,
+        device_id=device if cuda else None,
+    )
 
 
 def building(shard: int) -> AbstractContextManager[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ class Logger:
         self.others = [_open(name, run, config) for name in extra]
 
     def log(self, step: int, values: dict[str, float]) -> None:
+        """Write figures; those that are not finite, as a loss of float16 can be, are left out: JSON has none."""
+        values = {k: v for k, v in values.items() if math.isfinite(v)}
         line = {"step": step, "time": round(time.time(), 3), **{k: float(f"{v:.6g}") for k, v in values.items()}}
         self.file.write(json.dumps(line) + "\n")
         for other in self.others:

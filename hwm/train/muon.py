@@ -35,7 +35,13 @@ class Muon(torch.optim.Optimizer):
         weight_decay: share of `lr` by which weights shrink in a step.
         momentum: of the mean of gradients, in Nesterov's form.
         format: in which products are computed.
+
+    Attributes:
+        found_inf: as fused optimizers of PyTorch take it, a scalar on the device: where it is not 0, a step leaves
+            weights and means as they are, whatever the gradients. None: no step does.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -62,14 +68,25 @@ class Muon(torch.optim.Optimizer):
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)  # type: ignore[arg-type]
         means, grads = [self.state[p]["momentum_buffer"] for p in params], [p.grad for p in params]
+        keep, decay = self._ignore_bad(_own(means), _own(grads), 1 - lr * weight_decay)
         torch._foreach_lerp_(_own(means), _own(grads), 1 - momentum)
-        torch._foreach_mul_(_own(params), 1 - lr * weight_decay)
+        torch._foreach_mul_(_own(params), decay)
         for alike in _alike(params):
             step_NRC = torch.stack([whole(grads[i].lerp(means[i], momentum)) for i in alike])  # type: ignore[union-attr]
-            step_NRC = orthogonal(step_NRC.to(self.format))
+            step_NRC = orthogonal(step_NRC.to(self.format)) * keep
             for i, step_RC in zip(alike, step_NRC, strict=True):
                 size = 0.2 * math.sqrt(max(params[i].shape))
                 own_part(params[i]).add_(part_like(step_RC, params[i]), alpha=-lr * size)
+
+    def _ignore_bad(self, means: list[Tensor], grads: list[Tensor], decay: float) -> tuple[Any, Any]:
+        """Factors of a step and of the weights, with which nothing changes where the device says that a gradient is
+        bad. Gradients are then those that leave means alone."""
+        if self.found_inf is None:
+            return 1, decay
+        bad = self.found_inf != 0
+        for mean, grad in zip(means, grads, strict=True):
+            torch.where(bad, mean, grad, out=grad)
+        return torch.where(bad, 0.0, 1.0).to(self.format), torch.where(bad, 1.0, decay)
 
 
 def _own(tensors: list[Any]) -> list[Tensor]:

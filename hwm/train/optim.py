@@ -68,6 +68,14 @@ def optimizers(
     return made
 
 
+def heeds(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
+    """Whether an optimizer leaves weights and its own state alone where its `found_inf`, a tensor, is 1."""
+    if isinstance(optimizer, Muon):
+        return True
+    # of fused kernels, those of Apple's GPU take it and do not look at it
+    return device.type in ("cuda", "cpu") and all(group.get("fused") for group in optimizer.param_groups)
+
+
 def _not_adamw(module: Trainable, kind: str) -> list[Tensor]:
     """What another optimizer than AdamW trains."""
     if kind == "adafactor":

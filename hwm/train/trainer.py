@@ -31,9 +31,10 @@ from hwm.train.aside import Aside
 from hwm.train.blocks import arithmetic, compile_blocks, recompute
 from hwm.train.config import TrainConfig
 from hwm.train.distributed import whole
+from hwm.train.finite import LossScale, Verdict
 from hwm.train.loggers import Logger
 from hwm.train.lora import choose
-from hwm.train.optim import MovingAverage, gradient_norm, learning_rate, optimizers
+from hwm.train.optim import MovingAverage, gradient_norm, heeds, learning_rate, optimizers
 from hwm.train.progress import Meter
 from hwm.types import Batch, DataSpec
 
@@ -85,6 +86,10 @@ class Trainer:
         )
         self.aside = Aside(self.world) if config.async_save else None
         self.step = 0
+        self.scale = LossScale(self.runtime.format == "float16")
+        self.unread: Verdict | None = None
+        # those that leave everything alone where a tensor on the device says so need not be waited for
+        self.heedful = not self.scale.on and all(heeds(o, self.world.device) for o in self.optimizers)
         resumed = self._resume()
         self.average = MovingAverage(self.module, config.ema) if config.ema else None
         if resumed and self.average:
@@ -101,6 +106,7 @@ class Trainer:
             return None
         progress = checkpoint.load_step(steps[-1], self.module, self.optimizers)
         self.step = int(progress["step"])
+        self.scale.restore(progress.get("loss_scale", self.scale.state()))
         if self.world.leads:
             print(f"resuming {self.run_folder} at update {self.step}")
         return steps[-1]
@@ -130,9 +136,7 @@ class Trainer:
                     values = self.update(batches)
                     self.step += 1
                     if self._due(c.log_every):
-                        means = self._mean(values)  # over all processes: each of them must come here
-                        if logger:
-                            logger.log(self.step, meter.line(self.step, means))
+                        self._log(logger, meter, values)
                     if self.held_out and self._due(c.val_every):
                         self._validate(logger, meter)
                     spent = c.minutes > 0 and time.monotonic() - began > c.minutes * 60
@@ -176,28 +180,55 @@ class Trainer:
         self.model.train()
         torch.manual_seed(c.seed * 1_000_003 + self.step * 997 + self.world.rank)  # masks and noise of this update
         sums: dict[str, Tensor] = {}
+        losses = []
         for i in range(c.accumulate):
             batch = next(batches).to(self.world.device)
             with self._no_sync(i), self._autocast():
                 loss, metrics = self.model(batch)
-            if not torch.isfinite(loss.detach()):
-                raise self._not_finite(batch, f"loss became {loss.item()}")
             with self._no_sync(i):
-                (loss / c.accumulate).backward()
+                (loss / (c.accumulate / self.scale.value)).backward()
+            losses.append(loss.detach())
             for k, v in {"loss": loss, **metrics}.items():
                 sums[k] = sums.get(k, 0) + v.detach() / c.accumulate
+        self.scale.unscale(p.grad for p in self.module.parameters() if p.grad is not None)
         sums["gradient_norm"] = norm = gradient_norm(self.module, c.clip)
-        if not torch.isfinite(norm):  # one such update would spoil every weight, and then the next checkpoint
-            raise self._not_finite(batch, f"norm of the gradient became {norm.item()}")
         rate = learning_rate(self.step, peak=c.lr, warmup=c.warmup, total=c.steps, floor=c.floor)
+        if self._goes_on(Verdict(self.step, losses, norm, self.world)):
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * group.get("lr_share", 1.0)
+                optimizer.step()
+            if self.average:
+                self.average.update(self.module, self.step)
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group.get("lr_share", 1.0)
-            optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        if self.average:
-            self.average.update(self.module, self.step)
         return {**sums, "lr": torch.tensor(rate)}
+
+    def _goes_on(self, verdict: Verdict) -> bool:
+        """Whether to change the weights by an update of which this is found: if so, then as far as it is finite.
+
+        An update that is not finite would spoil every weight, and then the next checkpoint. Fused optimizers read on
+        the device that it is not; then the verdict on it waits until the next one is under way. Others wait for it.
+        """
+        self._settle()
+        self.unread = verdict
+        if not self.heedful:
+            return self._settle()
+        for optimizer in self.optimizers:
+            optimizer.found_inf = verdict.bad  # type: ignore[attr-defined]
+        return True
+
+    def _settle(self) -> bool:
+        """Read what was found of the last update, unless that was done: whether it was finite, or is to be left out.
+
+        Raises:
+            HwmError: it was not, and may not be left out.
+        """
+        verdict, self.unread = self.unread, None
+        finite = verdict is None or verdict.finite
+        if verdict and not self.scale.heed(finite):
+            raise self._not_finite(verdict)
+        return finite
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -224,15 +255,25 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this update."""
+        self._settle()
         average = self.average.weights if self.average else None
-        progress = {"seed": self.config.seed, "train": to_json(self.config)}
+        progress = {"seed": self.config.seed, "train": to_json(self.config), "loss_scale": self.scale.state()}
         if self.divided or self.world.leads:
             checkpoint.save_step(
                 self.run_folder, self.step, self.module, average, self.optimizers, progress, self.config.keep,
                 self.world if self.divided else None, self.aside,
             )  # fmt: skip
 
+    def _log(self, logger: Logger | None, meter: Meter, values: dict[str, Tensor]) -> None:
+        self._settle()
+        means = self._mean(values)  # over all processes: each of them must come here
+        if self.scale.on:
+            means["loss_scale"] = self.scale.value
+        if logger:
+            logger.log(self.step, meter.line(self.step, means))
+
     def _validate(self, logger: Logger | None, meter: Meter) -> None:
+        self._settle()
         with meter.paused():
             values = self.validate()
         if logger:
@@ -288,12 +329,17 @@ class Trainer:
         alone = last or self.world.size == 1 or self.divided
         return nullcontext() if alone else self.model.no_sync()  # type: ignore[operator]
 
-    def _not_finite(self, batch: Batch, what: str) -> HwmError:
-        rank = f"_rank{self.world.rank}" if self.world.size > 1 else ""
-        path = self.run_folder / f"bad_batch_{self.step:08d}{rank}.safetensors"
+    def _not_finite(self, verdict: Verdict) -> HwmError:
+        c, world = self.config, self.world
+        i, what = verdict.culprit()
+        batch = self.data.batch(
+            c.seed, verdict.step * c.accumulate + i, c.batch_size * world.size, world.rank, world.size
+        )
+        rank = f"_rank{world.rank}" if world.size > 1 else ""
+        path = self.run_folder / f"bad_batch_{verdict.step:08d}{rank}.safetensors"
         checkpoint.save_tensors(path, {"latents": batch.latents, "actions": batch.actions})
         return HwmError(
-            f"the {what} at update {self.step}. The batch is in {path}; the last checkpoint is intact. "
+            f"the {what} at update {verdict.step}. The batch is in {path}; the last checkpoint is intact. "
             "Lower --train.lr, or look for outliers in that batch's actions"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import time
@@ -88,9 +89,16 @@ def main(store: str, run: str, options: str) -> None:
     torch.set_num_threads(1)
     trainer.peak_flops = lambda device, dtype: 1e9  # type: ignore[assignment]  no time to measure it
     given = json.loads(options)
-    slow, small = given.pop("slow", 0), given.pop("small", {})
+    slow, small, spoilt = given.pop("slow", 0), given.pop("small", {}), given.pop("spoilt", [])
     made = make_trainer(Path(store), Path(run), **given)
-    real = made.update
+    real, loss = made.update, made.module.loss
+
+    def spoil(batch: Batch) -> Any:
+        value, metrics = loss(batch)
+        bad = made.module.training and [made.world.rank, made.step] in spoilt
+        return value + (math.inf if bad else 0), metrics  # with the gradient that it had
+
+    made.module.loss = spoil  # type: ignore[method-assign]
 
     def update(batches: Any) -> Any:
         time.sleep(slow)
