@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from common import in_fresh_process, parser, report
-from torch.utils.flop_counter import FlopCounterMode
 
 from hwm.data.clips import fake_batch
 from hwm.devices import peak_flops, peak_memory
@@ -33,6 +32,7 @@ from hwm.models.flow_hwm_uvit import FlowHWMUViT
 from hwm.objectives.flow import FlowSampler
 from hwm.recipes import find_recipe
 from hwm.train.blocks import recompute
+from hwm.train.flops import count_flops
 from hwm.types import DataSpec
 
 NAMES = (*VARIANTS, "uvit")
@@ -72,7 +72,7 @@ def train_step(name: str, a: Any) -> dict[str, float]:
     model, spec, device = build(name, a)
     batch = fake_batch(spec, a.batch, 3).to(device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=a.dtype == "bfloat16")
-    with FlopCounterMode(display=False) as flops, autocast:
+    with count_flops() as flops, autocast:
         model(batch)[0].backward()
     model.zero_grad(set_to_none=True)
     if a.recompute:
@@ -114,7 +114,7 @@ def sample(name: str, a: Any) -> dict[str, float]:
     sampler = FlowSampler(steps=a.steps)
     if a.compile:
         model.velocity = torch.compile(model.velocity)  # type: ignore[method-assign]
-    seconds, flops, total = [], FlopCounterMode(display=False), 0.0
+    seconds, flops, total = [], count_flops(), 0.0
     for i in range(a.repeats + 2):
         generator = torch.Generator(device).manual_seed(0)
         wait(device)

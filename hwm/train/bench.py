@@ -9,13 +9,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from hwm.data.clips import fake_batch
 from hwm.devices import Runtime, choose_format, name_of, peak_flops, peak_memory, synchronize
 from hwm.models.base import WorldModel
 from hwm.train import distributed
 from hwm.train.blocks import arithmetic, compile_blocks, recompute
+from hwm.train.flops import count_flops
 from hwm.train.lora import choose
 from hwm.train.optim import gradient_norm, optimizers
 
@@ -73,7 +73,7 @@ def bench(name: str, recipe: Any, steps: int) -> Bench:
     recompute(module, c.activation_checkpoint)
     batch = fake_batch(spec, c.batch_size, recipe.data.steps).to(device)
 
-    with FlopCounterMode(display=False) as counter, forward():
+    with count_flops() as counter, forward():
         module(batch)[0].backward()
     module.zero_grad(set_to_none=True)
     if c.compile:

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.flop_counter import FlopCounterMode
 
 from hwm.config import Trainable, to_json
 from hwm.data.mixture import Mixture, loader
@@ -32,6 +31,7 @@ from hwm.train.blocks import arithmetic, compile_blocks, recompute
 from hwm.train.config import TrainConfig
 from hwm.train.distributed import whole
 from hwm.train.finite import LossScale, Verdict
+from hwm.train.flops import count_flops
 from hwm.train.loggers import Logger
 from hwm.train.lora import choose
 from hwm.train.optim import MovingAverage, gradient_norm, heeds, learning_rate, optimizers
@@ -314,7 +314,7 @@ class Trainer:
         the counter, and for good."""
         self.module.eval()  # training must not notice, and some layers count what they see
         batch = self.data.batch(self.config.seed, 0, 1).to(self.world.device)
-        with FlopCounterMode(display=False) as flops, self._autocast():
+        with count_flops() as flops, self._autocast():
             self.module(batch)[0].backward()
         self.module.zero_grad(set_to_none=True)
         return flops.get_total_flops()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from hwm import cli
 from hwm.commands.training import count_parameters
+from hwm.nn.attention import attend
 from hwm.recipes import find_recipe
+from hwm.train.flops import count_flops
 
 
 def test_figures_hang_together(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,6 +29,18 @@ def test_figures_hang_together(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "tiny_tokenizer: 3,632,454 parameters, cpu, float32, 2 clips" in out
     assert "predicting" not in out
+
+
+@pytest.mark.parametrize("keys", [5, 20, 200])  # written out in two ways, and by a kernel
+def test_attention_is_counted_whichever_way_it_is_computed(keys: int) -> None:
+    q, k, v = (torch.randn(2, 3, length, 8, requires_grad=True) for length in (6, keys, keys))
+    product = 2 * (2 * 3 * 6 * keys * 8)
+    with torch.no_grad(), count_flops() as counter:
+        attend(q, k, v)
+    assert counter.get_total_flops() == 2 * product
+    with count_flops() as counter:
+        attend(q, k, v).sum().backward()
+    assert counter.get_total_flops() in (6 * product, 7 * product)  # the kernel makes the scores once more
 
 
 def test_mistakes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
