@@ -5,7 +5,9 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from contextlib import AbstractContextManager
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -24,10 +26,15 @@ FASTER = 1.2
 
 @dataclass(frozen=True)
 class Runtime:
-    """A device and the number format of matrix products there. Weights stay as they are; products are cast to it."""
+    """A device and the number format of matrix products there. Weights stay as they are; products are cast to it.
+
+    Attributes:
+        cast: whether there is anything to cast; not where weights are of that format themselves.
+    """
 
     device: torch.device
     format: str
+    cast: bool = True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -39,7 +46,8 @@ class Runtime:
         Args:
             cache: keep cast weights until the end of a pass.
         """
-        return torch.autocast(self.device.type, self.dtype, enabled=self.format != "float32", cache_enabled=cache)
+        wanted = self.cast and self.format != "float32"
+        return torch.autocast(self.device.type, self.dtype, enabled=wanted, cache_enabled=cache)
 
     def __str__(self) -> str:
         return f"{name_of(self.device)}, {self.format}"
@@ -62,7 +70,7 @@ class Late:
         return self.values.tolist()
 
 
-def open_runtime(device: str | torch.device = "auto", dtype: str = "auto", threads: int = 0) -> Runtime:
+def open_runtime(device: str | torch.device = "auto", dtype: str | torch.dtype = "auto", threads: int = 0) -> Runtime:
     """The device and the number format that are meant, with PyTorch set up for them.
 
     Args:
@@ -75,6 +83,40 @@ def open_runtime(device: str | torch.device = "auto", dtype: str = "auto", threa
         torch.set_num_threads(threads)
     where = find_device(device)
     return Runtime(where, choose_format(dtype, where))
+
+
+def runtime_of(module: Any, dtype: str | torch.dtype = "auto") -> Runtime:
+    """Where a module is, and the number format that it computes in there.
+
+    A module whose weights are narrower than float32, as those of large models are, computes in their format: cast to
+    another they would be no more exact, and take the room that they were meant to save.
+
+    Args:
+        dtype: as `choose_format`.
+
+    Raises:
+        HwmError: there is no such format, or it is another than that of such weights.
+    """
+    device, own = device_of(module, torch.device("cpu")), format_of(module)
+    if own == "float32":
+        return Runtime(device, choose_format(dtype, device))
+    if _name(dtype) != "auto" and choose_format(dtype, device) != own:
+        raise HwmError(f"these weights are in {own}, which is what they compute in: take dtype {own} or auto")
+    return Runtime(device, own, cast=False)
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Inside, an NVIDIA card computes float32 as float32 and not as TF32, which keeps ten bits of a number, as float16
+    does: for what is kept as data, such as the ids of pictures."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def find_device(name: str | torch.device = "auto") -> torch.device:
@@ -101,8 +143,8 @@ def find_device(name: str | torch.device = "auto") -> torch.device:
     return torch.device(wanted)
 
 
-def choose_format(wanted: str, device: torch.device) -> str:
-    """A number format's name: what is wanted, or for `auto` what suits the device.
+def choose_format(wanted: str | torch.dtype, device: torch.device) -> str:
+    """A number format's name: what is wanted (by name or as PyTorch's type), or for `auto` what suits the device.
 
     An NVIDIA card computes in bfloat16 where it has arithmetic for it, else in float16 (V100, T4). What a CPU or
     Apple's GPU is good at is measured: bfloat16 where its matrix products are at least `FASTER` times as fast.
@@ -110,13 +152,18 @@ def choose_format(wanted: str, device: torch.device) -> str:
     Raises:
         HwmError: there is no such format.
     """
-    if wanted != "auto":
-        if wanted not in FORMATS:
-            raise unknown("number format", wanted, ("auto", *FORMATS))
-        return wanted
+    name = _name(wanted)
+    if name != "auto":
+        if name not in FORMATS:
+            raise unknown("number format", name, ("auto", *FORMATS))
+        return name
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     return faster_format(device)
+
+
+def _name(of: str | torch.dtype) -> str:
+    return str(of).removeprefix("torch.")
 
 
 @cache
@@ -164,6 +211,15 @@ def synchronize(device: torch.device) -> None:
 def name_of(device: torch.device) -> str:
     """What a device is called in results: a card by its model."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def format_of(thing: Any) -> str:
+    """The number format of most of a module's weights; float32 for what has none."""
+    sizes = Counter[torch.dtype]()
+    for weight in thing.parameters() if isinstance(thing, nn.Module) else ():
+        sizes[weight.dtype] += weight.numel()
+    most = sizes.most_common(1)[0][0] if sizes else torch.float32
+    return next((name for name, each in FORMATS.items() if each == most), "float32")
 
 
 def device_of(thing: Any, default: torch.device) -> torch.device:

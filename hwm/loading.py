@@ -11,6 +11,7 @@ import torch
 
 from hwm.assets import ROOT
 from hwm.config import Trainable
+from hwm.devices import Runtime, find_device
 from hwm.errors import HwmError, unknown
 from hwm.models.base import WorldModel
 from hwm.nn.int8 import with_int8_weights
@@ -37,8 +38,13 @@ def load(
     """A world model: a shipped one by name, a checkpoint folder, or a run (its newest checkpoint).
 
     Args:
+        device: where to; `auto` is an NVIDIA card, Apple's GPU or else the CPU. Tensors that it is given must be there.
         int8, text: see `as_wanted`.
+
+    Raises:
+        HwmError: there is no such model or device.
     """
+    device = find_device(device)
     module = load_model(_find("model", name, MODELS), "cpu" if int8 else device)
     if not isinstance(module, WorldModel):
         raise HwmError(f"{name} is a checkpoint of a {module.name!r}, not of a world model")
@@ -70,8 +76,11 @@ def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu"
 
     A folder of published TorchScript files is run as it is; `hwm convert` makes a checkpoint of it, which is better. A
     VAE in diffusers' layout is run by diffusers (extra `vae`).
+
+    Args:
+        device: as of `load`.
     """
-    text = str(name)
+    device, text = find_device(device), str(name)
     if text.startswith("pixels-"):
         try:
             height, width = (int(x) for x in text.removeprefix("pixels-").split("x"))
@@ -89,6 +98,26 @@ def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu"
             f"{text} is wanted, but the weights at {base} are {found.id}: latents of one mean nothing to the other"
         )
     return found
+
+
+def open_tokenizer(name: str | Path, runtime: Runtime, size: tuple[int, int] | None = None) -> Tokenizer:
+    """A tokenizer on a device, with its weights in a number format.
+
+    Args:
+        size: height and width that it is taken for; by default those that its checkpoint says.
+
+    Raises:
+        HwmError: there is no such tokenizer, or it cannot take that size or format.
+    """
+    from hwm.encode.files import for_size
+
+    found = load_tokenizer(name, runtime.device)
+    found = for_size(found, size) if size else found
+    if runtime.format == "float32":
+        return found
+    if not isinstance(found, torch.nn.Module):
+        raise HwmError(f"{found.id} computes in the type that it was made in: leave out --dtype {runtime.format}")
+    return found.to(runtime.dtype)
 
 
 def _named_tokenizer(name: str, device: torch.device | str) -> Tokenizer | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from hwm import devices
-from hwm.computing import Computing
-from hwm.devices import Runtime, choose_format, find_device, open_runtime
+from hwm.computing import Computing, ExactComputing
+from hwm.devices import Runtime, choose_format, exact, find_device, format_of, open_runtime, runtime_of
 from hwm.errors import HwmError
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
@@ -100,3 +101,42 @@ def test_options_say_what_is_wrong() -> None:
     assert open_runtime("cpu", "bfloat16") == asked.start() == Runtime(CPU, "bfloat16")
     with pytest.raises(HwmError, match="threads must not be negative, got -1"):
         Computing(threads=-1).start()
+
+
+def test_weights_that_are_narrow_compute_in_their_own_format() -> None:
+    wide, narrow = nn.Linear(4, 4), nn.Linear(4, 4).to(torch.bfloat16)
+    assert runtime_of(wide, "bfloat16") == Runtime(CPU, "bfloat16")
+    assert runtime_of(wide, torch.float16) == Runtime(CPU, "float16")
+    assert runtime_of(narrow) == runtime_of(narrow, "bfloat16") == Runtime(CPU, "bfloat16", cast=False)
+    with runtime_of(narrow).autocast():
+        assert not torch.is_autocast_enabled("cpu")
+    with pytest.raises(HwmError, match="these weights are in bfloat16, which is what they compute in"):
+        runtime_of(narrow, "float32")
+    assert runtime_of(object()) == runtime_of(nn.Linear(4, 4).double()) == Runtime(CPU, "float32")
+    mixed = nn.Sequential(narrow, nn.LayerNorm(2))  # norms are often kept in float32
+    assert format_of(mixed) == "bfloat16"
+
+
+def test_what_is_data_is_exact_and_what_follows_is_as_before(monkeypatch) -> None:
+    def precision() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    seen: list[tuple[str, bool]] = []
+    before = precision()
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        with exact():
+            seen.append(precision())
+        seen.append(precision())
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+    assert seen == [("highest", False), ("high", True)]
+
+
+def test_data_is_made_in_float32_unless_asked(monkeypatch) -> None:
+    monkeypatch.setattr(devices, "faster_format", lambda device: "bfloat16")
+    assert Computing(device="cpu").start().format == "bfloat16"
+    assert ExactComputing(device="cpu").start().format == "float32"
+    assert ExactComputing(device="cpu", dtype="bfloat16").start().format == "bfloat16"

@@ -24,7 +24,7 @@ from hwm.data.clips import Clips
 from hwm.data.onex.v2 import OneXTest, OneXV2, OneXV2Joined
 from hwm.data.readers import open_store
 from hwm.data.store import Store
-from hwm.devices import device_of
+from hwm.devices import Runtime, runtime_of
 from hwm.errors import HwmError
 from hwm.evaluate.camera import episode_of
 from hwm.models.base import WorldModel
@@ -177,25 +177,32 @@ def pieces(model: WorldModel, batch: Batch) -> Iterator[Piece]:
 
 
 @torch.inference_mode()
-def answer(model: WorldModel, batch: Batch, truth_THW: Tensor | None = None, k: int = TOP) -> tuple[Top, Tensor | None]:
+def answer(
+    model: WorldModel, batch: Batch, truth_THW: Tensor | None = None, k: int = TOP, *, runtime: Runtime | None = None
+) -> tuple[Top, Tensor | None]:
     """The `k` likeliest ids of every missing cell of one clip, (T, H, W, K), and, of the truth where it is known, the
-    log-probability under the full distribution, (T, H, W). Both are on the CPU."""
+    log-probability under the full distribution, (T, H, W). Both are on the CPU.
+
+    Args:
+        runtime: where and in which number format the model computes; None: where it is, in what suits it there.
+    """
+    runtime = runtime or runtime_of(model)
     grid, vocab, steps = model.spec.latent.grid, model.spec.latent.vocab or 1, batch.missing
     cells = math.prod(grid)
     ids, logp = torch.empty(steps, cells, k, dtype=torch.int32), torch.empty(steps, cells, k)
     full = None if truth_THW is None else torch.empty(steps, cells)
     truth_TS = None if truth_THW is None else truth_THW.flatten(1)
     number = torch.arange(steps * cells).view(steps, cells)
-    batch = batch.to(device_of(model, torch.device("cpu")))
-    for piece in pieces(model, batch):
-        where_N = number[piece.steps, piece.cells].flatten()
-        for rows, logits_NV in in_rows(piece.logits.flatten(0, 1), vocab):
-            found, where = top(logits_NV, piece.levels, k), where_N[rows]
-            ids.view(-1, k)[where] = found.ids.to("cpu", torch.int32)
-            logp.view(-1, k)[where] = found.logp.cpu()
-            if full is not None and truth_TS is not None:
-                own = truth_TS.flatten()[where].to(logits_NV.device)
-                full.view(-1)[where] = log_likelihood(logits_NV, own, piece.levels).cpu()
+    with runtime.autocast():  # which holds for what happens between pieces too, where nothing is multiplied
+        for piece in pieces(model, batch.to(runtime.device)):
+            where_N = number[piece.steps, piece.cells].flatten()
+            for rows, logits_NV in in_rows(piece.logits.flatten(0, 1), vocab):
+                found, where = top(logits_NV, piece.levels, k), where_N[rows]
+                ids.view(-1, k)[where] = found.ids.to("cpu", torch.int32)
+                logp.view(-1, k)[where] = found.logp.cpu()
+                if full is not None and truth_TS is not None:
+                    own = truth_TS.flatten()[where].to(logits_NV.device)
+                    full.view(-1)[where] = log_likelihood(logits_NV, own, piece.levels).cpu()
     shape = (steps, *grid)
     return Top(ids.view(*shape, k), logp.view(*shape, k)), None if full is None else full.view(shape)
 
@@ -251,12 +258,14 @@ def write_compression(
     k: int = TOP,
     train: Clips | None = None,
     settings: dict[str, Any] | None = None,
+    dtype: str | torch.dtype = "auto",
 ) -> tuple[Submission, Scores]:
     """Write the files of all samples, and score those whose truth is known; goes on where it stopped.
 
     Args:
         train: training windows, which baselines are made of; without them only copying ids is compared with.
         settings: what else the files depend on: recorded, and compared when the work is resumed.
+        dtype: number format of the model's matrix products, as of `hwm.evaluate.evaluate.EvaluateConfig`.
 
     Raises:
         HwmError: a model of other data, or a folder that was begun with other settings.
@@ -276,12 +285,12 @@ def write_compression(
     entry.check_room(len(todo) * form.size)
     number = {name: i for i, name in enumerate(asked.names)}
     baselines = Baselines.of(train, first.batch.latents.shape[1], k) if todo and scored and train else None
-    training = model.training
+    training, runtime = model.training, runtime_of(model, dtype)
     model.eval()
     try:
         for name in track(todo, len(todo), "predicting", unit="clips"):
             question = asked.ask(number[name])
-            found, full = answer(model, question.batch, question.truth, k)
+            found, full = answer(model, question.batch, question.truth, k, runtime=runtime)
             marks: dict[str, Any] | None = None
             if question.truth is not None and full is not None:
                 marks = {"model": figures(found, full, question.truth, vocab)}

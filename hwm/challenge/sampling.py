@@ -22,7 +22,7 @@ from torch import Tensor
 from hwm.challenge.formats import PictureFormat
 from hwm.challenge.recordings import Recordings, Sample
 from hwm.challenge.submission import Submission
-from hwm.devices import device_of
+from hwm.devices import device_of, runtime_of
 from hwm.errors import HwmError
 from hwm.evaluate import metrics
 from hwm.models.base import WorldModel
@@ -218,6 +218,7 @@ class Painter:
         batch_size: how many are rolled out at once; it changes nothing about them.
         sampler: the model's, or another of its kind.
         seed: of the drawing; sample i of a clip is the same however many there are.
+        dtype: number format of the model's matrix products, as of `hwm.evaluate.evaluate.EvaluateConfig`.
     """
 
     def __init__(
@@ -232,12 +233,14 @@ class Painter:
         sampler: Any = None,
         seed: int = 0,
         size: tuple[int, int] = SIZE,
+        dtype: str | torch.dtype = "auto",
     ) -> None:
         if min(samples, batch_size) < 1:
             raise HwmError(f"samples {samples} and batch_size {batch_size} must be at least 1")
         self.model, self.tokenizer, self.plan, self.embodiment = model, tokenizer, layout, embodiment
         self.samples, self.batch_size, self.sampler, self.seed, self.size = samples, batch_size, sampler, seed, size
-        self.device = device_of(model, torch.device("cpu"))
+        self.runtime = runtime_of(model, dtype)
+        self.device = self.runtime.device
 
     def encode(self, frames: np.ndarray) -> Tensor:
         """Clips (clips, F, H, W, 3) uint8, each encoded by itself, as one row of latents (1, T, ...)."""
@@ -273,7 +276,8 @@ class Painter:
                 self.embodiment,
             )
             generators = [self.generator(sample.name, i) for i in numbers]
-            found = self.model.rollout(batch, sampler=self.sampler, generator=generators).latents
+            with self.runtime.autocast():
+                found = self.model.rollout(batch, sampler=self.sampler, generator=generators).latents
             drawn += self.decode(torch.cat([batch.latents, found], 1)[:, self.plan.decode]).unbind()
         return drawn
 

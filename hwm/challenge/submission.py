@@ -167,7 +167,7 @@ def _differences(known: dict[str, Any], mine: dict[str, Any]) -> Any:
     for key in ("track", "format"):
         if known.get(key) != mine[key]:
             yield f"{key}: {known.get(key)}, now {mine[key]}"
-    old = known.get("settings") or {}
+    old = {"dtype": "float32"} | (known.get("settings") or {})  # which stood nowhere while there was no other
     for key, value in mine["settings"].items():
         if old.get(key) != value:
             yield f"{key}: {old.get(key)!r}, now {value!r}"

@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import tyro
 
 from hwm.challenge.formats import Sender
+from hwm.computing import Computing
 from hwm.errors import HwmError, unknown
 from hwm.files import write_atomically
 
 if TYPE_CHECKING:
     from hwm.challenge.submission import Submission
+    from hwm.devices import Runtime
 
 RESULTS = "results.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class WriteOptions:
+class WriteOptions(Computing):
     """
     Attributes:
         model: a shipped model, a checkpoint folder or a run.
@@ -34,7 +36,6 @@ class WriteOptions:
         sender: what README.txt says.
         zip: also pack everything into OUT/submission.zip.
         json: print one JSON object instead of tables.
-        threads: CPU threads; 0 leaves torch's choice.
     """
 
     model: str
@@ -44,7 +45,6 @@ class WriteOptions:
     sender: Sender = field(default_factory=Sender)
     zip: bool = False
     json: bool = False
-    threads: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,28 +118,30 @@ def make_compression(o: CompressionOptions) -> Made:
     from hwm.challenge import compression as track
     from hwm.data.clips import Clips
 
-    model, fingerprint = _model(o)
+    model, about = _model(o)
     asked = track.questions(o.data, o.prompt, o.horizon, o.clips)
     train = Clips(track.open_blocks(o.train), o.prompt + o.horizon) if o.train else None
-    settings = {"model": fingerprint, "data": o.data, "train": o.train, "prompt": o.prompt}
-    entry, scores = track.write_compression(model, asked, o.out, k=o.top, train=train, settings=settings)
-    found: dict[str, Any] = {"track": "compression", "samples": len(entry.names), "top": o.top, "scores": scores.json()}
+    settings = {"model": about.fingerprint, "dtype": about.dtype, "data": o.data, "train": o.train, "prompt": o.prompt}
+    entry, scores = track.write_compression(
+        model, asked, o.out, k=o.top, train=train, settings=settings, dtype=about.dtype
+    )
+    found: dict[str, Any] = {
+        "track": "compression", "samples": len(entry.names), "top": o.top, "device": about.device, "dtype": about.dtype,
+        "scores": scores.json(),
+    }  # fmt: skip
     return Made(entry, found, [_compression_table(found["scores"], o.top)] if scores.of else [], track.UNKNOWN, [])
 
 
 def make_sampling(o: SamplingOptions) -> Made:
-    import torch
-
     from hwm.challenge import sampling as track
     from hwm.challenge.recordings import recordings
     from hwm.challenge.submission import summary
-    from hwm.devices import device_of
     from hwm.loading import load_tokenizer
 
-    model, fingerprint = _model(o)
+    model, about = _model(o)
     if not (o.tokenizer or model.spec.tokenizer):
         raise HwmError(f"{o.model} does not say whose latents it reads: name them with --tokenizer")
-    tokenizer = load_tokenizer(o.tokenizer or model.spec.tokenizer, device_of(model, torch.device("cpu")))
+    tokenizer = load_tokenizer(o.tokenizer or model.spec.tokenizer, about.runtime.device)
     data = recordings(o.data, o.known, o.target, o.clips)
     painter = track.Painter(
         model,
@@ -151,15 +153,19 @@ def make_sampling(o: SamplingOptions) -> Made:
         sampler=model.sampler_with(o.sampler) if o.sampler else None,
         seed=o.seed,
         size=o.size,
+        dtype=about.dtype,
     )
     settings = {
-        "model": fingerprint, "tokenizer": tokenizer.id, "data": o.data, "known": o.known, "target": o.target,
-        "samples": o.samples, "sampler": list(o.sampler), "seed": o.seed,
+        "model": about.fingerprint, "dtype": about.dtype, "tokenizer": tokenizer.id, "data": o.data,
+        "known": o.known, "target": o.target, "samples": o.samples, "sampler": list(o.sampler), "seed": o.seed,
     }  # fmt: skip
     print("\n".join(track.describe(painter, data)))
     entry, figures = track.write_sampling(painter, data, o.out, settings=settings)
     scores = {name: summary(values, data.episodes) for name, values in figures.items()}
-    found = {"track": "sampling", "samples": len(entry.names), "drawn": o.samples, "scores": scores}
+    found = {
+        "track": "sampling", "samples": len(entry.names), "drawn": o.samples, "device": about.device,
+        "dtype": about.dtype, "scores": scores,
+    }  # fmt: skip
     notes = [track.SAME] if o.samples > 1 and "spread" in scores and not scores["spread"]["mean"] else []
     return Made(entry, found, [_sampling_table(scores, o.samples)] if scores else [], track.UNKNOWN, notes)
 
@@ -206,16 +212,30 @@ def run_validate(o: ValidateOptions) -> None:
     print(f"{o.folder}: all files are whole and as they have to be")
 
 
-def _model(o: WriteOptions) -> tuple[Any, str]:
-    """The model, and what tells it from others."""
-    import torch
+class Where(NamedTuple):
+    """What a model computes with, and what tells it from others."""
 
+    runtime: Runtime
+    fingerprint: str
+
+    @property
+    def device(self) -> str:
+        from hwm.devices import name_of
+
+        return name_of(self.runtime.device)
+
+    @property
+    def dtype(self) -> str:
+        return self.runtime.format
+
+
+def _model(o: WriteOptions) -> tuple[Any, Where]:
+    """The model on its device, and what is to be noted of it."""
+    from hwm.devices import runtime_of
     from hwm.loading import load, weights_fingerprint
 
-    if o.threads:
-        torch.set_num_threads(o.threads)
-    model = load(o.model, "cuda" if torch.cuda.is_available() else "cpu")
-    return model, f"{model.name}@{weights_fingerprint(model)}"
+    model = load(o.model, o.start().device)
+    return model, Where(runtime_of(model, o.dtype), f"{model.name}@{weights_fingerprint(model)}")
 
 
 def _compression_table(scores: dict[str, Any], k: int) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import tyro
 
+from hwm.computing import ExactComputing
 from hwm.errors import HwmError, unknown
 
 
@@ -68,7 +69,7 @@ def run_convert(o: ConvertOptions) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckOptions:
+class CheckOptions(ExactComputing):
     """Compare our outputs with those recorded of a public implementation; fail where one is not within its tolerance.
 
     The table says of each by what it was computed: by methods that users call, such as `predict` or `encode`, or, where
@@ -86,11 +87,11 @@ def run_check(o: CheckOptions) -> None:
 
     if not o.cases:
         raise HwmError("name at least one recorded case: hwm convert check CASE.safetensors")
-    failed = []
+    runtime, failed = o.start(), []
     for path in o.cases:
         try:
             case = read_case(path)
-            model, rows = compare(case)
+            model, rows = compare(case, runtime)
         except HwmError as error:
             print(f"{path}: {error}\n")
             failed.append(f"{path.stem} ({error})" if len(o.cases) == 1 else f"{path.stem} (not run)")

@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from hwm.commands.rollouts import RolloutOptions, device, run_evaluation
+from hwm.commands.rollouts import RolloutOptions, run_evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,23 +59,22 @@ def evaluate(args: list[str]) -> None:
 
     if o.report or o.controllability:
         need_matplotlib()
+    runtime = o.start()
     extra: dict[str, Any] = {name: METRICS.find(name) for name in o.metrics}
     if o.lpips or o.lpips_weights:
         from hwm.evaluate.metrics import Metric
         from hwm.networks.lpips import load_lpips
 
-        extra["lpips"] = Metric(load_lpips(o.lpips_weights, device()), lower_is_better=True, title="LPIPS")
+        extra["lpips"] = Metric(load_lpips(o.lpips_weights, runtime.device), lower_is_better=True, title="LPIPS")
     features: dict[str, Any] = {}
     if o.fid or o.fvd:
         from hwm.networks.features import i3d, inception
 
-        features |= {"fid": inception(o.fid, device())} if o.fid else {}
-        features |= {"fvd": i3d(o.fvd, device())} if o.fvd else {}
+        features |= {"fid": inception(o.fid, runtime.device)} if o.fid else {}
+        features |= {"fvd": i3d(o.fvd, runtime.device)} if o.fvd else {}
     command = "hwm evaluate " + " ".join(args)
-    results = [
-        run_evaluation(replace(o, store=store), command, progress=not o.json, extra_metrics=extra, features=features)
-        for store in (o.store, *o.also)
-    ]
+    how: dict[str, Any] = {"progress": not o.json, "extra_metrics": extra, "features": features}
+    results = [run_evaluation(replace(o, store=store), runtime, command, **how) for store in (o.store, *o.also)]
     if o.json:
         print(json.dumps(robots.summary(results), indent=1))
     else:
@@ -119,7 +118,7 @@ def generate(args: list[str]) -> None:
     from hwm.evaluate.show import contact_sheet, save_examples, save_gifs
     from hwm.pictures.files import save_png
 
-    results = run_evaluation(o, "hwm generate " + " ".join(args), examples=o.clips)
+    results = run_evaluation(o, o.start(), "hwm generate " + " ".join(args), examples=o.clips)
     o.out.mkdir(parents=True, exist_ok=True)
     for path in save_examples(o.out, results):
         print(path)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import numpy as np
 import tyro
 
-from hwm.commands.rollouts import RolloutOptions, device, run_evaluation
+from hwm.commands.rollouts import RolloutOptions, run_evaluation
 from hwm.errors import HwmError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from hwm.data.clips import Clips
     from hwm.data.store import Header
+    from hwm.devices import Runtime
     from hwm.evaluate.results import Results
     from hwm.evaluate.uncertainty import Estimate
     from hwm.models.base import WorldModel
@@ -73,7 +74,7 @@ class NextTokenOptions(RolloutOptions):
     examples: int = 8
     json: bool = False
 
-    def model_for(self, header: Header) -> WorldModel:
+    def model_for(self, header: Header, runtime: Runtime) -> WorldModel:
         """The model for the grid of the data: none of its weights depends on it."""
         from hwm.loading import as_wanted, find_model, load
         from hwm.models.cosmos_ar import CosmosAR
@@ -97,7 +98,7 @@ class NextTokenOptions(RolloutOptions):
         model.fit(spec)
         if (before.latent.grid, before.tokenizer) != (spec.latent.grid, spec.tokenizer) and before.tokenizer:
             print(f"{self.weights} was made for {shown(before)}, and is shown {shown(spec)}", file=sys.stderr)
-        return as_wanted(model, device(), int8=self.int8, text=self.text)
+        return as_wanted(model, runtime.device, int8=self.int8, text=self.text)
 
 
 def shown(spec: DataSpec) -> str:
@@ -111,12 +112,13 @@ def evaluate_next_token(args: list[str]) -> None:
     from hwm.data.readers import open_store
 
     command = "hwm evaluate cosmos-ar " + " ".join(args)
+    runtime = o.start()
     o = replace(o, clips=o.clips or open_store(o.store).steps)
     if o.only_eval:
-        about, means = tokens_alone(o)
+        about, means = tokens_alone(o, runtime)
         figures = {**about, "command": command, "by_scenario": {name: plain(found) for name, found in means.items()}}
     else:
-        results = run_evaluation(o, command, o.examples, progress=not o.json)
+        results = run_evaluation(o, runtime, command, o.examples, progress=not o.json)
         about, means, figures = {**results.json(), "tokens": tokens_of(o)}, means_of(results), results.json()
     print(json.dumps(figures, indent=1) if o.json else "\n".join(lines(about, means)))
     if not o.only_eval:
@@ -148,28 +150,27 @@ def means_of(results: Results) -> dict[str, Means]:
     }
 
 
-def tokens_alone(o: NextTokenOptions) -> tuple[dict[str, Any], dict[str, Means]]:
-    """Load what the options name, and score the tokens of its predictions."""
-    import torch
-
+def tokens_alone(o: NextTokenOptions, runtime: Runtime) -> tuple[dict[str, Any], dict[str, Means]]:
+    """Load what the options name, and score the tokens of its predictions there."""
     from hwm.config import to_json
     from hwm.data.readers import open_store
+    from hwm.devices import name_of, runtime_of
     from hwm.evaluate.camera import episode_of
     from hwm.evaluate.uncertainty import estimate
 
-    if o.threads:
-        torch.set_num_threads(o.threads)
     store = open_store(o.store)
     clips = o.windows(store, o.prompt)
-    model = o.model_for(store.header)
+    model = o.model_for(store.header, runtime)
+    runtime = runtime_of(model, o.dtype)
     sampler = model.sampler_with(o.sampler)
     indices = clips.spread(o.clips)
-    scores = score_tokens(model, clips, indices, o.prompt, o.scenario, sampler, o.batch_size, o.seed)
+    scores = score_tokens(model, clips, indices, o.prompt, o.scenario, sampler, o.batch_size, o.seed, runtime)
     about = {
         "model": model.name, "parameters": sum(p.numel() for p in model.parameters()), "checkpoint": o.weights,
         "store": clips.store.path.name, "split": o.split, "prompt": o.prompt, "horizon": o.horizon,
         "clips": len(indices),
         "sampler": to_json(sampler), "seed": o.seed, "batch_size": min(o.batch_size, len(indices)),
+        "device": name_of(runtime.device), "dtype": runtime.format,
         "tokens": model.spec.latent.cells * o.horizon,
     }  # fmt: skip
     episodes = [episode_of(clips, int(i)).id for i in indices]
@@ -186,16 +187,16 @@ def score_tokens(
     sampler: Any,
     batch_size: int,
     seed: int,
+    runtime: Runtime,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Cross-entropy and accuracy of each clip (N,), by scenario, with the random numbers of `evaluate`."""
     import torch
 
-    from hwm.devices import device_of
     from hwm.evaluate import metrics
     from hwm.evaluate.scenarios import SCENARIOS
     from hwm.progress import track
 
-    where, parts = device_of(model, torch.device("cpu")), {name: list[dict[str, np.ndarray]]() for name in scenarios}
+    where, parts = runtime.device, {name: list[dict[str, np.ndarray]]() for name in scenarios}
     firsts = range(0, len(indices), batch_size)
     with torch.inference_mode():
         for first in track(firsts, len(firsts), "evaluate", batch_size, "clips") if sys.stderr.isatty() else firsts:
@@ -204,7 +205,8 @@ def score_tokens(
             copied_BT = metrics.accuracy(batch.latents[:, prompt - 1 : prompt].expand_as(target_BTHW), target_BTHW)
             for name in scenarios:
                 generator = torch.Generator(where).manual_seed(seed * 1_000_003 + first)
-                made = SCENARIOS[name](model, batch, prompt, sampler=sampler, logits=True, generator=generator)
+                with runtime.autocast():
+                    made = SCENARIOS[name](model, batch, prompt, sampler=sampler, logits=True, generator=generator)
                 found = {
                     "ce": metrics.cross_entropy(made, target_BTHW),
                     "accuracy": metrics.accuracy(made.latents, target_BTHW),
@@ -215,7 +217,7 @@ def score_tokens(
 
 
 def by_clip(values_BT: torch.Tensor) -> np.ndarray:
-    return np.asarray(values_BT.double().mean(1).cpu().numpy())
+    return np.asarray(values_BT.cpu().double().mean(1).numpy())
 
 
 def plain(means: Means) -> dict[str, float | None]:
@@ -231,7 +233,7 @@ def lines(about: Mapping[str, Any], means: Mapping[str, Means]) -> list[str]:
     a, s = about, about["sampler"] or {}
     out = [
         f"{a['model']}, {a['parameters']:,} parameters: {a['clips']} clips of {a['store']}, {a['tokens']:,} tokens "
-        f"each, from {a['prompt']} steps before"
+        f"each, from {a['prompt']} steps before, on {a['device']} in {a['dtype']}"
     ]
     drawn = ", ".join(f"{k.replace('_', '-')} {s[k]}" for k in ("temperature", "top_p", "top_k") if s.get(k))
     for scenario, found in means.items():

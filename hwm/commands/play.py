@@ -11,23 +11,22 @@ from typing import Literal
 
 import tyro
 
+from hwm.computing import Computing
 from hwm.errors import HwmError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlayOptions:
+class PlayOptions(Computing):
     """Drive and move a humanoid through a world that exists only in the model, in the browser.
 
     Attributes:
         model: a shipped model, a checkpoint folder or a run.
         store: starts come from this encoded store; "none" for a model without one.
-        device: cpu, or cuda.
-        dtype: of the network's arithmetic.
         host: address to listen on; any other than this machine's own needs a token.
         port: 0 takes a free one.
         token: what a browser must show; by default made up where the host is not local.
         threads: CPU threads of the model; 0 leaves one core to pictures and browser.
-        batch: sessions computed together; 0 is 1 on a CPU, whose replays are exact, and 16 on a GPU.
+        batch: sessions computed together; 0 is 1 on a CPU, where replays in float32 are exact, and 16 on a GPU.
         sessions: players at once.
         rate: messages a second and player.
         open: show the page in a browser at once.
@@ -35,8 +34,6 @@ class PlayOptions:
 
     model: str = "masked_hwm_mini"
     store: str = "mini_heldout"
-    device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
     host: str = "127.0.0.1"
     port: int = 8000
     token: str | None = None
@@ -62,8 +59,6 @@ def play(args: list[str]) -> None:
     import socket
     import webbrowser
 
-    import torch
-
     from hwm.interact.engine import Engine
     from hwm.interact.presets import load_presets
     from hwm.interact.session import World
@@ -71,12 +66,8 @@ def play(args: list[str]) -> None:
 
     if o.threads < 0 or o.batch < 0 or o.sessions < 1 or o.rate <= 0:
         raise HwmError("threads and batch cannot be negative, sessions and rate must be positive")
-    world = World.open(
-        o.model,
-        store=None if o.store == "none" else o.store,
-        device=o.device,
-        dtype=getattr(torch, o.dtype),
-    )
+    device = o.start().device
+    world = World.open(o.model, store=None if o.store == "none" else o.store, device=device, dtype=o.dtype)
     token = o.token or (None if o.host in LOCAL else secrets.token_urlsafe(16))
     try:
         listening = socket.create_server((o.host, o.port), family=socket.AF_INET6 if ":" in o.host else socket.AF_INET)
@@ -99,7 +90,7 @@ def play(args: list[str]) -> None:
         ws_per_message_deflate=False,  # JPEG does not shrink
         timeout_graceful_shutdown=3,
     )
-    print(f"play at {address}   (Ctrl-C ends)", flush=True)
+    print(f"play at {address} on {world.runtime}   (Ctrl-C ends)", flush=True)
     if o.open:
         webbrowser.open(address)
     with contextlib.suppress(KeyboardInterrupt):  # raised again after everybody was sent away
@@ -107,7 +98,7 @@ def play(args: list[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PresetsOptions:
+class PresetsOptions(Computing):
     """Measure the named ways to sample a model: quality on held-out clips, and frames a second when played.
 
     Attributes:
@@ -126,7 +117,6 @@ class PresetsOptions:
     clips: int = 96
     split: Literal["test", "validation", "all"] = "test"
     seconds: float = 20.0
-    threads: int = 0
     write: bool = False
     json: bool = False
 
@@ -136,7 +126,6 @@ def presets(args: list[str]) -> None:
     o = tyro.cli(PresetsOptions, args=args, prog="hwm presets")
     import json
 
-    import torch
     from rich.console import Console
     from rich.progress import track
     from rich.table import Table
@@ -149,8 +138,8 @@ def presets(args: list[str]) -> None:
 
     if o.clips < 1 or o.threads < 0 or o.seconds <= 0:
         raise HwmError("clips must be at least 1, threads cannot be negative, seconds must be positive")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    world, folder = World.open(o.model, store=o.store, device=device), find_model(o.model)
+    device = o.start().device
+    world, folder = World.open(o.model, store=o.store, device=device, dtype=o.dtype), find_model(o.model)
     clips = Clips(open_store(o.store), world.model.config.past + HORIZON, part=o.split)
     console = Console(stderr=True)
     measured = [
@@ -175,7 +164,7 @@ def presets(args: list[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoliciesOptions:
+class PoliciesOptions(Computing):
     """Judge policies in a model: is the better one there also the better one in the true simulator?
 
     Attributes:
@@ -188,7 +177,6 @@ class PoliciesOptions:
         simulator: run the same in the true simulator (extra `sim`), and compare.
         sampler: changes to the model's sampler as NAME=VALUE.
         seed: of the model's and of the random policy's randomness.
-        threads: CPU threads; 0 leaves torch's choice.
         json: print one JSON object instead of a table.
         out: also write that object here.
     """
@@ -202,7 +190,6 @@ class PoliciesOptions:
     simulator: bool = True
     sampler: tuple[str, ...] = ()
     seed: int = 0
-    threads: int = 0
     json: bool = False
     out: Path | None = None
 
@@ -212,18 +199,15 @@ def policies(args: list[str]) -> None:
     o = tyro.cli(PoliciesOptions, args=args, prog="hwm policies")
     import json
 
-    import torch
-
     from hwm.files import write_atomically
     from hwm.interact.policies import evaluate_policies, find_policy, spread_starts
     from hwm.interact.session import World
 
     if o.episodes < 1 or o.steps < 1 or o.threads < 0:
         raise HwmError("episodes and steps must be at least 1, threads at least 0")
-    if o.threads:
-        torch.set_num_threads(o.threads)
+    runtime = o.start()
     chosen = {name: find_policy(name) for name in o.policies}
-    world = World.open(o.model, store=o.store, device="cuda" if torch.cuda.is_available() else "cpu")
+    world = World.open(o.model, store=o.store, device=runtime.device, dtype=o.dtype)
     found = evaluate_policies(
         world,
         chosen,

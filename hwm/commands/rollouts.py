@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from hwm.computing import Computing
 from hwm.errors import HwmError
 
 if TYPE_CHECKING:
     from hwm.data.clips import Clips
     from hwm.data.store import Header, Store
+    from hwm.devices import Runtime
+    from hwm.evaluate.results import Results
     from hwm.models.base import WorldModel
 
 SHIPPED = "masked_hwm_mini"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutOptions:
+class RolloutOptions(Computing):
     """Which model predicts which clips, and how.
 
     Attributes:
@@ -44,7 +47,6 @@ class RolloutOptions:
         text: a file with an encoded text, for models that read one.
         batch_size: clips at once.
         seed: of action swaps and sampling.
-        threads: CPU threads; 0 leaves torch's choice.
     """
 
     checkpoint: tyro.conf.Positional[str | None] = None
@@ -68,7 +70,6 @@ class RolloutOptions:
     text: Path | None = None
     batch_size: int = 16
     seed: int = 0
-    threads: int = 0
 
     @property
     def weights(self) -> str:
@@ -85,35 +86,32 @@ class RolloutOptions:
         stride = stride_of(store, self.stride, self.rate)
         return Clips(store, prompt + self.horizon, stride=stride, filter_overlaps=self.filter_overlaps, part=self.split)
 
-    def model_for(self, header: Header) -> WorldModel:
+    def model_for(self, header: Header, runtime: Runtime) -> WorldModel:
         """The model that is named, as wanted, for a store's data."""
         from hwm.loading import load
 
-        return load(self.weights, device(), int8=self.int8, text=self.text)
+        return load(self.weights, runtime.device, int8=self.int8, text=self.text)
 
 
 def run_evaluation(
     o: RolloutOptions,
+    runtime: Runtime,
     command: str,
     examples: int = 4,
     progress: bool = True,
     extra_metrics: Any = None,
     features: Any = None,
-) -> Any:
-    """Load what the options name, and evaluate."""
-    import torch
-
+) -> Results:
+    """Load what the options name, and evaluate it there."""
     from hwm.data.readers import open_store
     from hwm.evaluate.evaluate import EvaluateConfig
     from hwm.evaluate.evaluate import evaluate as run
     from hwm.evaluate.swaps import SWAPS
     from hwm.loading import load_tokenizer
 
-    if o.threads:
-        torch.set_num_threads(o.threads)
     store = open_store(o.store)
-    model = o.model_for(store.header)
-    tokenizer = load_tokenizer(o.tokenizer or store.header.tokenizer, device())
+    model = o.model_for(store.header, runtime)
+    tokenizer = load_tokenizer(o.tokenizer or store.header.tokenizer, runtime.device)
     prompt = o.prompt or model.config.past
     clips = o.windows(store, prompt)
     how = EvaluateConfig(
@@ -121,12 +119,6 @@ def run_evaluation(
         swaps=tuple(SWAPS) if o.swaps and o.clips > 1 else (), batch_size=o.batch_size, seed=o.seed,
         sampler=model.sampler_with(o.sampler),
         metrics=extra_metrics or {}, features=features or {}, draws=o.draws, checkpoint=o.weights, command=command,
-        progress=progress, examples=examples,
+        progress=progress, examples=examples, dtype=o.dtype,
     )  # fmt: skip
     return run(model, tokenizer, clips, how)
-
-
-def device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -44,25 +44,32 @@ def draw_curves(run: Path) -> None:
     write_atomically(run / "curves.html", page.encode())
 
 
-def show_progress(rollouts: tuple[Clips, Tokenizer] | None) -> Callable[[int, Any, Path], None]:
+def show_progress(rollouts: tuple[Clips, Tokenizer] | None, dtype: str = "auto") -> Callable[[int, Any, Path], None]:
     """A callback for `Trainer`: curves always, and a contact sheet of rollouts of held-out clips where there are any.
+
+    What goes wrong with them is said and does not end the training.
 
     Args:
         rollouts: held-out windows, longer than the model's past, and the tokenizer of their latents.
+        dtype: number format of the rollouts, as of `EvaluateConfig`.
     """
 
     def show(step: int, model: Any, run: Path) -> None:
-        draw_curves(run)
-        if rollouts is None:
-            return
+        try:
+            draw_curves(run)
+            if rollouts is not None:
+                sample(step, model, run, *rollouts)
+        except Exception as error:  # pictures are made by tokenizers and metrics of anybody's
+            print(f"no pictures at update {step}: {type(error).__name__}: {error}", file=sys.stderr)
+
+    def sample(step: int, model: Any, run: Path, clips: Clips, tokenizer: Tokenizer) -> None:
         from hwm.evaluate.evaluate import EvaluateConfig, evaluate
         from hwm.evaluate.show import contact_sheet
         from hwm.pictures.files import save_png
 
-        clips, tokenizer = rollouts
         prompt = model.config.past
         how = EvaluateConfig(
-            clips=4, prompt=prompt, horizon=clips.length - prompt, swaps=("jump_free",), progress=False
+            clips=4, prompt=prompt, horizon=clips.length - prompt, swaps=("jump_free",), progress=False, dtype=dtype
         )
         results = evaluate(model, tokenizer, clips, how)
         (run / "samples").mkdir(exist_ok=True)

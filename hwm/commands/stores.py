@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from hwm.computing import ExactComputing
 from hwm.data.options import SimRecording, SourceOptions
 from hwm.errors import HwmError
 
@@ -80,7 +81,7 @@ def merge(args: list[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions(SourceOptions):
+class ExportOptions(ExactComputing, SourceOptions):
     """Write a recording, a store or data of another kind as a LeRobot data set (version 3.0).
 
     Attributes:
@@ -105,17 +106,18 @@ def export(args: list[str]) -> None:
     from hwm.data.sources import open_plain, seen_as
     from hwm.data.sources.decoded import Decoded
     from hwm.data.sources.stored import Stored
-    from hwm.loading import load_tokenizer
+    from hwm.loading import open_tokenizer
 
+    runtime = o.start()
     plain = open_plain(o.source, o)
     if isinstance(plain, Stored) and plain.store.header.latent and not plain.store.has_video:
-        plain = Decoded(plain.store, load_tokenizer(o.tokenizer or plain.store.header.tokenizer))
+        plain = Decoded(plain.store, open_tokenizer(o.tokenizer or plain.store.header.tokenizer, runtime))
     source = seen_as(plain, o)
     print(f"{write_lerobot(source, o.out, o.crf)}: {len(source)} episodes as a LeRobot data set")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewOptions(SourceOptions):
+class ViewOptions(ExactComputing, SourceOptions):
     """Show what is in a store, or in data of another kind: episodes, pictures, actions as curves, statistics.
 
     Attributes:
@@ -141,6 +143,7 @@ def view(args: list[str]) -> None:
     from hwm.data.sources.sample import Sample
     from hwm.data.sources.stored import Stored
 
+    runtime = o.start()
     source = open_source(o.source, o)
     store = source.store if isinstance(source, Stored) else Sample(source)
     Console().print(describe(store))
@@ -151,10 +154,10 @@ def view(args: list[str]) -> None:
         out = Path(tempfile.mkdtemp(prefix="hwm_")) / f"{store.path.name}.html"
     if out is None:
         return
-    from hwm.loading import load_tokenizer
+    from hwm.loading import open_tokenizer
 
     encoded = store.header.latent and not store.has_video
-    tokenizer = load_tokenizer(o.tokenizer or store.header.tokenizer) if encoded else None
+    tokenizer = open_tokenizer(o.tokenizer or store.header.tokenizer, runtime) if encoded else None
     (contact_sheet if out.suffix == ".png" else view_html)(store, out, tokenizer)
     print(out)
     if o.open:

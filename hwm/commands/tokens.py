@@ -13,6 +13,7 @@ import tyro
 
 from hwm.commands.data import print_store
 from hwm.commands.stores import print_skipped
+from hwm.computing import ExactComputing
 from hwm.data.options import SourceOptions
 from hwm.encode.options import EncodeConfig
 from hwm.errors import HwmError, unknown
@@ -24,7 +25,7 @@ LATENTS = ".safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoOptions:
+class VideoOptions(ExactComputing):
     """Encode video files into files of latents (of a recorded store: hwm encode STORE --help).
 
     Of a folder, videos whose latents are there already are left alone: the same command goes on after a kill.
@@ -39,7 +40,6 @@ class VideoOptions:
         resize: resize pictures of another size to the tokenizer's.
         strict: refuse videos whose frames do not fill whole latent steps, instead of repeating the last frame.
         store: write one store, for training, in place of files of latents; with `pixels-HxW` tokenizers can be trained.
-        half: compute in bfloat16: about twice as fast, and a few ids become their neighbours.
     """
 
     source: tyro.conf.Positional[Path]
@@ -51,11 +51,11 @@ class VideoOptions:
     resize: bool = False
     strict: bool = False
     store: bool = False
-    half: bool = False
 
 
 def encode(args: list[str]) -> None:
     """`hwm encode SOURCE --tokenizer NAME --out OUT`: a recorded store, a video file, or a folder of video files."""
+    args = todays_options(args)
     if "--store" in args or _any_video([word for word in args if not word.startswith("-")]):
         encode_videos(tyro.cli(VideoOptions, args=args, prog="hwm encode"))
     else:
@@ -74,8 +74,9 @@ def _any_video(words: list[str]) -> bool:
 def encode_videos(o: VideoOptions) -> None:
     from hwm.encode.files import encode_file, load_latents, videos_in
     from hwm.encode.videos import write_store
+    from hwm.loading import open_tokenizer
 
-    tokenizer = _open(o.tokenizer, o.size, o.half)
+    tokenizer = open_tokenizer(o.tokenizer, o.start(), o.size)
     if o.store:
         if o.clip or o.strict:
             raise HwmError("--store takes no --clip and no --strict: a video becomes an episode of whole latent steps")
@@ -90,7 +91,7 @@ def encode_videos(o: VideoOptions) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeOptions(EncodeConfig, SourceOptions):
+class EncodeOptions(ExactComputing, EncodeConfig, SourceOptions):
     """Encode a recording, or data of another kind, into latents (of video files: hwm encode VIDEO.mp4 --help).
 
     Killed and given again, the command goes on.
@@ -111,17 +112,16 @@ class EncodeOptions(EncodeConfig, SourceOptions):
 def encode_data(args: list[str]) -> None:
     """`hwm encode SOURCE --tokenizer NAME --out DIR`."""
     o = tyro.cli(EncodeOptions, args=args, prog="hwm encode")
-    import torch
-
     from hwm.data.readers import open_store
     from hwm.data.sources import open_source
     from hwm.data.statistics import warning
     from hwm.encode.episodes import encode as run
-    from hwm.loading import load_tokenizer
+    from hwm.loading import open_tokenizer
 
+    tokenizer = open_tokenizer(o.tokenizer, o.start())
     store = run(
         open_source(o.source, o),
-        load_tokenizer(o.tokenizer, "cuda" if torch.cuda.is_available() else "cpu"),
+        tokenizer,
         o.out,
         o,
         statistics=open_store(o.statistics) if o.statistics else None,
@@ -133,7 +133,7 @@ def encode_data(args: list[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeOptions:
+class DecodeOptions(ExactComputing):
     """Decode files of latents, as `hwm encode` writes them, into videos.
 
     Attributes:
@@ -141,27 +141,27 @@ class DecodeOptions:
         tokenizer: by default the one whose name the file says.
         out: the video to write; for a folder the folder.
         steps: decode only so many latent steps, from the first on; 0 decodes all.
-        half: compute in bfloat16, about twice as fast.
     """
 
     source: tyro.conf.Positional[Path]
     tokenizer: str = ""
     out: Path
     steps: int = 0
-    half: bool = False
 
 
 def decode(args: list[str]) -> None:
     """`hwm decode LATENTS --out VIDEO`."""
-    o = tyro.cli(DecodeOptions, args=args, prog="hwm decode")
+    o = tyro.cli(DecodeOptions, args=todays_options(args), prog="hwm decode")
     if o.steps < 0:
         raise HwmError(f"--steps {o.steps}: a number of latent steps, or 0 for all")
     from hwm.encode.files import decode_file, load_latents
+    from hwm.loading import open_tokenizer
 
+    runtime = o.start()
     opened: dict[str, Tokenizer] = {}
     for source, out in _pairs(o.source, o.out, _latents_in, ".mp4"):
         name = o.tokenizer or load_latents(source)[1].tokenizer
-        tokenizer = opened[name] if name in opened else opened.setdefault(name, _open(name, half=o.half))
+        tokenizer = opened[name] if name in opened else opened.setdefault(name, open_tokenizer(name, runtime))
         print(f"{out}: {decode_file(source, tokenizer, out, o.steps)} frames")
 
 
@@ -190,7 +190,7 @@ def run_download(o: DownloadOptions) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportOptions:
+class ReportOptions(ExactComputing):
     """Compare a tokenizer's reconstruction of video with the video: PSNR, SSIM, and codebook usage.
 
     Attributes:
@@ -199,7 +199,6 @@ class ReportOptions:
         size: height and width that the tokenizer is taken for; by default those that its checkpoint says.
         frames: how many to compare of each video, from the first on, cut to whole latent steps.
         fps: frames a second to take, of which the video's rate must be a multiple; 0 takes all.
-        half: compute in bfloat16.
         out: also write a picture (.png): frames, reconstructions, and four times their difference.
         json: print one JSON object.
     """
@@ -209,27 +208,30 @@ class ReportOptions:
     size: tuple[int, int] | None = None
     frames: int = 65
     fps: float = 0.0
-    half: bool = False
     out: Path | None = None
     json: bool = False
 
 
 def run_report(o: ReportOptions) -> None:
     from hwm.config import to_json
+    from hwm.devices import name_of
     from hwm.evaluate.tokenizer import compare, picture
+    from hwm.loading import open_tokenizer
     from hwm.pictures.files import save_png
 
     if o.frames < 1:
         raise HwmError(f"--frames {o.frames}: at least one frame is compared")
     if o.out and o.out.suffix != ".png":
         raise HwmError(f"the picture is a .png file, not {o.out}")
-    report, truth, made = compare(o.source, _open(o.tokenizer, o.size, o.half), o.frames, o.fps)
+    runtime = o.start()
+    report, truth, made = compare(o.source, open_tokenizer(o.tokenizer, runtime, o.size), o.frames, o.fps)
     if o.json:
-        print(json.dumps(to_json(report), indent=1))
+        print(json.dumps({**to_json(report), "device": name_of(runtime.device), "dtype": runtime.format}, indent=1))
     else:
         height, width = report.size
         several = f" ({report.videos} videos)" if report.videos > 1 else ""
-        print(f"{report.tokenizer}, {report.frames} frames of {report.source}{several} at {height} x {width}")
+        shown = f"{report.frames} frames of {report.source}{several} at {height} x {width}"
+        print(f"{report.tokenizer}, {shown}, on {runtime}")
         print(f"  PSNR {report.psnr:.2f} dB (worst frame {report.psnr_worst:.2f}), SSIM {report.ssim:.4f}")
         if report.psnr_copy is not None:
             print(f"  the frame before each latent step, repeated: PSNR {report.psnr_copy:.2f} dB")
@@ -260,22 +262,17 @@ def tokenizer(args: list[str]) -> None:
     if args[0] not in VERBS:
         raise unknown("verb of hwm tokenizer", args[0], VERBS)
     options, run = VERBS[args[0]]
-    run(tyro.cli(options, args=args[1:], prog=f"hwm tokenizer {args[0]}"))
+    run(tyro.cli(options, args=todays_options(args[1:]), prog=f"hwm tokenizer {args[0]}"))
 
 
-def _open(name: str, size: tuple[int, int] | None = None, half: bool = False) -> Tokenizer:
-    import torch
-
-    from hwm.encode.files import for_size
-    from hwm.loading import load_tokenizer
-
-    found = load_tokenizer(name, "cuda" if torch.cuda.is_available() else "cpu")
-    found = for_size(found, size) if size else found
-    if not half:
-        return found
-    if not isinstance(found, torch.nn.Module):
-        raise HwmError(f"{found.id} computes in the type that it was made in: leave out --half")
-    return found.to(torch.bfloat16)
+def todays_options(args: list[str]) -> list[str]:
+    """Options under the names that they have today, with a note of those that have changed."""
+    out: list[str] = []
+    for word in args:
+        if word == "--half":
+            print("note: --half is now --dtype bfloat16", file=sys.stderr)
+        out += ["--dtype", "bfloat16"] if word == "--half" else [word] if word != "--no-half" else []
+    return out
 
 
 def _pairs(source: Path, out: Path, of: Callable[[Path], list[Path]], suffix: str) -> list[tuple[Path, Path]]:

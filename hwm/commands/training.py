@@ -127,7 +127,7 @@ def train_recipe(recipe: Any, run: Path, init: str | None = None) -> Any:
             rollouts = Clips(clips.store, module.config.past + 8, stride=clips.stride, part=clips.part), tokenizer
         except HwmError as error:
             print(f"no pictures of rollouts while training: {error}")
-    return Trainer(recipe.train, module, data, held_out, run, show_progress(rollouts)).run()
+    return Trainer(recipe.train, module, data, held_out, run, show_progress(rollouts, recipe.train.dtype)).run()
 
 
 def recipes(args: list[str]) -> None:

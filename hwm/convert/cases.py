@@ -21,8 +21,12 @@ from torch import Tensor
 from hwm.convert.family import find_family
 from hwm.convert.public import PUBLIC, path_of, watched
 from hwm.convert.recorded import Case, Tensors
+from hwm.devices import Runtime, exact
 from hwm.errors import HwmError
 from hwm.weights import load_tensors
+
+IN_FLOAT32 = Runtime(torch.device("cpu"), "float32")
+"""As outputs are recorded."""
 
 
 class _Entry(NamedTuple):
@@ -130,18 +134,21 @@ def _kind(of: tuple[tuple[int, ...], str]) -> str:
     return f"{of[1]} {of[0]}"
 
 
-def compare(case: Case) -> tuple[Any, list[Compared]]:
+def compare(case: Case, runtime: Runtime = IN_FLOAT32) -> tuple[Any, list[Compared]]:
     """Our model of a case, and every recorded output beside ours.
 
     An output that cannot be computed is a problem of that output and does not keep the others from being compared.
 
+    Args:
+        runtime: where and in which number format ours are computed.
+
     Raises:
         HwmError: the family is unknown, or no model can be made of the case.
     """
-    family = find_family(case.family)
-    model = family.build(case.config, case.weights)
+    family, case = find_family(case.family), case.on(runtime.device)
+    model = family.build(case.config, case.weights).to(runtime.device)
     ours = family.outputs(model, case)
-    with torch.no_grad():
+    with torch.no_grad(), exact(), runtime.autocast():
         return model, [_compare(case, name, ours.get(name), type(model)) for name in case.out]
 
 
@@ -153,7 +160,7 @@ def _compare(case: Case, name: str, ours: Callable[[], Tensor] | None, kind: typ
         return Compared(name, nan, nan, tolerance, f"no output of {case.family!r} has this name")
     try:
         with watched(kind) as called:
-            found = ours()
+            found = ours().cpu()
     except HwmError as problem:
         return Compared(name, nan, nan, tolerance, str(problem))
     except Exception as problem:  # whatever is wrong with one output, the others are worth knowing

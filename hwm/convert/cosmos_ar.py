@@ -285,7 +285,7 @@ class Recorded:
     def batch(self, steps: int) -> Batch:
         """The first steps of the tokens, without the one for the beginning; at its actions nobody looks."""
         ids_BTHW = self.given["tokens"][:, self.begin :].unflatten(1, (-1, *self.shape[1:]))
-        nothing = torch.zeros(*ids_BTHW.shape[:2], 1, 1)
+        nothing = torch.zeros(*ids_BTHW.shape[:2], 1, 1, device=ids_BTHW.device)
         return Batch(ids_BTHW[:, :steps], nothing, "nobody")
 
     def logits(self, text: Text | None) -> Tensor:

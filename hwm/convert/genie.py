@@ -194,7 +194,7 @@ class Recorded:
         self.model, self.given = model, case.given
         self.ids_BTS = self.by_step("tokens")
         batch, steps = self.ids_BTS.shape[:2]
-        self.nothing = torch.zeros(batch, steps, 1, 1)  # actions, at which nobody looks
+        self.nothing = torch.zeros(batch, steps, 1, 1, device=self.ids_BTS.device)  # actions, at which nobody looks
         self.prompt = model.config.prompt
 
     def by_step(self, name: str) -> Tensor:

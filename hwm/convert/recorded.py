@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from hwm.errors import HwmError
@@ -44,3 +45,7 @@ class Case(NamedTuple):
     tolerance: dict[str, float]
     shapes: dict[str, tuple[int, ...]]
     every: dict[str, int]
+
+    def on(self, device: torch.device) -> Case:
+        """The same with its inputs on a device."""
+        return self._replace(given=Tensors({k: x.to(device) for k, x in self.given.items()}, self.given.what))

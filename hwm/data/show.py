@@ -15,6 +15,7 @@ from rich.table import Table
 
 from hwm.data.arrays import pieces
 from hwm.data.store import Episode, Store
+from hwm.devices import device_of
 from hwm.errors import HwmError
 from hwm.files import write_atomically
 from hwm.pictures.canvas import DIM, enlargement, shrink
@@ -175,7 +176,7 @@ def pictures(store: Store, episode: Episode, steps: list[int], tokenizer: Tokeni
     latents = torch.from_numpy(rows.astype(np.float32 if continuous else np.int64))
     if continuous and store.header.dtype == "uint8":
         latents /= 255
-    return to_uint8(tokenizer.decode(latents[None])[0])[list(shown)]
+    return to_uint8(tokenizer.decode(latents[None].to(device_of(tokenizer, latents.device)))[0])[list(shown)]
 
 
 def spread(count: int, most: int) -> list[int]:

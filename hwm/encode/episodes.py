@@ -18,7 +18,7 @@ from hwm.data.sources import Episode, Source, open_source
 from hwm.data.sources.base import named
 from hwm.data.sources.views import Cropped
 from hwm.data.store import EpisodeError, Header, Store, Writer, latent_dtype
-from hwm.devices import device_of
+from hwm.devices import device_of, exact, format_of
 from hwm.encode.options import EncodeConfig as EncodeConfig
 from hwm.errors import HwmError
 from hwm.pictures.video import to_video, write_video
@@ -29,6 +29,7 @@ from hwm.types import Tokenizer
 USUAL = EncodeConfig()
 
 
+@exact()
 def encode(
     source: str | Path | Source,
     tokenizer: Tokenizer,
@@ -38,6 +39,8 @@ def encode(
     statistics: Store | None = None,
 ) -> Store:
     """Encode the episodes of a recording, or of data of any other kind (`hwm.data.sources`).
+
+    A tokenizer in float32 computes exactly in that (`hwm.devices.exact`), so that ids do not depend on the device.
 
     Killed and called again with the same arguments, it goes on; the result is that of a call that was not killed. When
     all is done already, it returns what is there.
@@ -69,6 +72,7 @@ def encode(
         {"clip": config.clip, "shard": config.shard, "shards": config.shards, "crop": config.crop,
          "source": list(source.notes)},
     )  # fmt: skip
+    writer.same_as_before("dtype", {"dtype": format_of(tokenizer)})
     skipped = _encode_episodes(writer, source, tokenizer, config, names)
     if len(skipped) == len(names):
         raise HwmError(f"{source.path}: none of {len(names)} episodes can be encoded. {next(iter(skipped.values()))}")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hwm.config import Trainable, from_json, to_json
 from hwm.data.sources import recognise
-from hwm.devices import device_of
+from hwm.devices import device_of, exact
 from hwm.errors import HwmError
 from hwm.files import write_atomically
 from hwm.pictures.video import count_frames, frame_rate, frame_size, read_video, to_uint8, to_video, write_video
@@ -101,6 +101,7 @@ def encode_file(
     return about, repeated
 
 
+@exact()
 def latents_of(
     source: Path, tokenizer: Tokenizer, *, clip: int = 0, fps: float = 0.0, resize: bool = False, strict: bool = False
 ) -> tuple[Tensor, About, int]:

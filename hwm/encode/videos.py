@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from hwm.data.store import Header, Store, Writer
+from hwm.devices import format_of
 from hwm.encode.files import latents_of, take_every
 from hwm.errors import HwmError
 from hwm.tokenizers.pixels import Pixels
@@ -51,6 +52,7 @@ def write_store(
         dtype="uint8" if pixels else "", tokenizer=tokenizer.id, source="video files",
     )  # fmt: skip
     writer = Writer(out, header)
+    writer.same_as_before("dtype", {"dtype": format_of(tokenizer)})
     done = writer.done_of(names)
     for source in sources:
         if source.stem in done:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hwm.config import to_json
 from hwm.data.clips import Clips
+from hwm.devices import name_of
 from hwm.errors import HwmError, unknown
 from hwm.evaluate import metrics
 from hwm.evaluate.camera import episode_of, future, per_step
@@ -62,6 +63,8 @@ class EvaluateConfig:
         examples: how many clips to keep as pictures.
         checkpoint, command: recorded in the results.
         progress: show a progress bar where the output is a terminal.
+        dtype: number format of the model's matrix products, as `hwm.devices.choose_format`; where its weights are
+            narrower than float32, theirs. The tokenizer and the metrics stay in float32.
     """
 
     clips: int = 64
@@ -79,6 +82,7 @@ class EvaluateConfig:
     checkpoint: str = ""
     command: str = ""
     progress: bool = True
+    dtype: str | torch.dtype = "auto"
 
     def __post_init__(self) -> None:
         for kind, names, known in (("scenario", self.scenarios, SCENARIOS), ("action swap", self.swaps, SWAPS)):
@@ -134,7 +138,7 @@ class _Run:
         self.indices = clips.spread(c.clips)
         self.metrics = {**METRICS, **c.metrics}
         self.predictor = Predictor(
-            model, tokenizer, clips, prompt, c.horizon, sampler=c.sampler, seed=c.seed, draws=c.draws
+            model, tokenizer, clips, prompt, c.horizon, sampler=c.sampler, seed=c.seed, draws=c.draws, dtype=c.dtype
         )
         self.examples = Examples(clips, c.examples, c.seed)
         self.swap_distance: dict[str, np.ndarray] = {}
@@ -255,7 +259,8 @@ class _Run:
             seed=c.seed,
             batch_size=min(c.batch_size, len(self.indices)),
             sampler=_describe(c.sampler),
-            device=_device_name(self.predictor.device),
+            device=name_of(self.predictor.device),
+            dtype=self.predictor.runtime.format,
             torch=torch.__version__,
             date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             reference="camera" if clips.store.has_video else "reconstruction",
@@ -304,7 +309,7 @@ def _join(parts: list[Figures]) -> Figures:
 
 
 def _numpy(values: Tensor | None) -> np.ndarray | None:
-    return None if values is None else values.double().cpu().numpy()
+    return None if values is None else values.cpu().double().numpy()
 
 
 def _describe(sampler: Any) -> Any:
@@ -312,10 +317,6 @@ def _describe(sampler: Any) -> Any:
         return to_json(sampler)
     except TypeError:
         return repr(sampler)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 class _Rate(ProgressColumn):

@@ -73,7 +73,7 @@ def _row(results: Results, scenario: str) -> list[str]:
         results.reference,
         f"{results.seconds_per_frame(scenario):.4g}",
         str(results.batch_size),
-        results.device,
+        f"{results.device}, {results.dtype}",
     ]
 
 

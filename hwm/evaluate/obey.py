@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hwm.data.clips import Clips
 from hwm.data.store import Store
-from hwm.devices import device_of
+from hwm.devices import runtime_of
 from hwm.errors import HwmError, unknown
 from hwm.evaluate.camera import camera_video, decode, episode_of
 from hwm.evaluate.predict import judged
@@ -132,6 +132,7 @@ def obey(
     reference: int = 32,
     seed: int = 0,
     sampler: Any = None,
+    dtype: str | torch.dtype = "auto",
 ) -> Obedience:
     """Roll out from the same starts under each command, and measure how the pictures move.
 
@@ -141,13 +142,14 @@ def obey(
         prompt: context frames (latent steps); None is all that the model looks back on.
         ramp: the most that an action may change from one slot to the next; None takes what is usual in the data.
         reference: windows of the data from which to learn what the camera does under commands; 0 leaves it out.
+        dtype: number format of the model's matrix products, as of `EvaluateConfig`.
 
     Raises:
         HwmError: an unknown action, or windows shorter than the context.
     """
     prompt = model.config.past if prompt is None else prompt
     _check(clips, prompt, commands)
-    device = device_of(model, torch.device("cpu"))
+    runtime = runtime_of(model, dtype)
     indices = clips.spread(starts)
     context = clips.batch(indices).window(0, prompt, prompt)
     limit = usual_changes(clips.store)
@@ -158,9 +160,10 @@ def obey(
     with judged(model):
         for command, target in targets.items():
             actions = torch.cat([context.actions, ramp_to(context.actions, target, limit, steps)], 1)
-            batch = Batch(context.latents, actions, context.embodiment).to(device)
-            generator = torch.Generator(device).manual_seed(seed)
-            latents = model.rollout(batch, sampler=sampler, generator=generator).latents
+            batch = Batch(context.latents, actions, context.embodiment).to(runtime.device)
+            generator = torch.Generator(runtime.device).manual_seed(seed)
+            with runtime.autocast():
+                latents = model.rollout(batch, sampler=sampler, generator=generator).latents
             video = decode(tokenizer, torch.cat([batch.latents, latents], 1)).cpu()
             motion[command] = motion_by_step(video, tokenizer.latent.stride)[:, prompt - 1 :].numpy()
             videos[command] = to_uint8(video)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hwm.data.clips import Clips
-from hwm.devices import device_of
+from hwm.devices import runtime_of, synchronize
 from hwm.evaluate.camera import camera_video, decode, future
 from hwm.evaluate.rollout import rollout_clips
 from hwm.evaluate.scenarios import SCENARIOS
@@ -65,6 +65,7 @@ class Predictor:
         sampler: of the model; None is its own.
         seed: what is drawn depends on it and on the clips alone.
         draws: predictions whose pictures are averaged.
+        dtype: as of `EvaluateConfig`.
     """
 
     def __init__(
@@ -78,12 +79,14 @@ class Predictor:
         sampler: Any,
         seed: int,
         draws: int,
+        dtype: str | torch.dtype,
     ) -> None:
         self.model, self.tokenizer, self.clips = model, tokenizer, clips
         self.prompt, self.steps = prompt, prompt + horizon
         self.sampler, self.seed, self.draws = sampler, seed, draws
         self.stride = tokenizer.latent.stride
-        self.device = device_of(model, torch.device("cpu"))
+        self.runtime = runtime_of(model, dtype)
+        self.device = self.runtime.device
         self.apart: bool | None = None  # whether steps decode apart from those before them; found out by trying
 
     def batch(self, indices: np.ndarray) -> Batch:
@@ -124,8 +127,9 @@ class Predictor:
         start = time.perf_counter()
         known = batch.window(0, self.prompt, self.steps)
         prediction, video = rollout_clips(
-            self.model, self.tokenizer, known, sampler=self.sampler, generator=self.generator(first, draw)
-        )
+            self.model, self.tokenizer, known, sampler=self.sampler, generator=self.generator(first, draw),
+            autocast=self.runtime.autocast,
+        )  # fmt: skip
         took = (time.perf_counter() - start) / (len(batch.latents) * (self.steps - self.prompt))
         context = truth.reconstruction[:, : self.tokenizer.latent.frames(self.prompt)]
         return prediction, torch.cat([context, video.to(self.device)], 1), took
@@ -133,12 +137,13 @@ class Predictor:
     def predict(self, scenario: str, batch: Batch, first: int, draw: int, logits: bool) -> tuple[Prediction, float]:
         """A prediction, always with the same random numbers for the same clips, and its seconds a step and clip."""
         generator = self.generator(first, draw)
-        _wait(self.device)
+        synchronize(self.device)
         start = time.perf_counter()
-        prediction = SCENARIOS[scenario](
-            self.model, batch, self.prompt, sampler=self.sampler, logits=logits, generator=generator
-        )
-        _wait(self.device)
+        with self.runtime.autocast():
+            prediction = SCENARIOS[scenario](
+                self.model, batch, self.prompt, sampler=self.sampler, logits=logits, generator=generator
+            )
+        synchronize(self.device)
         took = (time.perf_counter() - start) / (len(batch.latents) * (self.steps - self.prompt))
         return prediction, took
 
@@ -163,8 +168,3 @@ class Predictor:
         context, rest = latents[:, : self.prompt].flip(-2), latents[:, self.prompt :]
         after = decode(self.tokenizer, torch.cat([context, rest], 1))[:, self.prompt :]
         return torch.allclose(decode(self.tokenizer, rest), after, atol=1e-4)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -362,4 +362,6 @@ def _reference(results: Results) -> str:
 
 
 def _device(results: Results) -> str:
-    return {"cpu": "CPU"}.get(results.device, results.device)
+    """Device and number format."""
+    name = "CPU" if results.device == "cpu" else results.device
+    return f"{name}, {results.dtype}"

@@ -100,7 +100,7 @@ class Results:
         model, config, parameters, embodiment, store, source, tokenizer: what was evaluated, and on what.
         split: which part of the store: `test`, `validation` or `all`.
         prompt, horizon: context frames and predicted ones, in latent steps.
-        seed, batch_size, sampler, device, torch, date: how.
+        seed, batch_size, sampler, device, dtype, torch, date: how; `dtype` is the number format of matrix products.
         reference: what predictions are compared with, `camera` or, for a store without video, `reconstruction`.
         steps_per_second, frames_per_step: of the latents.
         moving: (N,) bool, see `MOVING_RULE`.
@@ -130,6 +130,7 @@ class Results:
     batch_size: int
     sampler: Any
     device: str
+    dtype: str
     torch: str
     date: str
     reference: str
@@ -211,8 +212,8 @@ class Results:
             name: getattr(self, name)
             for name in (
                 "model", "parameters", "embodiment", "store", "source", "split", "tokenizer", "prompt", "horizon",
-                "seed", "batch_size", "device", "torch", "date", "reference", "steps_per_second", "frames_per_step",
-                "draws", "distances", "checkpoint", "command",
+                "seed", "batch_size", "device", "dtype", "torch", "date", "reference", "steps_per_second",
+                "frames_per_step", "draws", "distances", "checkpoint", "command",
             )
         }  # fmt: skip
         return {
@@ -284,7 +285,8 @@ class Results:
             each = f" ({frame:.1f} ms a frame)" if self.frames_per_step > 1 else ""
             for name, value in self.distances.get(scenario, {}).items():
                 parts.append(Text(f"{name}: {value:,.2f}"))
-            parts.append(Text(f"{step:.1f} ms a step and clip{each} at batch {self.batch_size}, without decoding"))
+            how = f"on {self.device} in {self.dtype}, without decoding"
+            parts.append(Text(f"{step:.1f} ms a step and clip{each} at batch {self.batch_size} {how}"))
         parts.append(Text(MOVING_RULE, style="dim"))
         if len(set(self.episodes)) < 2:
             parts.append(Text(ONE_EPISODE, style="yellow"))

@@ -9,6 +9,8 @@ Shape suffixes: B batch, F frames, C colours, H W places.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -22,11 +24,20 @@ from hwm.types import Batch, Generator, Prediction, Tokenizer
 
 @torch.inference_mode()
 def rollout_clips(
-    model: WorldModel, tokenizer: Tokenizer, batch: Batch, *, sampler: Any = None, generator: Generator = None
+    model: WorldModel,
+    tokenizer: Tokenizer,
+    batch: Batch,
+    *,
+    sampler: Any = None,
+    generator: Generator = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[Prediction, Tensor]:
     """Predict every missing step, each window from the model's own earlier predictions, as a clip of its own.
 
     For a tokenizer of single frames these are the latents of `WorldModel.rollout`, and their pictures.
+
+    Args:
+        autocast: what the model predicts in (`Runtime.autocast`); the tokenizer does not.
 
     Returns:
         the missing steps, each as a step of its window's clip, and their pictures (B, F, C, H, W).
@@ -38,7 +49,8 @@ def rollout_clips(
         if start > begins:
             clip, begins = tokenizer.shift(clip, done - start).to(clip), start
         window = replace(batch.window(start, done, stop), latents=clip)
-        part = model.predict(window, sampler=sampler, generator=generator)
+        with autocast():
+            part = model.predict(window, sampler=sampler, generator=generator)
         part.cache = None
         clip, done = torch.cat([clip, part.latents], 1), stop
         parts.append(part)

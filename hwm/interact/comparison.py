@@ -32,6 +32,7 @@ class Comparison:
         model: (P, N) returns.
         simulator: (P, N) returns, NaN where there are none.
         note: why the simulator has none, or nothing.
+        device, dtype: that the model was run on, and in which number format; nothing where that is not known.
     """
 
     world: str
@@ -46,6 +47,8 @@ class Comparison:
     model: np.ndarray
     simulator: np.ndarray
     note: str = ""
+    device: str = ""
+    dtype: str = ""
 
     @property
     def known(self) -> np.ndarray:
@@ -154,6 +157,8 @@ class Comparison:
             "steps": self.steps,
             "seconds": self.seconds,
             "seed": self.seed,
+            "device": self.device,
+            "dtype": self.dtype,
             "starts": list(self.starts),
             "episodes": len(set(self.episodes)),
             "starts_in_simulator": int(self.known.sum()),
@@ -175,8 +180,9 @@ class Comparison:
         """For a terminal: the policies, best in the simulator first, and what follows."""
         known = bool(self.known.any())
         about = f"{self.world}, {self.task} ({self.unit}): {self.steps} steps ({self.seconds:g} s)"
+        on = f", model on {self.device} in {self.dtype}" if self.device else ""
         table = Table(
-            title=f"{about} from {len(self.starts)} starts", title_justify="left", title_style="bold",
+            title=f"{about} from {len(self.starts)} starts{on}", title_justify="left", title_style="bold",
             box=box.SIMPLE_HEAD, pad_edge=False,
         )  # fmt: skip
         table.add_column("policy")

@@ -43,7 +43,7 @@ class WorldModelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     Args:
         world: what to act in; None opens `model` with starts of `store`.
-        model, store, device: as of `World.open`, shared by the environments of a process.
+        model, store, device, dtype: as of `World.open`, shared by the environments of a process.
         start: where episodes begin; None draws from the gallery. `reset(options={"start": ...})` goes before it.
         max_steps: after which an episode is truncated.
         reward: frame and `info` -> reward of a step; None is minus the distance to the goal, or 0 without one.
@@ -63,7 +63,8 @@ class WorldModelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         *,
         model: str | Path = "masked_hwm_mini",
         store: str | Path | None = "mini_heldout",
-        device: str = "cpu",
+        device: str = "auto",
+        dtype: str = "auto",
         start: str | Start | None = None,
         max_steps: int = 100,
         reward: Reward | None = None,
@@ -76,7 +77,7 @@ class WorldModelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             raise HwmError(f"there is no render mode {render_mode!r}; there is rgb_array")
         if max_steps < 1:
             raise HwmError(f"an episode has at least one step, not {max_steps}")
-        self.world = world or _open(model, store=store, device=device)
+        self.world = world or _open(model, store=store, device=device, dtype=dtype)
         if start is None and self.world.gallery is None:
             raise HwmError("there is no gallery to start from: give a store, or a start")
         first = self.world.start(start or self._names()[0])

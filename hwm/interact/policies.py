@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hwm.devices import device_of
+from hwm.devices import device_of, name_of
 from hwm.errors import HwmError, unknown
 from hwm.interact.comparison import Comparison
 from hwm.interact.limits import Action, Limits
@@ -299,6 +299,8 @@ def evaluate_policies(
         model=dreamt,
         simulator=true,
         note=note or "",
+        device=name_of(world.device),
+        dtype=world.runtime.format,
     )
 
 

@@ -93,8 +93,9 @@ def measure(preset: Preset, world: World, clips: Clips, *, count: int, seconds: 
     from hwm.evaluate.evaluate import EvaluateConfig, evaluate
 
     how = EvaluateConfig(
-        clips=count, horizon=HORIZON, swaps=("jump_free",), sampler=preset.build(world.model), examples=0
-    )
+        clips=count, horizon=HORIZON, swaps=("jump_free",), sampler=preset.build(world.model), examples=0,
+        dtype=world.dtype,
+    )  # fmt: skip
     found = evaluate(world.model, world.tokenizer, clips, how)
     psnr, delta = found.mean("psnr"), found.mean("delta_psnr")
     assert psnr is not None
@@ -103,7 +104,8 @@ def measure(preset: Preset, world: World, clips: Clips, *, count: int, seconds: 
         "psnr_8": psnr[-1],
         "delta_psnr": delta[-1] if delta else None,
         "fps": frames_per_second(world, preset, seconds, threads),
-        "device": found.device if world.device.type == "cuda" else f"{os.cpu_count()} CPU cores",
+        "device": found.device if world.device.type != "cpu" else f"{os.cpu_count()} CPU cores",
+        "dtype": found.dtype,
         "threads": torch.get_num_threads(),
         "clips": found.clips,
         "store": found.store,

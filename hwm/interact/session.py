@@ -8,7 +8,8 @@
 
 A session asks neither its model nor its tokenizer what they are. Its randomness is a function of its seed and of the
 step alone, so that the same start, seed and actions give the same steps, whoever is stepped beside it and however often
-it went back; only rounding can differ, where several sessions are computed as one batch or on another machine.
+it went back; only rounding can differ, where several sessions are computed as one batch, on another device or machine,
+or in another number format.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hwm.devices import open_runtime, runtime_of
 from hwm.errors import HwmError
 from hwm.interact.limits import Action, Limits
 from hwm.interact.replay import Replay
@@ -45,7 +47,8 @@ class World:
         limits: of the commands of each embodiment.
         gallery: starts, or None.
         name: of the model, for replay files.
-        dtype: of autocast in the network; float32 is none.
+        dtype: number format of the model's matrix products, as `hwm.devices.choose_format`; where its weights are
+            narrower than float32, theirs. The tokenizer stays in float32.
     """
 
     model: WorldModel
@@ -53,14 +56,15 @@ class World:
     limits: dict[str, Limits]
     gallery: Gallery | None = None
     name: str = "model"
-    dtype: torch.dtype = torch.float32
+    dtype: str | torch.dtype = "auto"
 
     def __post_init__(self) -> None:
         wanted = self.model.spec.tokenizer
         if wanted and not self.tokenizer.answers_to(wanted):
             raise HwmError(f"the model was trained on latents of {wanted}, and this tokenizer is {self.tokenizer.id}")
         self.model.eval()
-        self.device = next(self.model.parameters()).device
+        self.runtime = runtime_of(self.model, self.dtype)
+        self.device = self.runtime.device
 
     @classmethod
     def open(
@@ -69,13 +73,22 @@ class World:
         *,
         tokenizer: str | None = None,
         store: str | Path | None = "mini_heldout",
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "auto",
+        dtype: str | torch.dtype = "auto",
     ) -> World:
-        """A shipped model by name, a run or a checkpoint folder; starts from a store of its tokenizer, or none."""
+        """A shipped model by name, a run or a checkpoint folder; starts from a store of its tokenizer, or none.
+
+        Args:
+            device: auto (an NVIDIA card, Apple's GPU or else the CPU), cpu, cuda, cuda:1, mps.
+            dtype: auto, float32, bfloat16 or float16.
+
+        Raises:
+            HwmError: there is no such model, store, device or number format, or they do not belong together.
+        """
         from hwm.data.readers import open_store
         from hwm.loading import load, load_tokenizer
 
+        device = open_runtime(device, dtype).device
         loaded = load(model, device)
         spec = loaded.spec
         limits = {name: Limits.of_spec(action) for name, action in spec.actions.items()}
@@ -260,7 +273,7 @@ class Session:
     def play(self, replay: Replay, on_frames: Callable[[np.ndarray], None] = lambda _: None) -> int | None:
         """See a session again; the first step (from 0) whose latents differ from those recorded, or None.
 
-        They do not differ where machine, model and number of threads are those of the recording.
+        They do not differ where machine, model, number format and number of threads are those of the recording.
         """
         if replay.tokenizer != self.world.tokenizer.id:
             raise HwmError(f"the replay is of tokenizer {replay.tokenizer}, this world of {self.world.tokenizer.id}")
@@ -377,7 +390,7 @@ def predict(windows: Sequence[Window], session: Session) -> list[tuple[Tensor, A
     cache = windows[0].cache
     if cache is not None and len(windows) > 1:
         cache = world.model.stack_caches([w.cache for w in windows])
-    with torch.autocast(world.device.type, world.dtype, enabled=world.dtype != torch.float32):
+    with world.runtime.autocast():
         out = world.model.predict(batch, sampler=session.sampler, cache=cache, generator=[w.generator for w in windows])
     caches = [out.cache] if len(windows) == 1 else world.model.split_cache(out.cache, len(windows))
     return list(zip(out.latents, caches, strict=True))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hwm.data.store import Episode, Store
+from hwm.devices import device_of
 from hwm.errors import HwmError
 from hwm.pictures.video import frame_size, read_video, to_video
 from hwm.types import ActionSpec, Tokenizer
@@ -134,7 +135,7 @@ def start_of_frames(
     frames = [frames[0]] * (count - len(frames)) + frames
     video = to_video(np.stack([cropped(frame, tokenizer.size) for frame in frames]), tokenizer.size)
     with torch.inference_mode():
-        latents = tokenizer.encode(video[None])[0]
+        latents = tokenizer.encode(video[None].to(device_of(tokenizer, video.device)))[0].cpu()
     mean = np.broadcast_to(np.asarray(action.mean, np.float32), (past, action.per_step, action.dim))
     return Start(name, latents, mean.copy(), embodiment)
 

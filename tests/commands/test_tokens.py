@@ -134,7 +134,7 @@ def test_sizes_and_rates(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_half_precision_gives_nearly_the_same(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, found = film(tmp_path / "a.mp4", 17), []
-    for half in ([], ["--half"]):
+    for half in ([], ["--dtype", "bfloat16"]):
         tokens = tmp_path / f"{len(half)}.safetensors"
         assert run("encode", source, "--tokenizer", folder, "--out", tokens, *half) == 0
         assert run("decode", tokens, "--out", tmp_path / f"{len(half)}.mp4", *half) == 0
@@ -142,10 +142,14 @@ def test_half_precision_gives_nearly_the_same(folder: Path, tmp_path: Path, caps
     (whole, about), (rounded, again) = found
     assert about == again, "the same tokenizer"
     assert 0.5 < (whole == rounded).float().mean() < 1
-    shown = [np.stack(list(read_video(tmp_path / f"{i}.mp4"))).astype(float) for i in (0, 1)]
+    shown = [np.stack(list(read_video(tmp_path / f"{i}.mp4"))).astype(float) for i in (0, 2)]
     assert np.abs(shown[0] - shown[1]).mean() < 8
-    assert run("tokenizer", "report", source, "--tokenizer", "pixels-32x48", "--half") == 2
-    assert "leave out --half" in capsys.readouterr().err
+    assert run("tokenizer", "report", source, "--tokenizer", "pixels-32x48", "--dtype", "bfloat16") == 2
+    assert "leave out --dtype bfloat16" in capsys.readouterr().err
+    old = tmp_path / "old.safetensors"
+    assert run("encode", source, "--tokenizer", folder, "--out", old, "--half") == 0
+    assert "note: --half is now --dtype bfloat16" in capsys.readouterr().err
+    assert torch.equal(load_latents(old)[0], rounded)
 
 
 def test_weights_that_could_be_downloaded_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

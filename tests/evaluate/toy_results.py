@@ -19,7 +19,7 @@ def results(clips: int = 6, steps: int = 3, **changes: object) -> Results:
     figures: dict[str, np.ndarray | None] = {name: rng.random((clips, steps)) for name in names}
     made = Results(
         model="toy", config={}, parameters=1, embodiment="arm", store="arms", source="", split="test", tokenizer="t",
-        prompt=2, horizon=steps, seed=0, batch_size=2, sampler=None, device="cpu", torch="", date="",
+        prompt=2, horizon=steps, seed=0, batch_size=2, sampler=None, device="cpu", dtype="float32", torch="", date="",
         reference="camera", steps_per_second=10.0, frames_per_step=1,
         moving=np.ones(clips, bool), episodes=np.arange(clips).astype(str),
         figures={"autoregressive": figures},

@@ -37,8 +37,8 @@ def opened(toy: World, monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ..
     """`gymnasium.make` opens the toy world; what it was asked to open."""
     asked: list[tuple[object, ...]] = []
 
-    def open_world(model: str, *, store: str, device: str) -> World:
-        asked.append((model, store, device))
+    def open_world(model: str, *, store: str, device: str, dtype: str) -> World:
+        asked.append((model, store, device, dtype))
         return toy
 
     monkeypatch.setattr(envs, "_open", open_world)
@@ -52,7 +52,7 @@ def test_gymnasiums_check_passes(opened: list[tuple[object, ...]]) -> None:
         check_env(env)
     # commands are in the units of the robot; `gymnasium.wrappers.RescaleAction` is there for who wants [-1, 1]
     assert all("symmetric and normalized" in str(w.message) for w in caught), [str(w.message) for w in caught]
-    assert opened == [("masked_hwm_mini", "mini_heldout", "cpu")] * len(opened)
+    assert opened == [("masked_hwm_mini", "mini_heldout", "auto", "auto")] * len(opened)
     assert opened
 
 

@@ -103,7 +103,7 @@ export function buildPresets(presets, current, chosen) {
     const known = FIGURES.filter(([key]) => typeof figures?.[key] === "number");
     const facts = known.map(([key, title, unit]) =>
       el("span", {}, el("b", {}, figures[key].toFixed(1)), ` ${unit} ${title}`.replace("  ", " ")));
-    if (figures?.device) facts.push(el("span", {}, `on ${figures.device}`));
+    if (figures?.device) facts.push(el("span", {}, `on ${[figures.device, figures.dtype].filter(Boolean).join(", ")}`));
     return el("label", { class: "preset" },
       el("input", { type: "radio", name: "preset", value: name, checked: name === current, onchange: () => chosen(name) }),
       el("span", { class: "name" }, label),
