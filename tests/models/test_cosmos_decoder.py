@@ -102,17 +102,6 @@ def test_blocks_compile_without_breaks_and_once() -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="captures need a CUDA device")
-def test_captured_passes_give_what_others_give() -> None:
-    model, batch = build().cuda(), toy_batch(toy_spec(), 3).to("cuda")
-    ids = model.sequence(batch.latents)[:, :-1]
-    with torch.no_grad():
-        embedded = model.embed_actions(batch)
-    plain, captured = (told_by(Decoder(model, GRID, 2, embedded, fixed=f), ids, 20) for f in (False, None))
-    torch.testing.assert_close(captured, plain, rtol=1e-3, atol=1e-4)
-
-
 # ---------------------------------------------------------------------- texts
 def text_file(folder: Path, **tensors: Tensor) -> Path:
     path = folder / "text.safetensors"
