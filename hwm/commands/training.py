@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
 
 def todays_options(args: list[str], model: Config) -> list[str]:
-    """Options under the names that they have today, with a note of those that have changed: `--model.hop 3`."""
+    """Options under the names that they have today, with a note of those that have changed: `--model.hop 3`. What was a
+    flag, `--train.compile`, and takes a value today is given it."""
     out = []
-    for word in args:
+    for word, behind in zip(args, [*args[1:], "--"], strict=False):
+        if word == "--train.no-compile" or (word == "--train.compile" and behind.startswith("--")):
+            out += ["--train.compile", str(word == "--train.compile")]
+            continue
         option, equals, value = word.partition("=")
         old = option.removeprefix("--model.").split(".")[0]
         now = model.todays_name(old.replace("-", "_")).replace("_", "-")

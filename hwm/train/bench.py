@@ -14,7 +14,7 @@ from hwm.data.clips import fake_batch
 from hwm.devices import Runtime, choose_format, name_of, peak_flops, peak_memory, synchronize
 from hwm.models.base import WorldModel
 from hwm.train import distributed
-from hwm.train.blocks import arithmetic, compile_blocks, recompute
+from hwm.train.blocks import arithmetic, compile_blocks, recompute, worth_compiling
 from hwm.train.flops import count_flops
 from hwm.train.lora import choose
 from hwm.train.optim import gradient_norm, optimizers
@@ -76,7 +76,7 @@ def bench(name: str, recipe: Any, steps: int) -> Bench:
     with count_flops() as counter, forward():
         module(batch)[0].backward()
     module.zero_grad(set_to_none=True)
-    if c.compile:
+    if c.compile is True or (c.compile == "auto" and worth_compiling(module, device)):
         compile_blocks(module)
     made = optimizers(module, c.optimizer, c.lr, c.weight_decay, c.betas, runtime.dtype)
     if device.type == "cuda":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -23,6 +26,9 @@ DEAR = {
     *(aten._scaled_dot_product_efficient_attention.default, aten._scaled_dot_product_cudnn_attention.default),
 }
 """Operations that selective recomputation does not do twice."""
+
+LARGE = 10_000_000
+"""Weights of a model that is worth compiling. Those that train on a CPU in minutes have fewer, papers' have more."""
 
 
 def arithmetic(runtime: Runtime, recomputation: str) -> AbstractContextManager[Any]:
@@ -48,6 +54,18 @@ def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Checkpoi
     # what a unit forgets by itself would otherwise be kept, and what it keeps instead too
     keep = operation in DEAR and not FORGETTING.get()
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def worth_compiling(module: Trainable, device: torch.device) -> bool:
+    """Whether compiling saves more than it takes, minutes at most: models of the size of papers', on an NVIDIA card.
+
+    It needs Triton, which PyTorch for CUDA comes with, and the C compiler that it calls.
+    """
+    if device.type != "cuda" or not any(True for _ in module.units()):
+        return False
+    compiler = shutil.which(os.environ.get("CC", "")) or shutil.which("gcc") or shutil.which("clang")
+    able = compiler is not None and find_spec("triton") is not None
+    return able and sum(p.numel() for p in module.parameters()) >= LARGE
 
 
 def compile_blocks(module: Trainable) -> None:

@@ -28,7 +28,8 @@ class TrainConfig(Computing):
         ema: decay of the moving average of the weights that is saved and validated; 0 keeps none.
         dtype: number format of the forward pass; weights and optimizer stay float32. auto is decided when a run begins,
             and kept: a resumed run goes on in its own.
-        compile: torch.compile the repeated blocks of the model, or all of it where it has none.
+        compile: torch.compile the repeated blocks of the model, or all of it where it has none. auto does on an NVIDIA
+            card, the blocks of models of ten million weights and more (`hwm.train.blocks.worth_compiling`).
         shard: processes that share one copy of weights, gradients and optimizer state (FSDP2): 1 gives each process a
             copy (DDP), 0 divides one among all, n below their number keeps a copy in every group of n.
         activation_checkpoint: what the backward pass computes again instead of finding it kept: `full` all of a block
@@ -59,7 +60,7 @@ class TrainConfig(Computing):
     clip: float = 1.0
     ema: float = 0.0
     dtype: Format = "auto"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     shard: int = 1
     activation_checkpoint: Literal["none", "selective", "full"] = "none"
     seed: int = 0

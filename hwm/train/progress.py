@@ -58,10 +58,13 @@ class Meter:
 
     def line(self, step: int, values: dict[str, float]) -> dict[str, float]:
         """The values to log, with throughput since the last line; also shows them."""
-        now = time.perf_counter()
-        seconds = (now - self.mark) / max(1, step - self.mark_step)
-        self.mark, self.mark_step = now, step
         memory = peak_memory(self.device)
+        if step == self.mark_step:  # all of it was left out
+            self.note(f"update {step}/{self.total}  loss {values['loss']:.4f}")
+            return values | {"memory_bytes": memory}
+        now = time.perf_counter()
+        seconds = (now - self.mark) / (step - self.mark_step)
+        self.mark, self.mark_step = now, step
         out = values | {"seconds": seconds, "tokens_per_second": self.tokens / seconds, "memory_bytes": memory}
         if self.flops:
             out["utilisation"] = self.flops / seconds / self.peak
@@ -91,6 +94,13 @@ class Meter:
         yield
         took = time.perf_counter() - start
         self.mark, self.pauses = self.mark + took, self.pauses + took
+
+    def leave_out(self, step: int, what: str) -> None:
+        """Tell how long it took to get to this update, and leave that out of the throughput."""
+        synchronize(self.device)
+        now = time.perf_counter()
+        self.note(f"{what}: {now - self.mark:.0f} s")
+        self.mark, self.mark_step = now, step
 
     def close(self) -> None:
         if self.terminal:

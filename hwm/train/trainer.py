@@ -27,7 +27,7 @@ from hwm.errors import HwmError
 from hwm.files import write_atomically
 from hwm.train import checkpoint, distributed
 from hwm.train.aside import Aside
-from hwm.train.blocks import arithmetic, compile_blocks, recompute
+from hwm.train.blocks import arithmetic, compile_blocks, recompute, worth_compiling
 from hwm.train.config import TrainConfig
 from hwm.train.distributed import whole
 from hwm.train.finite import LossScale, Verdict
@@ -67,8 +67,9 @@ class Trainer:
             torch.set_num_threads(config.threads)
         self.world = distributed.start(config.device)
         self.runtime = Runtime(self.world.device, self._format())
-        self.config = config = replace(config, dtype=self.runtime.format)  # type: ignore[arg-type]
         self.module = module
+        compiled = worth_compiling(module, self.world.device) if config.compile == "auto" else config.compile
+        self.config = config = replace(config, dtype=self.runtime.format, compile=compiled)  # type: ignore[arg-type]
         choose(self.module, config.only, config.lora)
         self.divided = self.world.size > 1 and config.shard != 1
         recompute(self.module, config.activation_checkpoint)
@@ -135,6 +136,8 @@ class Trainer:
                 while self.step < c.steps:
                     values = self.update(batches)
                     self.step += 1
+                    if c.compile and self.step == meter.start + 1:
+                        meter.leave_out(self.step, "first update, with compilation")
                     if self._due(c.log_every):
                         self._log(logger, meter, values)
                     if self.held_out and self._due(c.val_every):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hwm import cli
+from hwm.commands import training
 from hwm.commands.training import todays_options
 from hwm.config import Config, config_from_json, to_json
 from hwm.errors import HwmError
@@ -70,6 +71,24 @@ def test_old_names_of_options_are_taken_with_a_note(capsys: pytest.CaptureFixtur
     assert "--model.hop is now --model.window-stride" in capsys.readouterr().err
     nested = todays_options(["--model.judges.squared", "4"], CosmosImage.Config())
     assert nested == ["--model.loss-weights.squared", "4"]
+
+
+@pytest.mark.parametrize(
+    ("words", "compiled"),
+    [
+        (["--train.compile"], True),
+        (["--train.compile", "--out", "there"], True),
+        (["--train.no-compile"], False),
+        (["--train.compile", "True"], True),
+        (["--train.compile", "auto"], "auto"),
+        ([], "auto"),
+    ],
+)
+def test_what_was_a_flag_still_is_one(words: list[str], compiled: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    monkeypatch.setattr(training, "train_recipe", lambda recipe, out, init: taken.append(recipe.train.compile))
+    training.train(["masked_hwm_toy", *words])
+    assert taken == [compiled]
 
 
 def test_a_command_of_old_options_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from hwm.config import REGISTRY, from_json
 from hwm.errors import HwmError
 from hwm.models.masked_hwm import MaskedHWM
 from hwm.recipes import Recipe
+from hwm.train import blocks
 from hwm.train import trainer as module
 from hwm.train.checkpoint import load_model, step_folders
 from hwm.train.config import TrainConfig
@@ -26,6 +27,7 @@ from hwm.train.loggers import read_log
 from hwm.train.trainer import Trainer, write_run
 from hwm.weights import load_tensors
 from tests.conftest import ROOT, make_store
+from tests.models.toys import toy_spec
 from tests.train.toy import Toy, make_trainer, mixture
 
 PATIENCE = 900  # seconds that a process of its own may take on a machine that is busy
@@ -287,7 +289,7 @@ def test_counting_flops_leaves_no_trace(data: Path, tmp_path: Path) -> None:
     assert all(p.grad is None for p in t.module.parameters())
 
 
-def test_a_compiled_model_is_compiled(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_model_is_compiled(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     graphs = []
 
     def backend(graph: Any, inputs: Any) -> Any:
@@ -297,9 +299,30 @@ def test_a_compiled_model_is_compiled(data: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(module.torch, "compile", lambda m, real=torch.compile: real(m, backend=backend))
     make_trainer(data, tmp_path / "compiled", steps=2, compile=True).run()
     assert graphs
+    assert "first update, with compilation: " in capsys.readouterr().out
+    lines = [line for line in read_log(tmp_path / "compiled") if "loss" in line]
+    assert ["tokens_per_second" in line for line in lines] == [False, True], "the first is not counted"
     torch._dynamo.reset()
     make_trainer(data, tmp_path / "eager", steps=2).run()
     assert_same_run(tmp_path / "compiled", tmp_path / "eager", 2)
+
+
+def test_large_models_are_compiled_where_that_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    here: dict[str, Any] = {"triton": object(), "gcc": "/usr/bin/gcc"}
+    monkeypatch.setattr(blocks, "find_spec", here.get)
+    monkeypatch.setattr(blocks.shutil, "which", here.get)
+    cuda = torch.device("cuda")
+    with torch.device("meta"):
+        small, large = (MaskedHWM.Config(dim=d, depth=2, heads=4).build(toy_spec()) for d in (32, 1024))
+        tower = Toy.Config(dim=100_000).build(toy_spec(channels=None))
+    assert blocks.worth_compiling(large, cuda)
+    assert not blocks.worth_compiling(large, torch.device("cpu"))
+    assert not blocks.worth_compiling(small, cuda)
+    assert not blocks.worth_compiling(tower, cuda), "it has no blocks"
+    for gone in here.copy():
+        kept = here.pop(gone)
+        assert not blocks.worth_compiling(large, cuda), gone
+        here[gone] = kept
 
 
 def test_validation_is_identical_when_repeated(data: Path, tmp_path: Path) -> None:
