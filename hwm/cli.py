@@ -46,7 +46,7 @@ def _function(verb: str) -> Callable[[list[str]], Any]:
 
 
 def help_text() -> str:
-    lines = ["usage: hwm VERB [OPTIONS]   (hwm VERB --help tells the options)", ""]
+    lines = ["usage: hwm VERB [OPTIONS]   (hwm VERB --help, or hwm help VERB, tells the options)", ""]
     lines += [f"  {name:<10} {what}" for name, (_, what) in VERBS.items()]
     lines += ["", "start with: hwm demo", "then:       hwm train masked_hwm_toy --out runs/toy", ""]
     lines += ["--import MODULE, with any verb, makes known the models and other parts of a module of your own"]
@@ -71,7 +71,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb; mistakes of the user end in one clear message and exit status 2."""
     try:
         modules, args = named_modules(sys.argv[1:] if argv is None else argv)
-        if not args or args[0] in ("-h", "--help", "help"):
+        if args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
+        if not args or args[0] in ("-h", "--help"):
             print(help_text())
         elif args[0] == "--version":
             print(__version__)

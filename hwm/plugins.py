@@ -1,7 +1,7 @@
 """Parts by name: the package's own, those of installed packages, and those of modules that were imported.
 
 A package offers a part by an entry point, `name = "module:object"` in a group such as `hwm.models`; it is imported when
-its name is asked for, and no sooner. The package's own models and tokenizers stand in the same form in
+its name is asked for, and no sooner. The package's own models, tokenizers and recipes stand in the same form in
 `entry_points.txt` beside this file: in the metadata of an editable installation they would be as old as the
 installation.
 
@@ -11,12 +11,15 @@ checkpoint's config, finds parts that are known, and never makes a module known.
 
 from __future__ import annotations
 
+import ast
 import configparser
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -56,7 +59,7 @@ class Table(dict[str, T], Generic[T]):
         Raises:
             HwmError: there is none, two packages offer one, it cannot be imported, or it is something else.
         """
-        offers = list({e.value: e for e in self.offers() if e.name == name}.values())
+        offers = self.offered().get(name, [])
         if len(offers) > 1:
             both = " and ".join(map(describe, offers))
             raise HwmError(f"the {self.kind} {name!r} is offered twice, {both}: uninstall one of them")
@@ -69,11 +72,14 @@ class Table(dict[str, T], Generic[T]):
 
     def names(self) -> list[str]:
         """All names that `find` knows."""
-        return sorted({*self, *(e.name for e in self.offers())})
+        return sorted({*self, *self.offered()})
 
-    def offers(self) -> list[EntryPoint]:
-        """What this package and installed ones offer, imported or not."""
-        return [*self.shipped, *(e for group in self.groups for e in entry_points(group=group))]
+    def offered(self) -> dict[str, list[EntryPoint]]:
+        """What this package and installed ones offer by each name, imported or not; what leads to one place is one."""
+        found: dict[str, dict[str, EntryPoint]] = {}
+        for entry in [*self.shipped, *(e for group in self.groups for e in entry_points(group=group))]:
+            found.setdefault(entry.name, {})[entry.value] = entry
+        return {name: list(by_value.values()) for name, by_value in found.items()}
 
     def _load(self, entry: EntryPoint) -> T:
         what = f"the {self.kind} {entry.name!r}, {describe(entry)},"
@@ -97,6 +103,34 @@ def own(group: str) -> tuple[EntryPoint, ...]:
 def describe(entry: EntryPoint) -> str:
     """Where an entry point leads, and whose it is."""
     return f"{entry.value} of {entry.dist.name if entry.dist else 'this package'}"
+
+
+def docstrings(module: str) -> dict[str, str]:
+    """First lines of the docstrings of a module's functions, by name, and of its own under "".
+
+    They are read from the source, and nothing is imported; empty where that cannot be read.
+    """
+    path = source_of(module)
+    try:
+        tree = ast.parse(path.read_bytes() if path else "")
+    except (OSError, SyntaxError, ValueError):
+        return {}
+    said = {"": first_line(ast.get_docstring(tree))}
+    return said | {f.name: first_line(ast.get_docstring(f)) for f in tree.body if isinstance(f, ast.FunctionDef)}
+
+
+def first_line(docstring: str | None) -> str:
+    return (docstring or "").strip().partition("\n")[0]
+
+
+def source_of(module: str) -> Path | None:
+    """The source file of a module; neither it nor the packages around it are imported."""
+    first, *rest = module.split(".")
+    spec = importlib.util.find_spec(first)
+    for name in rest:
+        places = spec.submodule_search_locations if spec else None
+        spec = PathFinder.find_spec(f"{spec.name}.{name}", places) if spec and places else None
+    return Path(spec.origin) if spec and spec.origin and spec.has_location else None
 
 
 def import_module(name: str, wanted: str = "") -> Any:

@@ -6,7 +6,10 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from hwm import cli
+from hwm.catalogue import RECIPES
 
 EXPLAIN = """
 import json, sys
@@ -37,6 +40,47 @@ def answers(*commands: str) -> dict[str, str]:
 
 def test_no_verb_imports_torch_to_explain_itself() -> None:
     parts = ("record sim", "tokenizer report", "data make-onex", "challenge compression", "convert check")
-    verbs = [*(verb for verb in cli.VERBS if verb not in ("train", "bench")), *parts, "evaluate cosmos-ar"]
+    verbs = [*cli.VERBS, *parts, "evaluate cosmos-ar"]
     for command, said in answers(*(f"{verb} --help" for verb in verbs)).items():
         assert said.startswith(f"usage: hwm {command.removesuffix(' --help').split()[0]}"), command
+
+
+def test_recipes_are_listed_by_family_without_torch() -> None:
+    said = answers("recipes", "recipes genie_35m", "train --help", "bench -h")
+    for text in (said["recipes"], said["train --help"], said["bench -h"]):
+        lines = text.splitlines()
+        first = {line.split()[0]: i for i, line in enumerate(lines) if line.startswith("  ")}
+        assert first.keys() >= {entry.name for entry in RECIPES.shipped}
+        heading = lines.index("Flow-HWM (arXiv 2506.01182) at the paper's size, and tiny for a first look.")
+        assert first["masked_hwm_mini"] < heading < first["flow_hwm_base"] == heading + 1
+    assert "masked_hwm_base" not in said["recipes genie_35m"]
+    assert "--train.steps" in said["train --help"]
+
+
+def test_help_of_a_verb_is_what_the_verb_says_of_itself() -> None:
+    said = answers("help", "--help", "help demo", "demo --help", "help tokenizer report", "tokenizer report --help")
+    texts = list(said.values())
+    assert texts[0::2] == texts[1::2]
+    assert len(set(texts)) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["demmo"], "did you mean demo"),
+        (["help", "demmo"], "did you mean demo"),
+        (["train", "masked_hwm_tyo"], "did you mean masked_hwm_toy"),
+        (["bench", "masked_hwm_tyo"], "did you mean masked_hwm_toy"),
+        (["train"], "hwm train --help"),
+        (["bench", "--steps", "3"], "hwm bench --help"),
+        (["demo", "--clps", "3"], "--clips"),
+    ],
+)
+def test_what_is_misspelt_shows_the_nearest_on_standard_error(words: list[str], message: str, capsys) -> None:
+    try:
+        code = cli.main(words)
+    except SystemExit as end:  # of tyro
+        code = end.code  # type: ignore[assignment]
+    said = capsys.readouterr()
+    assert (code, said.out) == (2, "")
+    assert message in said.err

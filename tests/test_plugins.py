@@ -15,6 +15,7 @@ import torch
 import hwm.models
 import hwm.tokenizers
 from hwm import cli
+from hwm.catalogue import listed
 from hwm.config import REGISTRY, registered
 from hwm.data.sources import SOURCES, SourceOptions, open_source
 from hwm.errors import HwmError
@@ -190,6 +191,7 @@ def test_a_package_that_fails_hides_no_recipe_of_others(lab: Path, capsys: pytes
     assert cli.main(["recipes"]) == 0
     said = capsys.readouterr()
     assert all(name in said.out for name in ("plain", "A recipe of the lab.", "masked_hwm_toy"))
+    assert not {"plain", "lab_recipe"} & set(sys.modules), "their sources could be read"
     assert "note: the recipe 'bad', lab_broken:x of the-lab, cannot be imported: ZeroDivisionError" in said.err
     assert cli.main(["recipes", "bad"]) == 2, "it was asked for by name"
 
@@ -257,11 +259,42 @@ def test_our_own_families_are_all_listed_and_where_the_list_says() -> None:
     assert ours == {entry.name for entry in REGISTRY.shipped}
 
 
+def test_our_own_recipes_are_all_listed_and_where_the_list_says() -> None:
+    for file in pkgutil.iter_modules(hwm.recipes.__path__, "hwm.recipes."):
+        __import__(file.name)  # which registers what it has
+    places = {entry.name: entry.module for entry in RECIPES.shipped}
+    assert places == {name: f.__module__ for name, f in RECIPES.items() if f.__module__.startswith("hwm.recipes.")}
+
+
+def test_what_is_said_of_recipes_is_read_or_else_asked(lab: Path) -> None:
+    """Where the source does not show a function of that name, it is imported for its docstring."""
+    room = lab / "lab_room"
+    room.mkdir()
+    (room / "__init__.py").write_text("raise RuntimeError('only the file of the recipe is read')")
+    (room / "runs.py").write_text(f'"""Runs of the lab.\n\nMore.\n"""\n{RECIPE}')
+    (lab / "lab_made.py").write_text("from lab_recipe import still as made\n")
+    (lab / "lab_torn.py").write_text("def torn(:\n")
+    names = {"read": "lab_room.runs:still", "made": "lab_made:made", "torn": "lab_torn:torn", "gone": "lab_gone.a:b"}
+    install(lab, "the-lab", {"hwm.recipes": names})
+    RECIPES["mine"] = lambda: None
+    notes: list[HwmError] = []
+    assert listed(["read", "made", "mine", "torn", "gone"], notes.append) == [
+        ("read", "A recipe of the lab.", "Runs of the lab."),
+        ("made", "A recipe of the lab.", "lab_recipe"),
+        ("mine", "", __doc__.strip()),
+    ]
+    assert [str(note).partition(", cannot")[0] for note in notes] == [
+        "the recipe 'torn', lab_torn:torn of the-lab",
+        "the recipe 'gone', lab_gone.a:b of the-lab",
+    ]
+
+
 @pytest.mark.parametrize(
     ("statement", "unwanted"),
     [
         ("from hwm import cli; cli.main(['--help'])", ("torch", "tyro", "numpy")),
         ("import hwm", ("torch", "numpy")),
+        ("from hwm.catalogue import find_recipe as f; f('genie_35m')", ("hwm.recipes.hma", "hwm.models.hma_discrete")),
         ("import hwm.models, hwm.tokenizers, hwm.config", ("hwm.models.genie", "hwm.tokenizers.cosmos", "hwm.nn")),
     ],
 )

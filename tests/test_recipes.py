@@ -17,10 +17,10 @@ from hwm.models.masked_hwm import MaskedHWM
 from hwm.recipes import RECIPES, Recipe, find_recipe, make_recipe
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", RECIPES.names())
 def test_a_recipe_survives_json_and_builds(name: str) -> None:
-    recipe = RECIPES[name]()
-    assert RECIPES[name].__doc__
+    recipe = make_recipe(name)
+    assert find_recipe(name).__doc__
     assert from_json(Recipe, json.loads(json.dumps(to_json(recipe)))) == recipe
     assert recipe.data.expects is not None
     with torch.device("meta"):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from hwm.catalogue import find_recipe
+from hwm.commands.listing import explain, known_recipes, print_recipes
 from hwm.errors import HwmError
 
 if TYPE_CHECKING:
@@ -38,11 +40,13 @@ def train(args: list[str]) -> None:
     """`hwm train RECIPE --out DIR [--train.* ...] [--model.* ...] [--data.* ...]`."""
     import dataclasses
 
-    from hwm.recipes import RECIPES, Recipe, find_recipe, make_recipe
-
+    if args and args[0] in ("-h", "--help"):
+        return explain("hwm train RECIPE [--out DIR] [OPTIONS]", train_help)
     if not args or args[0].startswith("-"):
-        raise HwmError(f"say which recipe to train: hwm train RECIPE --out DIR. Recipes: {', '.join(RECIPES.names())}")
+        raise HwmError("say which recipe to train: hwm train RECIPE --out DIR; hwm train --help lists them")
     name, function = args[0], find_recipe(args[0])
+    from hwm.recipes import Recipe, make_recipe
+
     recipe = make_recipe(name)
 
     @dataclass(frozen=True, kw_only=True)
@@ -60,14 +64,24 @@ def train(args: list[str]) -> None:
     train_recipe(Recipe(**{name: getattr(o, name) for name in fields}), o.out, o.init)
 
 
+train_help = """\
+Train a model or a tokenizer. A recipe is a complete run, of model, data and training: one of those below, or any
+importable function that returns one, as package.module:function. Each of its fields is an option, such as
+--train.steps 1000 or --model.depth 4; hwm train RECIPE --help lists them. The run is kept in --out, runs/RECIPE unless
+given: killed and given again, the same command goes on there."""
+
+
 def bench(args: list[str]) -> None:
     """`hwm bench RECIPE [--steps N] [--json] [--train.* ...] [--model.* ...]`."""
     import dataclasses
 
+    if args and args[0] in ("-h", "--help"):
+        return explain("hwm bench RECIPE [--steps N] [--json] [OPTIONS]", f"{bench_help}\n{bench_options}")
+    if not args or args[0].startswith("-"):
+        raise HwmError("say which recipe to measure: hwm bench RECIPE; hwm bench --help lists them")
+    find_recipe(args[0])
     from hwm.recipes import Recipe, make_recipe
 
-    if not args or args[0].startswith("-"):
-        raise HwmError("say which recipe to measure: hwm bench masked_hwm_mini")
     recipe = make_recipe(args[0])
 
     @dataclass(frozen=True, kw_only=True)
@@ -93,6 +107,7 @@ def bench(args: list[str]) -> None:
 
 
 bench_help = "Time a recipe on random clips: training steps and predictions, against this machine's matrix products."
+bench_options = "Each field of a recipe is an option, as of hwm train; hwm bench RECIPE --help lists them."
 
 
 def train_recipe(recipe: Any, run: Path, init: str | None = None) -> Any:
@@ -150,37 +165,15 @@ def recipes(args: list[str]) -> None:
         """Print one JSON object."""
 
     o = tyro.cli(Options, args=args, prog="hwm recipes")
-    from hwm.recipes import find_recipe
-
-    chosen = {name: find_recipe(name) for name in o.names} or all_recipes()
+    chosen = known_recipes(o.names)
     if o.memory:
-        print_memory(list(chosen), o.memory, o.json)
+        print_memory([recipe.name for recipe in chosen], o.memory, o.json)
         return
-    docs = {name: (function.__doc__ or "").strip().partition("\n")[0] for name, function in chosen.items()}
-    counts = {name: count_parameters(name) for name in docs} if o.params else {}
+    counts = {recipe.name: count_parameters(recipe.name) for recipe in chosen} if o.params else {}
     if o.json:
-        print(json.dumps(counts or docs, indent=1))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("recipe", *(["parameters"] if o.params else []), "what it is", box=None)
-    for name, doc in docs.items():
-        table.add_row(name, *([f"{counts[name]:,}"] if o.params else []), doc)
-    Console().print(table)
-
-
-def all_recipes() -> dict[str, Any]:
-    """Every recipe by its name, and a note of each that another package offers and that cannot be had."""
-    from hwm.recipes import RECIPES
-
-    found = {}
-    for name in RECIPES.names():
-        try:
-            found[name] = RECIPES.find(name)
-        except HwmError as error:
-            print(f"note: {error}", file=sys.stderr)
-    return found
+        print(json.dumps(counts or {recipe.name: recipe.what for recipe in chosen}, indent=1))
+    else:
+        print_recipes(chosen, counts)
 
 
 def print_memory(names: list[str], size: str, as_json: bool) -> None:
