@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
@@ -154,13 +154,15 @@ class Batch:
         )
 
     def to(self, device: torch.device | str) -> Batch:
-        following = self.following
-        return replace(
-            self,
-            latents=self.latents.to(device, non_blocking=True),
-            actions=self.actions.to(device, non_blocking=True),
-            following=None if following is None else following.to(device, non_blocking=True),
-        )
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory: a copy from there to a GPU is not waited for."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        following = None if self.following is None else change(self.following)
+        return replace(self, latents=change(self.latents), actions=change(self.actions), following=following)
 
 
 @dataclass

@@ -233,6 +233,11 @@ class Mixture:
         part = size // world
         return self.clips[which].batch(windows[rank * part : (rank + 1) * part])
 
+    def examples(self) -> Iterator[Batch]:
+        """A clip of each embodiment."""
+        for c in {c.embodiment: c for c in self.clips}.values():
+            yield c.batch(np.array([0]))
+
     def fixed(self, size: int, batches: int) -> Iterator[Batch]:
         """Batches that are the same at every call, spread evenly over the data: for validation.
 
@@ -260,12 +265,24 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
 
 
 def loader(
-    mixture: Mixture, *, seed: int, start: int, size: int, rank: int = 0, world: int = 1, workers: int = 0
+    mixture: Mixture,
+    *,
+    seed: int,
+    start: int,
+    size: int,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    pinned: bool = False,
 ) -> Iterator[Batch]:
-    """An endless iterator over the batches of steps start, start + 1, ..., read ahead by `workers` processes."""
+    """An endless iterator over the batches of steps start, start + 1, ..., read ahead by `workers` processes.
+
+    Args:
+        pinned: put them into page-locked memory, from which a GPU takes them while the program goes on.
+    """
     stream = Stream(mixture, seed, start, size, rank, world)
     made: DataLoader[Batch] = DataLoader(
-        stream, batch_size=None, num_workers=workers, worker_init_fn=_leave_signals_to_parent
+        stream, batch_size=None, num_workers=workers, worker_init_fn=_leave_signals_to_parent, pin_memory=pinned
     )
     return iter(made)
 

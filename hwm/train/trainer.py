@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from hwm.config import Trainable, to_json
 from hwm.data.mixture import Mixture, loader
@@ -35,6 +34,7 @@ from hwm.train.flops import count_flops
 from hwm.train.loggers import Logger
 from hwm.train.lora import choose
 from hwm.train.optim import MovingAverage, gradient_norm, heeds, learning_rate, optimizers
+from hwm.train.parallel import Parallel, never_trained
 from hwm.train.progress import Meter
 from hwm.types import Batch, DataSpec
 
@@ -80,6 +80,8 @@ class Trainer:
         else:
             self.module.to(self.world.device)
         self.flops = self._count_flops() if self.world.leads or self.divided else 0
+        parallel = self.world.size > 1 and not self.divided
+        never = self._never_trained() if parallel else None
         if config.compile:
             compile_blocks(self.module)
         self.optimizers = optimizers(
@@ -95,9 +97,7 @@ class Trainer:
         self.average = MovingAverage(self.module, config.ema) if config.ema else None
         if resumed and self.average:
             checkpoint.load_average(resumed, self.average.weights)
-        # a batch uses the weights of its own embodiment only, and a last block need not finish what nothing reads
-        alone = self.world.size == 1 or self.divided
-        self.model = self.module if alone else DistributedDataParallel(self.module, find_unused_parameters=True)
+        self.model: Any = Parallel(self.module, never) if parallel else self.module
 
     def _resume(self) -> Path | None:
         """The step folder that the run goes on from, if there is one."""
@@ -193,6 +193,8 @@ class Trainer:
             losses.append(loss.detach())
             for k, v in {"loss": loss, **metrics}.items():
                 sums[k] = sums.get(k, 0) + v.detach() / c.accumulate
+        if isinstance(self.model, Parallel):
+            self.model.check()
         self.scale.unscale(p.grad for p in self.module.parameters() if p.grad is not None)
         sums["gradient_norm"] = norm = gradient_norm(self.module, c.clip)
         rate = learning_rate(self.step, peak=c.lr, warmup=c.warmup, total=c.steps, floor=c.floor)
@@ -241,20 +243,21 @@ class Trainer:
         if self.average:
             self.module.load_state_dict(self.average.weights)
         self.module.eval()
-        sums: dict[str, list[float]] = {}
+        found: dict[str, list[Tensor]] = {}
         state = torch.get_rng_state()
         for i, batch in enumerate(self.held_out.fixed(self.config.batch_size, self.config.val_batches)):
             torch.manual_seed(i)
             with self._autocast():
                 loss, metrics = self.module.validation_loss(batch.to(self.world.device))
             for k, v in {"loss": loss, **metrics}.items():
-                sums.setdefault(k, []).append(float(v))
+                found.setdefault(k, []).append(v.detach())
         torch.set_rng_state(state)
         if self.on_validate and self.world.leads and not self.divided:  # a rollout needs all weights in one place
             self.on_validate(self.step, self.module, self.run_folder)
         if kept:
             self.module.load_state_dict(kept)
-        return {f"val_{k}": sum(v) / len(v) for k, v in sums.items()}
+        read = {k: torch.stack([x.float() for x in v]).tolist() for k, v in found.items()}
+        return {f"val_{k}": sum(v) / len(v) for k, v in read.items()}
 
     def save(self) -> None:
         """Write a checkpoint of this update."""
@@ -293,6 +296,7 @@ class Trainer:
             rank=self.world.rank,
             world=self.world.size,
             workers=self.data.workers,
+            pinned=self.world.device.type == "cuda",
         )
 
     def _due(self, every: int) -> bool:
@@ -322,6 +326,11 @@ class Trainer:
         self.module.zero_grad(set_to_none=True)
         return flops.get_total_flops()
 
+    def _never_trained(self) -> set[str] | None:
+        """Before torch.compile, which would do its work for batches of one clip."""
+        batches = (batch.to(self.world.device) for batch in self.data.examples())
+        return never_trained(self.module, batches, self._autocast)
+
     def _autocast(self) -> AbstractContextManager[Any]:
         return arithmetic(self.runtime, self.config.activation_checkpoint)
 
@@ -329,8 +338,7 @@ class Trainer:
         last = i == self.config.accumulate - 1
         if self.divided:
             self.module.set_requires_gradient_sync(last)  # type: ignore[operator]
-        alone = last or self.world.size == 1 or self.divided
-        return nullcontext() if alone else self.model.no_sync()  # type: ignore[operator]
+        return self.model.no_sync() if isinstance(self.model, Parallel) and not last else nullcontext()
 
     def _not_finite(self, verdict: Verdict) -> HwmError:
         c, world = self.config, self.world
