@@ -12,7 +12,7 @@ help:
 	@echo "make demo    evaluate the shipped world model, train a toy one, write a report with videos (demo/report.html)"
 	@echo "make play    drive a humanoid through the model's world, in the browser"
 	@echo "make test    run the tests"
-	@echo "make gpu     on a machine with an NVIDIA card: its tests, within five minutes and without a network (docs/gpu.md)"
+	@echo "make gpu     on a machine with an NVIDIA card: its tests and a table of speeds, in ten minutes (docs/gpu.md)"
 	@echo "make soak    the long tests: fifty kills of a run of two processes, each way"
 	@echo "make mutants change the code in one place at a time, and see that a test notices"
 	@echo "make lint    style and types"
@@ -41,13 +41,16 @@ play: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Of a machine that reaches no network: `make gpu WHEELS=folder` takes the $(PYTHON) that has PyTorch for the card, lays
+# Five minutes at most for the tests, and so many for the table, which is made whatever they say.
+MINUTES ?= 4.5
+# On a machine that reaches no network: `make gpu WHEELS=folder` takes the $(PYTHON) that has PyTorch for the card, lays
 # the packages that it lacks beside it, out of wheels in that folder, and installs nothing.
 GPU_PYTHON = $(if $(WHEELS),PYTHONPATH=$(CURDIR)/gpu/packages:$(CURDIR) $(PYTHON),$(BIN)/python)
 
 gpu: $(if $(WHEELS),wheels,setup)
 	@$(GPU_PYTHON) -c "import torch; torch.cuda.is_available() or exit(f'PyTorch {torch.__version__} finds no CUDA device')"
-	timeout --signal INT 300 $(GPU_PYTHON) -m pytest -m gpu --durations 10 tests/gpu
+	timeout --signal INT 300 $(GPU_PYTHON) -m pytest -m gpu --durations 10 tests/gpu; tests=$$?; \
+	$(GPU_PYTHON) benchmarks/gpu.py --device cuda --minutes $(MINUTES) --out gpu && exit $$tests
 
 wheels:
 	rm -rf gpu/packages

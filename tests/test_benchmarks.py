@@ -9,14 +9,19 @@ import sys
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hwm.commands.training import count_parameters
 from hwm.nn import layers
 from hwm.objectives import maskgit
+from hwm.plugins import own
+from hwm.recipes import RECIPES, find_recipe
+from hwm.train import bench
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(p for p in BENCHMARKS.glob("*.py") if p.name != "common.py")
@@ -104,3 +109,64 @@ def test_attention_written_out_is_attention() -> None:
     ):
         theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, **options)
         torch.testing.assert_close(TRAIN_STEP.scores_written_out(q, k, v, **options), theirs)
+
+
+# ---------------------------------------------------------------------- the table of a GPU
+GPU = script("gpu")
+
+
+def test_the_table_has_every_recipe_of_size() -> None:
+    rows = {name for name, _ in GPU.ROWS}
+    large = {name for name in RECIPES.names() if count_parameters(name) > 20e6}
+    assert large <= rows <= set(RECIPES.names())
+    families = {type(find_recipe(name)().model).owner.name for name in rows}
+    assert {entry.name for entry in own("hwm.models")} <= families
+
+
+@pytest.mark.parametrize("name", GPU.FIRST)
+def test_a_row_of_every_family_is_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "peak_flops", lambda device, form: 1e9)
+    recipe = GPU.tiny(name).but(train=dict(device="cpu", dtype="bfloat16", compile=False))
+    row = {**GPU.measured(name, recipe, 1), "recipe": name, "compiled": False}
+    assert row["dtype"] == "bfloat16"
+    assert row["tokens_per_second"] > 0
+    assert row["frames_per_second"] > 0
+    cells = GPU.line(row).split(" | ")
+    assert len(cells) == len(GPU.HEADS) == GPU.page([row]).count("---")
+    assert f"{row['tokens_per_second']:,.0f}" in cells
+
+
+def test_as_many_clips_are_taken_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    room, tried = 3, []
+
+    def measure(name: str, recipe: Any, steps: int) -> Any:
+        tried.append(recipe.train.batch_size)
+        if recipe.train.batch_size > room:
+            raise torch.OutOfMemoryError("no room")
+        return bench.bench(name, recipe, steps)
+
+    monkeypatch.setattr(bench, "peak_flops", lambda device, form: 1e9)
+    monkeypatch.setattr(GPU, "bench", measure)
+    recipe = GPU.tiny("cosmos_ar_4b").but(train=dict(device="cpu", compile=False, batch_size=4, accumulate=2))
+    assert GPU.measured("cosmos_ar_4b", recipe, 1)["batch_size"] == 2
+    assert tried == [8, 4, 2]
+    room = 0
+    row = GPU.measured("cosmos_ar_4b", recipe, 1)
+    assert "tokens_per_second" not in row
+    assert row["note"] == "training does not fit, not with one clip"
+    assert row["dtype"] == "bfloat16", "a prediction has weights of half the size"
+    assert row["frames_per_second"] > 0
+
+
+def test_a_table_says_what_it_lacks_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = dict(device="cpu", steps=1, quick=True, threads=1, minutes=1.0, out=tmp_path)
+    monkeypatch.setattr(GPU, "PATIENCE", 0.01)
+    assert GPU.table([("masked_hwm_base", False)], SimpleNamespace(**options))[0]["note"] == "stopped after 0 s"
+    monkeypatch.setattr(GPU, "PATIENCE", 60.0)
+    rows = GPU.table([("no_such_recipe", False)], SimpleNamespace(**options))
+    assert "no_such_recipe" in rows[0]["note"]
+    assert rows[0]["note"].startswith("failed: ")
+    rows = GPU.table([("masked_hwm_base", True)], SimpleNamespace(**options | dict(minutes=0.0)))
+    assert "no time was left" in rows[0]["note"]
+    assert json.loads((tmp_path / "gpu.json").read_text())["rows"] == rows
+    assert "| masked_hwm_base | compiled |" in (tmp_path / "gpu.md").read_text()
