@@ -49,7 +49,7 @@ class Up(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        return gradient.values if isinstance(gradient, Pretend) else gradient, None
+        return gradient.inner if isinstance(gradient, Pretend) else gradient, None
 
 
 class Down(torch.autograd.Function):
@@ -58,7 +58,7 @@ class Down(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Pretend) -> Tensor:  # type: ignore[override]
         ctx.card = x.card
-        return x.values.detach().clone()
+        return x.inner.detach().clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
@@ -106,7 +106,7 @@ class Inside(TorchFunctionMode):
         if kind == self.card.kind:
             return self.make(func, args, {**kwargs, "device": "cpu"})
         if kind == "cpu":  # torch.zeros_like(x, device="cpu") and its like
-            args = tree_map_only(Pretend, lambda t: t.values, args)
+            args = tree_map_only(Pretend, lambda t: t.inner, args)
         return func(*args, **kwargs)
 
     def make(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -115,7 +115,7 @@ class Inside(TorchFunctionMode):
             self.card.upload()
         else:
             self.card.launch(func.__name__)
-        args = tree_map_only(Pretend, lambda t: t.values, args)
+        args = tree_map_only(Pretend, lambda t: t.inner, args)
         made = func(*args, **kwargs)
         if self.card.tape:
             self.card.tape.add(func, args, kwargs, made)
@@ -130,7 +130,7 @@ class Inside(TorchFunctionMode):
         kind = x.device.type if device is None else device.type
         options: dict[str, Any] = {"copy": copy, **({"memory_format": memory_format} if memory_format else {})}
         if kind == "meta":
-            return (x.values if isinstance(x, Pretend) else x).to("meta", dtype or x.dtype)
+            return (x.inner if isinstance(x, Pretend) else x).to("meta", dtype or x.dtype)
         if kind == self.card.kind and not isinstance(x, Pretend):
             self.card.upload(beside)
             return Up.apply(x.to(dtype or x.dtype, **options), self.card)  # type: ignore[no-any-return]

@@ -120,9 +120,9 @@ def asked_by() -> str:
 
 
 class Pretend(Tensor):
-    """A tensor on a card. `values` is what it holds."""
+    """A tensor on a card. `inner` is what it holds."""
 
-    values: Tensor
+    inner: Tensor
     card: Card
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -135,7 +135,7 @@ class Pretend(Tensor):
             cls, values.size(), strides=values.stride(), storage_offset=values.storage_offset(), dtype=values.dtype,
             layout=values.layout, device="cpu", requires_grad=False,
         )  # fmt: skip
-        made.values, made.card = values, card
+        made.inner, made.card = values, card
         return made
 
     @property
@@ -158,7 +158,10 @@ class Pretend(Tensor):
         return 0
 
     def data_ptr(self) -> int:
-        return self.values.data_ptr()
+        return self.inner.data_ptr()
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.inner.untyped_storage()
 
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
         what = f"can't convert {self.device} device type tensor to numpy; copy it to the CPU first"
@@ -169,13 +172,13 @@ class Pretend(Tensor):
 
     def tolist(self) -> Any:
         self.card.wait("a value is read")
-        return self.values.tolist()
+        return self.inner.tolist()
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
-        return f"Pretend({self.values}, {self.device})"
+        return f"Pretend({self.inner}, {self.device})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        copied: Tensor = Pretend(self.values.detach().clone(), self.card).requires_grad_(self.requires_grad)
+        copied: Tensor = Pretend(self.inner.detach().clone(), self.card).requires_grad_(self.requires_grad)
         if isinstance(self, torch.nn.Parameter):
             copied = torch.nn.Parameter(copied, self.requires_grad)
         memo[id(self)] = copied
@@ -234,8 +237,8 @@ def count(card: Card, func: Any, args: Any) -> None:
 
 def carry_out(card: Card, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Run an operation on the values; what it gives back is on the card."""
-    given = {id(t.values if isinstance(t, Pretend) else t): t for t in _tensors(args, kwargs)}
-    args, kwargs = tree_map_only(Pretend, lambda t: t.values, (args, kwargs))
+    given = {id(t.inner if isinstance(t, Pretend) else t): t for t in _tensors(args, kwargs)}
+    args, kwargs = tree_map_only(Pretend, lambda t: t.inner, (args, kwargs))
 
     def wrapped(made: Tensor) -> Tensor:
         return given[id(made)] if id(made) in given else Pretend(made, card)
