@@ -67,6 +67,7 @@ class Card:
         waits: where the host would wait until the card has come so far: for values to be read, for sizes that depend
             on values, and for copies from ordinary memory that were not asked to go on beside (`non_blocking`).
         sites: kernels by name and line, where `follow` is set, which takes time.
+        launched: kernels since the card is there.
     """
 
     kind: Kind = "cuda"
@@ -75,6 +76,7 @@ class Card:
     uploads: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
     sites: Counter[tuple[str, str]] = field(default_factory=Counter)
+    launched: int = 0
     tape: Any = None  # `tests.pretend.graphs.Tape`, while a graph is captured
 
     @property
@@ -87,6 +89,7 @@ class Card:
             counter.clear()
 
     def launch(self, name: str) -> None:
+        self.launched += 1
         self.kernels[name] += 1
         if self.follow:
             self.sites[name, asked_by()] += 1

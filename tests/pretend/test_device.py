@@ -194,6 +194,16 @@ def test_nothing_is_left_behind():
         assert again.uploads, "what was kept for the first card is not taken for the second's"
 
 
+def test_an_event_is_waited_for_where_nothing_was_to_be_done_after_it(cuda):
+    event = torch.cuda.Event()
+    event.record()
+    event.synchronize()
+    assert sum(cuda.waits.values()) == 1
+    torch.ones(2, device="cuda").sum()
+    event.synchronize()
+    assert sum(cuda.waits.values()) == 1
+
+
 def test_a_captured_graph_runs_again(cuda):
     x, weight, total = torch.ones(2, device="cuda"), torch.full((2,), 3.0, device="cuda"), torch.zeros(2, device="cuda")
     graph = torch.cuda.CUDAGraph()
