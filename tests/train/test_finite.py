@@ -19,6 +19,7 @@ from hwm.train.finite import LossScale
 from hwm.train.loggers import read_log
 from hwm.train.optim import heeds, optimizers
 from tests.conftest import make_store
+from tests.pretend.device import pretending
 from tests.train.test_sharding import QUIET, together
 from tests.train.test_trainer import Stops, assert_same_run
 from tests.train.toy import Toy, make_trainer, mixture
@@ -138,6 +139,24 @@ def test_nobody_waits_for_an_update_before_the_next_is_under_way(data: Path, tmp
     monkeypatch.setattr(devices.Late, "read", lambda self: (order.append("read"), read(self))[1])
     t.run()
     assert order == [0, 0, 1, 1, "read", 2, 2, "read", 3, 3, "read", "read"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("format", ["bfloat16", "float16"])
+def test_the_host_waits_once_an_update(data: Path, tmp_path: Path, optimizer: str, format: str) -> None:
+    """For what was found of the last, or with a loss scale of this one; and for no pass, norm or step."""
+    with pretending("cuda") as card:
+        t = make_trainer(
+            data, tmp_path, steps=9, accumulate=3, dtype=format, optimizer=optimizer, device="cuda", ema=0.9
+        )
+        batches = t._batches()
+        for t.step in range(2):
+            t.update(batches)
+        card.forget()
+        for t.step in range(2, 4):
+            t.update(batches)
+        assert sum(card.waits.values()) == 2, card.waits
+        assert all("finite.py" in where for where in card.waits), card.waits
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "adafactor"])
