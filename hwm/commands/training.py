@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +19,30 @@ if TYPE_CHECKING:
     from hwm.config import Config
 
 
+SPELLINGS = (
+    (r"--train\.no-compile", "--train.compile False"),
+    (r"--train\.compile(?= --|$)", "--train.compile True"),  # a flag, once
+    (r"--train\.batch[-_]size[ =]auto", "--train.fit"),
+)
+"""Other ways to write an option of the trainer: a pattern of words with spaces between, and the words it stands for."""
+
+
+def plain_options(args: list[str]) -> list[str]:
+    """Options of the trainer as its config has them, where they may be written in other ways, too."""
+    out = list(args)
+    for place in range(len(args) - 1, -1, -1):
+        words = " ".join(out[place : place + 2])
+        for pattern, plain in SPELLINGS:
+            if found := re.match(pattern + r"(?= |$)", words):
+                out[place : place + 1 + found[0].count(" ")] = plain.split()
+                break
+    return out
+
+
 def todays_options(args: list[str], model: Config) -> list[str]:
-    """Options under the names that they have today, with a note of those that have changed: `--model.hop 3`. What was a
-    flag, `--train.compile`, and takes a value today is given it."""
+    """Options under the names that they have today, with a note of those that have changed: `--model.hop 3`."""
     out = []
-    for word, behind in zip(args, [*args[1:], "--"], strict=False):
-        if word == "--train.no-compile" or (word == "--train.compile" and behind.startswith("--")):
-            out += ["--train.compile", str(word == "--train.compile")]
-            continue
+    for word in plain_options(args):
         option, equals, value = word.partition("=")
         old = option.removeprefix("--model.").split(".")[0]
         now = model.todays_name(old.replace("-", "_")).replace("_", "-")

@@ -17,6 +17,8 @@ class TrainConfig(Computing):
         steps: optimizer updates.
         batch_size: clips an update and process, before accumulation.
         accumulate: forward passes an update; each sees `batch_size` clips.
+        fit: do an update's clips, `batch_size` x `accumulate`, in as few passes as the free memory of an NVIDIA card
+            allows (`hwm.train.memory`); a resumed run keeps to those that it began with. `--train.batch-size auto`.
         optimizer: AdamW for all, or Muon for the hidden matrices and AdamW for the rest, or, with next to no memory of
             its own, Adafactor for matrices and AdamW for the rest.
         lr: peak learning rate.
@@ -51,6 +53,7 @@ class TrainConfig(Computing):
     steps: int = 1000
     batch_size: int = 8
     accumulate: int = 1
+    fit: bool = False
     optimizer: Literal["adamw", "muon", "adafactor"] = "adamw"
     lr: float = 3e-4
     floor: float = 0.0

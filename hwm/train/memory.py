@@ -36,6 +36,9 @@ from hwm.types import Batch, DataSpec
 
 GIB = 2**30
 
+USABLE, OVERHEAD = 0.9, GIB / 2
+"""Share of a card's free memory that can be counted on, as the allocator wastes some, and what kernels' code takes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
@@ -223,27 +226,47 @@ class Fit:
 def fit(config: Any, spec: DataSpec, steps: int, train: TrainConfig, limit: float) -> Fit | None:
     """The recipe's training, changed as little as it takes to stay below so many bytes; None where nothing helps.
 
-    The size of an update stays: a smaller batch is made up for by more passes. Tried in this order: as it is, smaller
-    batches, activations computed again, both; then bfloat16; then no moving average; then Adafactor, in one process.
+    The size of an update stays, in as few passes as there is room for: more of the recipe's, or fewer. Tried in this
+    order: other batches, activations computed again, both; then bfloat16; then no moving average; then Adafactor, in
+    one process.
     """
     with torch.device("meta"):
         module: Trainable = config.build(spec)
         choose(module, train.only, train.lora)
     if limit < sum(4 * p.numel() * (1 + p.requires_grad) for p in module.parameters()):
         return None  # weights and their gradients alone, which all options keep
-    clips = train.batch_size * train.accumulate
-    less: dict[str, Any] = {"dtype": "bfloat16", "ema": 0.0}
-    for changes in ({}, {"dtype": "bfloat16"}, less, {**less, "optimizer": "adafactor"}):
+    half: dict[str, Any] = {"dtype": "bfloat16"} if _format(train) == "float32" else {}
+    less: dict[str, Any] = {**half, "ema": 0.0}
+    ways = ({}, *([half] if half else []), less, {**less, "optimizer": "adafactor"})
+    for changes in ways:
         for again in dict.fromkeys((train.activation_checkpoint, "selective", "full")):
             tried = replace(train, activation_checkpoint=again, **changes)  # type: ignore[arg-type]
-            one = training_memory(config, spec, steps, replace(tried, batch_size=1))
-            room = math.floor((limit - one.total) / max(one.clip, 1.0)) + 1
-            if room < 1:
-                continue
-            size = max(n for n in range(1, train.batch_size + 1) if clips % n == 0 and n <= room)
-            memory = replace(one, activations=one.activations + one.clip * (size - 1))
-            return Fit(train=replace(tried, batch_size=size, accumulate=clips // size), memory=memory)
+            found = fewest_passes(config, spec, steps, tried, limit)
+            if found:
+                return found
     return None
+
+
+def fewest_passes(
+    config: Any, spec: DataSpec, steps: int, train: TrainConfig, limit: float, processes: int = 1
+) -> Fit | None:
+    """The clips of an update, `batch_size` x `accumulate`, in as few passes as take no more than so many bytes; None
+    where a pass of one clip takes more."""
+    one = training_memory(config, spec, steps, replace(train, batch_size=1), processes)
+    room = math.floor((limit - one.total) / max(one.clip, 1.0)) + 1
+    if room < 1:
+        return None
+    clips = train.batch_size * train.accumulate
+    size = max(n for n in range(1, clips + 1) if clips % n == 0 and n <= room)
+    memory = replace(one, activations=one.activations + one.clip * (size - 1))
+    return Fit(train=replace(train, batch_size=size, accumulate=clips // size), memory=memory)
+
+
+def free_memory(device: torch.device) -> float | None:
+    """Bytes of a card that training can count on; None where nobody knows, as on a CPU that others use too."""
+    if device.type != "cuda":
+        return None
+    return USABLE * torch.cuda.mem_get_info(device)[0] - OVERHEAD
 
 
 def read_size(text: str) -> float:

@@ -72,6 +72,8 @@ class Trainer:
         self.config = config = replace(config, dtype=self.runtime.format, compile=compiled)  # type: ignore[arg-type]
         choose(self.module, config.only, config.lora)
         self.divided = self.world.size > 1 and config.shard != 1
+        if config.fit:
+            self.config = config = self._fitted(config)
         recompute(self.module, config.activation_checkpoint)
         if self.divided:
             from hwm.train.sharding import divide
@@ -119,6 +121,28 @@ class Trainer:
             return str(checkpoint.read_progress(steps[-1])["train"]["dtype"])
         found = choose_format(self.config.dtype, self.world.device)
         return "float32" if self.world.any(found == "float32")[0] else found
+
+    def _fitted(self, config: TrainConfig) -> TrainConfig:
+        """An update's clips in the passes that the run began with, or as few as there is memory for."""
+        from hwm.train.memory import GIB, fewest_passes, free_memory
+
+        steps, clips = checkpoint.step_folders(self.run_folder), config.batch_size * config.accumulate
+        began = checkpoint.read_progress(steps[-1])["train"] if steps else {"batch_size": 0, "accumulate": 0}
+        if began["batch_size"] * began["accumulate"] == clips:
+            return replace(config, batch_size=began["batch_size"], accumulate=began["accumulate"])
+        free = free_memory(self.world.device)
+        if free is None:
+            return config
+        free = -self.world.largest(torch.tensor(-free, dtype=torch.float64)).item()
+        length = self.data.batch(config.seed, 0, 1).latents.shape[1]
+        found = fewest_passes(self.module.config, self.data.spec, length, config, free, self.world.size)
+        fitted = found.train if found else replace(config, batch_size=1, accumulate=clips)
+        if self.world.leads:
+            print(
+                f"{fitted.batch_size} clips a pass, {fitted.accumulate} passes an update"
+                + (f": {found.memory.total / GIB:.1f} of {free / GIB:.1f} GiB" if found else "")
+            )
+        return fitted
 
     def run(self) -> Trainable:
         """Train to `config.steps`; returns the module, with the averaged weights where there are any.

@@ -17,6 +17,7 @@ from hwm.config import Config, config_from_json, to_json
 from hwm.errors import HwmError
 from hwm.models.flow_hwm import FlowHWM
 from hwm.models.masked_hwm import MaskedHWM
+from hwm.recipes import find_recipe
 from hwm.tokenizers.cosmos import CosmosImage
 from hwm.train.checkpoint import load_model, save_model
 from tests.models.toys import toy_spec
@@ -89,6 +90,15 @@ def test_what_was_a_flag_still_is_one(words: list[str], compiled: bool | str, mo
     monkeypatch.setattr(training, "train_recipe", lambda recipe, out, init: taken.append(recipe.train.compile))
     training.train(["masked_hwm_toy", *words])
     assert taken == [compiled]
+
+
+@pytest.mark.parametrize("words", [["--train.batch-size", "auto"], ["--train.batch-size=auto"], ["--train.fit"]])
+def test_a_batch_can_be_left_to_the_memory(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    monkeypatch.setattr(training, "train_recipe", lambda recipe, out, init: taken.append((recipe.train, str(out))))
+    training.train(["masked_hwm_toy", "--train.accumulate", "2", *words, "--out", "there"])
+    own = find_recipe("masked_hwm_toy")().train
+    assert taken == [(replace(own, accumulate=2, fit=True), "there")]
 
 
 def test_a_command_of_old_options_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

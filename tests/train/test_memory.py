@@ -15,7 +15,7 @@ from hwm.models.genie import Genie
 from hwm.models.masked_hwm import MaskedHWM
 from hwm.recipes import find_recipe
 from hwm.train.config import TrainConfig
-from hwm.train.memory import _Live, fit, read_size, training_memory
+from hwm.train.memory import _Live, fewest_passes, fit, read_size, training_memory
 from hwm.types import ActionSpec, DataSpec, LatentSpec
 
 ACTIONS = {"toy": ActionSpec(2, ("a", "b", "c"), (0.0,) * 3, (1.0,) * 3)}
@@ -74,7 +74,28 @@ def test_what_saves_memory_saves_memory() -> None:
     assert training_memory(config, IDS, 3, replace(PLAIN, ema=0.9)).average == plain.weights
 
 
-@pytest.mark.parametrize("share", [2.0, 0.5])
+@pytest.mark.parametrize(("share", "size"), [(1.0, 6), (1.2, 6), (2.0, 12), (9.0, 12)])
+def test_an_update_is_done_in_as_few_passes_as_there_is_room_for(share: float, size: int) -> None:
+    config, train = MaskedHWM.Config(dim=64, depth=2, heads=2), TrainConfig(batch_size=6, accumulate=2, dtype="float32")
+    limit = share * training_memory(config, IDS, 3, train).total
+    for found in (fit(config, IDS, 3, train, limit), fewest_passes(config, IDS, 3, train, limit)):
+        assert found is not None
+        assert found.train == replace(train, batch_size=size, accumulate=12 // size)
+        assert training_memory(config, IDS, 3, found.train).total <= limit
+        assert found.options(train) == ("" if size == 6 else "--train.batch-size 12 --train.accumulate 1")
+
+
+def test_a_format_that_is_chosen_anyway_is_no_advice() -> None:
+    """What is foretold of `auto` is bfloat16 already."""
+    config, train = MaskedHWM.Config(dim=64, depth=2, heads=2), TrainConfig(batch_size=6, ema=0.9)
+    plain, without = (training_memory(config, IDS, 3, replace(train, batch_size=1, ema=e)).total for e in (0.9, 0.0))
+    found = fit(config, IDS, 3, train, without + (plain - without) / 9)
+    assert found is not None
+    assert found.train.dtype == "auto"
+    assert "dtype" not in found.options(train)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
 def test_advice_fits_and_leaves_the_size_of_an_update(share: float) -> None:
     config, train = MaskedHWM.Config(dim=64, depth=2, heads=2), TrainConfig(batch_size=6, accumulate=2, dtype="float32")
     whole = training_memory(config, IDS, 3, train).total
@@ -84,7 +105,7 @@ def test_advice_fits_and_leaves_the_size_of_an_update(share: float) -> None:
     again = training_memory(config, IDS, 3, found.train)
     assert again.total == pytest.approx(found.memory.total, rel=1e-6)
     assert again.total <= share * whole
-    assert (found.train == train) == (share > 1)
+    assert (found.train == train) == (share == 1)
     assert bool(found.options(train)) == (share < 1)
     assert fit(config, IDS, 3, train, 1000) is None
 

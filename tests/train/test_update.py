@@ -21,6 +21,7 @@ from hwm.train.loggers import read_log
 from hwm.train.trainer import Trainer
 from hwm.types import LatentSpec
 from tests.conftest import make_store
+from tests.pretend.device import pretending
 from tests.train.toy import Toy, make_trainer, mixture
 
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
@@ -131,3 +132,23 @@ def test_a_run_is_normalised_by_training_data_and_validated_on_held_out(tmp_path
     logged = next(line["val_loss"] for line in read_log(tmp_path / "run") if "val_loss" in line)
     assert logged == pytest.approx(means["held_out"], rel=1e-4)
     assert logged != pytest.approx(means["training"], rel=1e-4)
+
+
+def test_an_update_is_done_in_as_few_passes_as_the_card_has_memory_for(data: Path, tmp_path: Path, capsys) -> None:
+    """And in those when it is resumed, whatever is free then."""
+    options = {"steps": 4, "batch_size": 2, "accumulate": 6, "fit": True, "device": "cuda", "dtype": "bfloat16"}
+    found = []
+    for gigabytes in (1e-6, 0.5, 40):
+        with pretending("cuda", memory=int(gigabytes * 2**30)):
+            t = make_trainer(data, tmp_path / "new", **options)
+        found.append((t.config.batch_size, t.config.accumulate))
+    assert found == [(1, 12), (1, 12), (12, 1)]
+    assert "12 clips a pass, 1 passes an update" in capsys.readouterr().out
+    made = make_trainer(data, tmp_path / "run", **{**options, "device": "cpu"}, val_every=0)
+    assert (made.config.batch_size, made.config.accumulate) == (2, 6), "nobody knows what is free"
+    made.step = 2
+    made.save()
+    with pretending("cuda", memory=40 * 2**30):
+        again = make_trainer(data, tmp_path / "run", **options)._fitted
+        assert again(replace(made.config, batch_size=4, accumulate=3)).batch_size == 2
+        assert again(replace(made.config, batch_size=4, accumulate=4)).batch_size == 16
