@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 
+from hwm.devices import find_device, name_of, synchronize
+
 
 def device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    if (device := find_device()).type != "cpu":
+        return name_of(device)
     return (
         f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
     )
@@ -25,9 +27,8 @@ def device_name() -> str:
 def clock(device: torch.device) -> float:
     """Seconds: of the processor where one thread does all the work, which others on the machine lengthen less; else of
     the wall."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif torch.get_num_threads() == 1:
+    synchronize(device)
+    if device.type == "cpu" and torch.get_num_threads() == 1:
         return time.process_time()
     return time.perf_counter()
 

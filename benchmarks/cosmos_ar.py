@@ -25,6 +25,7 @@ import torch
 from common import clock, parser, report
 from torch import Tensor
 
+from hwm.devices import find_device
 from hwm.models.cosmos_ar import CosmosAR
 from hwm.models.cosmos_decoder import Decoder
 from hwm.recipes.specs import onex_v2
@@ -109,7 +110,7 @@ def main() -> None:
     a = p.parse_args()
     if a.threads:
         torch.set_num_threads(a.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device()
     model = make(a.quick, device)
     c, cells = model.config, model.spec.latent.cells
     weights = sum(x.nbytes for x in model.parameters()) - model.tok_embeddings.weight.nbytes

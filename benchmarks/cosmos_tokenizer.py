@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from common import in_fresh_process, parser, report
 from torch import Tensor, nn
 
+from hwm.devices import find_device
 from hwm.encode.files import encode_file
 from hwm.pictures.video import write_video
 from hwm.tokenizers import cosmos_video as ours
@@ -251,8 +252,8 @@ def main() -> None:
         return encode_long(a.encode_long)
     if a.threads:
         torch.set_num_threads(a.threads)
+    device = find_device()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     frames, size = (9, 32) if a.quick else (a.frames, a.size)
     torch.manual_seed(0)
     config = CosmosVideo.tiny() if a.quick else CosmosVideo.Config()
@@ -261,7 +262,7 @@ def main() -> None:
     plain = deepcopy(model).to(memory_format=torch.contiguous_format)  # ours keeps its weights with channels last
     if a.half:
         model.to(torch.bfloat16)
-        if device == "cuda":  # a mean of volumes has no kernel for bfloat16 on CPUs
+        if device.type == "cuda":  # a mean of volumes has no kernel for bfloat16 on CPUs
             plain.to(torch.bfloat16)
     video = torch.rand(1, frames, 3, size, size, device=device)
     x = (video.to(plain.home.dtype) * 2 - 1).transpose(1, 2).contiguous()

@@ -81,7 +81,7 @@ def main() -> None:
         torch.set_num_threads(o.threads)
     episodes, frames, size = (2, 12, 64) if o.quick else (4, 300, o.size)
     name = "pixels-32x32" if o.quick else o.tokenizer
-    tokenizer = load_tokenizer(name, "cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = load_tokenizer(name, "auto")
     device = device_of(tokenizer, torch.device("cpu"))
     with tempfile.TemporaryDirectory() as scratch:
         if o.source is None:

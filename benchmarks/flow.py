@@ -25,7 +25,7 @@ import torch
 from common import in_fresh_process, parser, report
 
 from hwm.data.clips import fake_batch
-from hwm.devices import peak_flops, peak_memory
+from hwm.devices import find_device, peak_flops, peak_memory, synchronize
 from hwm.models.flow import FlowModel
 from hwm.models.flow_hwm import VARIANTS, FlowHWM
 from hwm.models.flow_hwm_uvit import FlowHWMUViT
@@ -45,7 +45,7 @@ def build(name: str, a: Any) -> tuple[FlowModel, DataSpec, torch.device]:
         torch.set_num_threads(a.threads)
     spec = find_recipe("flow_hwm_base")().data.expects
     assert spec is not None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device()
     sizes = dict(dim=a.dim, depth=a.depth | 1 if name == "uvit" else a.depth, heads=a.heads)
     unshared = round(a.depth * 4 / 15)  # the paper's first four of fifteen blocks have weights for each stream
     shared = FlowHWM.Config(**sizes, variant=name, unshared_layers=unshared) if name in VARIANTS else None
@@ -54,11 +54,6 @@ def build(name: str, a: Any) -> tuple[FlowModel, DataSpec, torch.device]:
     with device:
         model: FlowModel = replace(kind, clean_context=a.clean_context).build(spec)
     return model, spec, device
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def tokens_of(model: FlowModel, past: int, missing: int) -> int:
@@ -82,14 +77,14 @@ def train_step(name: str, a: Any) -> dict[str, float]:
     seconds = []
     for i in range(a.repeats + 1):
         torch.manual_seed(i)
-        wait(device)
+        synchronize(device)
         start = time.perf_counter()
         with autocast:
             loss = run(batch)[0]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        wait(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - start)
     took = statistics.median(seconds[1:])
     return {
@@ -117,7 +112,7 @@ def sample(name: str, a: Any) -> dict[str, float]:
     seconds, flops, total = [], count_flops(), 0.0
     for i in range(a.repeats + 2):
         generator = torch.Generator(device).manual_seed(0)
-        wait(device)
+        synchronize(device)
         start = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=a.dtype == "bfloat16"):
             if i == 0 and not a.compile:  # counted on the first
@@ -125,7 +120,7 @@ def sample(name: str, a: Any) -> dict[str, float]:
                     out = model.predict(batch, sampler=sampler, generator=generator).latents
             else:
                 out = model.predict(batch, sampler=sampler, generator=generator).latents
-        wait(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - start)
         total = float(out.float().abs().mean())
     took = statistics.median(seconds[2:])
@@ -142,7 +137,7 @@ PARTS = {"train": train_step, "sample": sample}
 
 
 def main() -> None:
-    gpu = torch.cuda.is_available()
+    gpu = find_device().type == "cuda"
     p = parser(__doc__ or "")
     p.add_argument("--variants", nargs="+", choices=NAMES, default=list(NAMES))
     p.add_argument("--dim", type=int, default=1152)

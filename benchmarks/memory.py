@@ -18,7 +18,7 @@ import torch
 from common import in_fresh_process, parser, report
 
 from hwm.data.clips import fake_batch
-from hwm.devices import Runtime, peak_memory
+from hwm.devices import Runtime, find_device, peak_memory
 from hwm.recipes import find_recipe
 from hwm.train.blocks import arithmetic, recompute
 from hwm.train.config import TrainConfig
@@ -47,7 +47,7 @@ def given(name: str, quick: bool) -> tuple[Any, Any, int, TrainConfig]:
 def measured(name: str, mode: str, threads: int, quick: bool) -> float:
     """Bytes that two steps with one clip add to this process."""
     torch.set_num_threads(threads or 1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device()
     model, spec, steps, train = given(name, quick)
     torch.nn.Linear(8, 8).to(device)(torch.zeros(1, 8, device=device))
     before = peak_memory(device)

@@ -2,7 +2,7 @@
 
 The engine keeps what the past left in the network, and makes pictures of a step while the next is computed. The loop
 sees the same windows, shows the model all of them at every step, and makes its pictures before it goes on. Both give
-the same tokens, which is checked.
+the same tokens, which is checked in float32: in a narrower format caches and whole windows round differently.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
     p.add_argument("--repeats", type=int, default=3, help="in turns; the best of each counts")
     a = p.parse_args()
     seconds, repeats = (0.5, 1) if a.quick else (a.seconds / a.repeats, a.repeats)
-    world = World.open(a.model)
+    world = World.open(a.model, dtype="float32")
     found: dict[str, dict[str, float]] = {}
     for name, preset in load_presets(find_model(a.model), world.model).items():
         both = found.setdefault(name, {"engine": 0.0, "loop": 0.0})

@@ -110,10 +110,10 @@ def main() -> None:
     p.add_argument("--seconds", type=float, default=120)
     a = p.parse_args()
     players, seconds = (3, 3.0) if a.quick else (a.players, a.seconds)
-    with server("--threads", str(a.threads)) as (address, _):
+    with server("--threads", str(a.threads), "--dtype", "float32") as (address, _):
         alone, _, _, _ = asyncio.run(load(address, 1, max(2.0, seconds / 10)))
         times, replays, longest, memory = asyncio.run(load(address, players, seconds))
-    world = World.open()
+    world = World.open(dtype="float32")
     torch.set_num_threads(max(1, a.threads or torch.get_num_threads() - 1))
     departed = [i for i, replay in enumerate(replays) if Session(world).play(replay) is not None]
     if departed:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from hwm.config import Trainable
 from hwm.data.clips import fake_batch
-from hwm.devices import FORMATS, Runtime, peak_memory
+from hwm.devices import FORMATS, Runtime, find_device, peak_memory
 from hwm.models.cosmos_ar import CosmosAR
 from hwm.models.hma_continuous import HMAContinuous
 from hwm.models.masked import MaskedModel
@@ -215,7 +215,7 @@ def measure(name: str, part: Any, a: Any) -> dict[str, float]:
     """Median seconds of a step, peak bytes, loss and norm of the gradient of the first, and parameters."""
     if a.threads:
         torch.set_num_threads(a.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device()
     plain = part == PLAIN
     how = TrainConfig() if plain else TrainConfig(activation_checkpoint=a.checkpoint)
     model, batch = build(name, a.quick, plain, device, a.clips)

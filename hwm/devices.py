@@ -49,6 +49,12 @@ class Runtime:
         wanted = self.cast and self.format != "float32"
         return torch.autocast(self.device.type, self.dtype, enabled=wanted, cache_enabled=cache)
 
+    def check(self, made: Tensor | None) -> None:
+        """Raise `HwmError` where numbers were too large for float16, which ends at 65,504; other formats reach as far
+        as float32."""
+        if self.format == "float16" and made is not None and made.is_floating_point() and made.isnan().any():
+            raise HwmError("what the model made is not finite in float16: take dtype bfloat16 or float32")
+
     def __str__(self) -> str:
         return f"{name_of(self.device)}, {self.format}"
 

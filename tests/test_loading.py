@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from hwm.assets import STORES, resolve_store
+from hwm.devices import Runtime, format_of
 from hwm.errors import HwmError
-from hwm.loading import copy_weights, load, load_tokenizer
+from hwm.loading import copy_weights, load, load_tokenizer, open_tokenizer
 from hwm.models.masked_hwm import MaskedHWM
 from hwm.tokenizers.tiny import TinyTokenizer
 from hwm.train.checkpoint import save_model
@@ -82,3 +83,30 @@ def test_weights_are_copied_where_they_fit(model: Path) -> None:
         copy_weights(model, other)
     assert len(str(refused.value)) < 500
     assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items()), "nothing of it is half copied"
+
+
+def test_devices_are_named(model: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def find(name: torch.device | str) -> torch.device:
+        asked.append(str(name))
+        return torch.device("cpu" if str(name) == "auto" else name)
+
+    monkeypatch.setattr("hwm.loading.find_device", find)
+    for open_ in (lambda *where: load(model, *where), lambda *where: load_tokenizer(tokenizer, *where)):
+        open_()
+        open_("auto")
+    assert asked == ["cpu", "auto"] * 2
+    monkeypatch.undo()
+    for name in (lambda: load("none", "abacus"), lambda: load_tokenizer("none", "abacus")):
+        with pytest.raises(HwmError, match="no device called 'abacus'"):
+            name()
+
+
+def test_tokenizers_are_opened_in_a_number_format(tokenizer: Path) -> None:
+    half = open_tokenizer(tokenizer, Runtime(torch.device("cpu"), "bfloat16"))
+    assert format_of(half) == "bfloat16"
+    assert half.id == load_tokenizer(tokenizer).id
+    assert format_of(open_tokenizer(tokenizer, Runtime(torch.device("cpu"), "float32"))) == "float32"
+    with pytest.raises(HwmError, match="leave out --dtype bfloat16"):
+        open_tokenizer("pixels-16x16", Runtime(torch.device("cpu"), "bfloat16"))

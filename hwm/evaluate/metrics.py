@@ -61,7 +61,7 @@ def ssim(pictures: Tensor, truth: Tensor) -> Tensor:
     x = pictures.float().clamp(0, 1).reshape(1, -1, height, width)
     y = truth.float().clamp(0, 1).expand_as(pictures).reshape(1, -1, height, width)
     size = min(11, height - (height + 1) % 2, width - (width + 1) % 2)
-    window, planes = _gaussian(size, 1.5).to(x), x.shape[1]
+    window, planes = _gaussian(size, 1.5).to(x.dtype).to(x.device), x.shape[1]  # MPS has no float64
 
     def blur(z: Tensor) -> Tensor:  # planes as groups: many times faster on a CPU than planes as a batch
         z = F.conv2d(z, window.view(1, 1, -1, 1).expand(planes, 1, -1, 1), groups=planes)

@@ -145,6 +145,8 @@ class Predictor:
             )
         synchronize(self.device)
         took = (time.perf_counter() - start) / (len(batch.latents) * (self.steps - self.prompt))
+        self.runtime.check(prediction.latents)
+        self.runtime.check(prediction.logits)
         return prediction, took
 
     def generator(self, first: int, draw: int) -> torch.Generator:

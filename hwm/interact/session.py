@@ -392,6 +392,7 @@ def predict(windows: Sequence[Window], session: Session) -> list[tuple[Tensor, A
         cache = world.model.stack_caches([w.cache for w in windows])
     with world.runtime.autocast():
         out = world.model.predict(batch, sampler=session.sampler, cache=cache, generator=[w.generator for w in windows])
+    world.runtime.check(out.latents)
     caches = [out.cache] if len(windows) == 1 else world.model.split_cache(out.cache, len(windows))
     return list(zip(out.latents, caches, strict=True))
 

@@ -146,7 +146,7 @@ def sincos_3d(
         for at_P1, share in zip(coordinates(tuple(range(steps)), grid, False), (time, side, side), strict=True):
             angle = at_P1 * THETA ** -(torch.arange(0, share, 2, dtype=torch.float64) / share)
             parts += [angle.sin(), angle.cos()]
-        return F.pad(torch.cat(parts, 1), (0, 0, lead, 0)).to(device, dtype)
+        return F.pad(torch.cat(parts, 1), (0, 0, lead, 0)).to(dtype).to(device)  # MPS has no float64
 
 
 def rotate(x: Tensor, table: Table) -> Tensor:

@@ -69,6 +69,9 @@ def test_other_settings_do_not_go_on_in_the_same_folder(tmp_path: Path) -> None:
     begin(tmp_path / "s")
     with pytest.raises(HwmError, match=r"was begun with other settings \(model: 'a', now 'b'\)"):
         begin(tmp_path / "s", model="b")
+    begin(tmp_path / "s", dtype="float32")  # of which older folders say nothing: there was no other
+    with pytest.raises(HwmError, match=r"\(dtype: 'float32', now 'bfloat16'\)"):
+        begin(tmp_path / "s", dtype="bfloat16")
     with pytest.raises(HwmError, match="3 samples, now 2"):
         Submission(tmp_path / "s", "compression", FORM, NAMES[:2], {"model": "a"})
     with pytest.raises(HwmError, match="format: "):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -126,6 +127,28 @@ def test_what_shows_a_model_takes_what_the_machine_is_fast_at(made, formats, tmp
     assert json.loads(capsys.readouterr().out)["dtype"] == "bfloat16"
     assert cli.main([*words_of("evaluate", made, tmp_path / "out"), "--dtype", "float32"]) == 0
     assert json.loads(capsys.readouterr().out)["dtype"] == "float32"
+
+
+def test_large_models_compute_in_the_format_of_their_weights(made, formats, tmp_path: Path, monkeypatch, capsys):
+    narrow = tmp_path / "narrow"
+    shutil.copytree(made.cosmos, narrow)
+    weights = torch.load(narrow / "model.pt", weights_only=True)["model"]
+    torch.save({"model": {name: weight.bfloat16() for name, weight in weights.items()}}, narrow / "model.pt")
+    entered: list[bool] = []
+    plain = torch.autocast
+
+    def autocast(*args: Any, enabled: bool = True, **more: Any) -> torch.autocast:
+        entered.append(enabled)
+        return plain(*args, enabled=enabled, **more)
+
+    monkeypatch.setattr(torch, "autocast", autocast)
+    words = ["evaluate", "cosmos-ar", str(narrow), "--data", str(made.store), "--clips", "2", "--json", "--only-eval"]
+    assert cli.main(words) == 0
+    assert json.loads(capsys.readouterr().out)["dtype"] == "bfloat16"
+    assert formats == {torch.bfloat16}
+    assert set(entered) == {False}
+    assert cli.main([*words, "--dtype", "float16"]) == 2
+    assert "these weights are in bfloat16, which is what they compute in" in capsys.readouterr().err
 
 
 def test_threads_are_taken(made, tmp_path: Path, monkeypatch) -> None:

@@ -186,6 +186,44 @@ def test_other_settings_do_not_resume(tmp_path: Path, recording: Store) -> None:
         encode(other.path, Brightness(), tmp_path / "out")
 
 
+def test_ids_of_two_number_formats_are_not_mixed(tmp_path: Path, recording: Store) -> None:
+    class Weighed(torch.nn.Module, Brightness):  # type: ignore[misc]
+        """Brightness, with a weight."""
+
+        def __init__(self, dies: bool) -> None:
+            super().__init__()
+            self.weight, self.dies, self.most = torch.nn.Parameter(torch.ones(1)), dies, 0
+
+        def encode(self, video_BFCHW: torch.Tensor) -> torch.Tensor:
+            if self.dies:
+                raise KeyboardInterrupt
+            return Brightness.encode(self, video_BFCHW)
+
+    with pytest.raises(KeyboardInterrupt):
+        encode(recording.path, Weighed(dies=True), tmp_path / "out")
+    with pytest.raises(StoreError, match=r"begun with other settings \(dtype: 'float32', now 'bfloat16'\)"):
+        encode(recording.path, Weighed(dies=False).to(torch.bfloat16), tmp_path / "out")
+    (tmp_path / "out" / ".partial" / "dtype.json").unlink()  # as of a version that did not write it
+    assert len(encode(recording.path, Weighed(dies=False), tmp_path / "out").episodes) == 3
+
+
+def test_float32_is_exact_while_data_are_made(tmp_path: Path, recording: Store) -> None:
+    seen: list[tuple[str, bool]] = []
+
+    class Asks(Brightness):
+        def encode(self, video_BFCHW: torch.Tensor) -> torch.Tensor:
+            seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+            return super().encode(video_BFCHW)
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        encode(recording.path, Asks(), tmp_path / "out")
+        assert set(seen) == {("highest", False)}
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_shards_make_the_whole(tmp_path: Path, recording: Store) -> None:
     whole = encode(recording.path, Brightness(), tmp_path / "whole", EncodeConfig(every=2))
     parts = [

@@ -272,3 +272,33 @@ def test_worlds_refuse_another_tokenizer() -> None:
     object.__setattr__(model, "spec", replace(model.spec, tokenizer="other@1"))
     with pytest.raises(HwmError, match="other@1"):
         World(model, world.tokenizer, world.limits)
+
+
+def test_any_family_plays_in_bfloat16(world: World) -> None:
+    half = World(world.model, world.tokenizer, world.limits, name=world.name, dtype="bfloat16")
+    assert half.runtime.format == "bfloat16"
+    session, wide = played(half, 4), played(world, 4)
+    assert session.latents[-1].dtype == wide.latents[-1].dtype
+    if session.latents[-1].is_floating_point():
+        assert session.latents[-1].isfinite().all()
+        assert not torch.equal(session.latents[-1], wide.latents[-1])
+    hashes = list(session.hashes)
+    session.undo(2)
+    for action in commands(half, 4)[2:]:
+        session.step(action)
+    assert session.hashes == hashes, "the same bits in one format"
+    other = Session(half)
+    assert other.play(session.replay()) is None
+
+
+def test_what_is_too_large_for_float16_is_told() -> None:
+    world = build_world("hma_continuous")
+    with pytest.raises(HwmError, match="not finite in float16: take dtype bfloat16 or float32"):
+        played(World(world.model, world.tokenizer, world.limits, dtype="float16"), 2)
+
+
+def test_a_device_that_is_not_there_opens_no_session(tmp_path: Path) -> None:
+    with pytest.raises(HwmError, match="no device called 'abacus'"):
+        Session.open(tmp_path / "none", device="abacus")
+    with pytest.raises(HwmError, match="no number format called 'int3'"):
+        Session.open(tmp_path / "none", dtype="int3")
