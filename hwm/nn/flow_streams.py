@@ -74,7 +74,7 @@ class Heads(nn.Module):
 
     def forward(self, x_BLD: Tensor, table: Table) -> tuple[Tensor, ...]:
         split = self.linear(x_BLD).unflatten(-1, (self.parts, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        turned = [rotate(norm(x), table) for norm, x in zip(self.norms, split, strict=False)]
+        turned = [rotate(norm(x), table) for norm, x in zip(self.norms, split[: len(self.norms)], strict=True)]
         return *(x.to(split[-1].dtype) for x in turned), *split[len(turned) :]
 
 

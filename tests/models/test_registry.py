@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from hwm.config import config_from_json, registered, to_json
+from hwm.devices import Runtime
 from hwm.errors import HwmError
 from hwm.models.base import WorldModel
 from hwm.plugins import own
-from hwm.train.blocks import compile_blocks, recompute
+from hwm.train.blocks import arithmetic, compile_blocks, recompute
 from hwm.train.checkpoint import load_model, save_model
 from hwm.train.config import TrainConfig
 from hwm.train.trainer import Trainer
@@ -196,7 +197,7 @@ def test_recomputing_activations_changes_nothing(name, mode, dtype):
         recompute(model, again)
         model.zero_grad()
         torch.manual_seed(0)
-        with TrainConfig(dtype=dtype, activation_checkpoint=mode).autocast("cpu"):
+        with arithmetic(Runtime(torch.device("cpu"), dtype), mode):
             loss = model(clip(model))[0]
         loss.backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
