@@ -4,9 +4,9 @@ Ours is one more token after 1,024 tokens and after 3,072 (one and three latents
 values in place. The baseline computes all tokens again for it, as a model without a cache does; in both the head reads
 the last one alone, and all give the same logits. `floor` is the speed at which the machine reads what one token must
 read, its weights (but for the table of the embedding) and the keys and values before it, if it reads as fast as it
-copies 256 MiB: nothing is faster at batch 1. `fixed` is the same pass in fixed shapes, which attends over all of the
-room; on a GPU it is captured and replayed, and it is what ours is there. All are medians, taken in turns; with one
-thread on a CPU of processor time, which other work on the machine lengthens less.
+copies 256 MiB: nothing is faster at batch 1. `fixed` is the same pass in fixed shapes, which attends over places in
+multiples of 512; on a GPU it is captured and replayed, and it is what ours is there. All are medians, taken in turns;
+with one thread on a CPU of processor time, which other work on the machine lengthens less.
 
 The model has 8 blocks x 512 over 64,000 ids, in float32, with random weights; on a GPU it is that of 4 billion
 parameters in bfloat16, and `of_bandwidth` is the share of the memory's bandwidth by its clock and width ("n/a" without
@@ -76,7 +76,7 @@ def measure(model: CosmosAR, ids_BL: Tensor, count: int, repeats: int) -> dict[s
     taken: dict[str, list[float]] = {"cached": [], "fixed": [], "recomputed": []}
 
     def go_on(name: str) -> None:
-        decoders[name].length = context
+        decoders[name].rewind(context)
         for i in range(count):
             logits_BV = decoders[name].next_logits(first)
             if i == 0:

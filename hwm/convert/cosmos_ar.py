@@ -29,7 +29,8 @@ from hwm.data.onex.specs import COSMOS_LEVELS
 from hwm.errors import CheckpointError, HwmError
 from hwm.files import write_atomically
 from hwm.models.cosmos_ar import CosmosAR
-from hwm.models.cosmos_decoder import Decoder, Text
+from hwm.models.cosmos_decoder import Decoder
+from hwm.models.texts import Text
 from hwm.nn.rope import sincos_3d
 from hwm.objectives.next_token import NextTokenSampler
 from hwm.types import Batch, DataSpec, LatentSpec

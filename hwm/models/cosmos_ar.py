@@ -10,7 +10,7 @@ a step, A action dimension, D width, V logits, g heads of keys and values, d hea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -21,17 +21,18 @@ from torch import Tensor, nn
 
 from hwm.errors import HwmError
 from hwm.models.base import WorldModel, join
-from hwm.models.cosmos_decoder import Decoder, Grid, Text
+from hwm.models.cosmos_decoder import Decoder
+from hwm.models.cosmos_step import Grid, Kept
 from hwm.models.heads import DigitHead, TokenHead, vocabulary
+from hwm.models.texts import Text
 from hwm.nn.actions import ActionEncoder
-from hwm.nn.gqa import GroupedAttention, RMSNorm, SwiGLU, TokenMemory
+from hwm.nn.gqa import GroupedAttention, MarkedMemory, RMSNorm, SwiGLU, TokenMemory
 from hwm.nn.rope import Table, Yarn, rope_3d, sincos_3d
 from hwm.nn.tokens import DigitTable
 from hwm.objectives.maskgit import corrupt, corruption_rate
-from hwm.objectives.next_token import NextTokenSampler, draw
+from hwm.objectives.next_token import GREEDY, NextTokenSampler, choose, draw
 from hwm.types import Batch, DataSpec, Generator, Prediction
 
-GREEDY = NextTokenSampler(temperature=0.0)
 ROWS_MULTIPLE = 64  # published tables with an id for the beginning are filled up to a multiple of this
 
 
@@ -41,14 +42,13 @@ class Pass(NamedTuple):
     Attributes:
         table: rotary tables (L, d/2).
         absolute: (L, D), added before every block, or None.
-        start, seen: as `GroupedAttention` takes them.
+        start: the place of the first of them, as `GroupedAttention` takes it.
         text: what a block with cross-attention reads, or None.
     """
 
     table: Table
     absolute: Tensor | None
     start: int | Tensor
-    seen: Tensor | None
     text: Text | None
 
 
@@ -66,15 +66,15 @@ class DecoderBlock(nn.Module):
             self.cross_attention = GroupedAttention(*heads, keys_dim=c.context_dim, dtype=dtype)
         self.ffn_norm, self.feed_forward = RMSNorm(c.dim, c.norm_eps, dtype), SwiGLU(c.dim, c.mlp_dim, dtype)
 
-    def forward(self, x_BLD: Tensor, now: Pass, memory: TokenMemory | None = None) -> Tensor:
+    def forward(self, x_BLD: Tensor, now: Pass, memory: TokenMemory | MarkedMemory | None = None) -> Tensor:
         if now.absolute is not None:
             x_BLD = x_BLD + now.absolute
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), now.table, memory, now.start, now.seen)
+        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), now.table, memory, now.start)
         if self.cross_attention is not None and now.text is not None:
             known = memory.text if memory is not None else None
             keys = known or self.cross_attention.keys(now.text.context)
             queries = self.cross_attention.queries(self.cross_attention_norm(x_BLD))
-            x_BLD = x_BLD + self.cross_attention.over(queries, keys, causal=False, mask_BM=now.text.mask)
+            x_BLD = x_BLD + self.cross_attention.over(queries, keys, mask_BM=now.text.mask)
         out: Tensor = x_BLD + self.feed_forward(self.ffn_norm(x_BLD))
         return out
 
@@ -210,6 +210,7 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
         )
         self.norm = RMSNorm(c.dim, c.norm_eps, dtype)
         self.text: Text | None = None
+        self.kept = Kept()
         self.actions = None
         if c.actions:
             encoder = ActionEncoder(spec, c.dim, positions=1, ordered=True, changes=c.action_deltas, deep=False)
@@ -241,42 +242,46 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
         start: int | Tensor = 0,
         text: Text | None = None,
         actions_BTD: Tensor | None = None,
-        memory: list[TokenMemory] | None = None,
+        memory: Sequence[TokenMemory] | Sequence[MarkedMemory] | None = None,
     ) -> Tensor:
         """Normed states (B, L, D), of which the one at a token predicts the next.
 
         Args:
             ids_BL: tokens start..start+L of a sequence over the grid.
-            start: a tensor (1,), for a pass over one token with a memory, makes passes at all places alike
-                (`GroupedAttention`); then nobody checks that the place is one of the grid.
+            start: a tensor (1,), for a pass over one token with `MarkedMemory`; then nobody checks that the place is
+                one of the grid.
+            text: None is as a text of zeros.
             actions_BTD: embedded actions of its steps.
             memory: of the tokens before `start`, and with room for these; a block each.
         """
-        c, device, length, seen = self.config, ids_BL.device, ids_BL.shape[1], None
+        c, device, length = self.config, ids_BL.device, ids_BL.shape[1]
         lead = int(c.begin)
         if isinstance(start, int):
             self.check_places(start, start + length, grid)
-        elif memory is not None:
-            seen = torch.arange(memory[0].keys.shape[2], device=device)[None] <= start
         place_L = start + torch.arange(length, device=device)
         x_BLD = self.tok_embeddings(ids_BL)
         if actions_BTD is not None:
             x_BLD = x_BLD + actions_BTD.index_select(1, (place_L + 1 - lead) // (grid[1] * grid[2]))
-        longest = max(grid[0], c.past + c.horizon)  # tables of shorter grids begin alike
-        cos, sin = rope_3d(
-            tuple(range(longest)), grid[1:], c.head_dim, device, theta=c.rope_theta, yarn=c.yarn, lead=lead
-        )
+        longest = self.longest(grid)
+        table = rope_3d(tuple(range(longest)), grid[1:], c.head_dim, device, theta=c.rope_theta, yarn=c.yarn, lead=lead)
         absolute = None
         if c.absolute:
-            table = sincos_3d(longest, grid[1:], c.dim, device, getattr(torch, c.absolute), lead)
-            absolute = table[place_L].to(x_BLD.dtype)
-        if c.context_dim:  # of zeros, cross-attention reads nothing at all: its values are zero
+            positions = sincos_3d(longest, grid[1:], c.dim, device, getattr(torch, c.absolute), lead)
+            absolute = positions[place_L].to(x_BLD.dtype)
+        if c.context_dim and (text is not None or memory is None):
+            # of zeros, cross-attention reads nothing at all: its values are zero; but in training it is in use
             text = (text or Text(x_BLD.new_zeros(1, 1, c.context_dim))).to(len(x_BLD), x_BLD)
-        now = Pass((cos[place_L], sin[place_L]), absolute, start, seen, text)
+        turned = self.norm.weight.dtype  # of queries and keys, behind norms: the table is cast once for all blocks
+        cos, sin = (x[place_L].to(turned) for x in table)
+        now = Pass((cos, sin), absolute, start, text)
         for i, layer in enumerate(self.layers):
             x_BLD = layer(x_BLD, now, None if memory is None else memory[i])
         out: Tensor = self.norm(x_BLD)
         return out
+
+    def longest(self, grid: Grid) -> int:
+        """Steps of which tables are made: those of shorter grids begin alike, and so can be shared."""
+        return max(grid[0], self.config.past + self.config.horizon)
 
     def check_places(self, start: int, stop: int, grid: Grid) -> None:
         """Raise `HwmError` where a grid does not have these tokens."""
@@ -391,6 +396,18 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
     def pick(self, logits_V: Tensor, sampler: NextTokenSampler, generator: Generator = None) -> Tensor:
         """A token of each distribution: (..., V) -> (...)."""
         return self.output.join(tuple(draw(part, sampler, generator) for part in self.output.draws(logits_V)))
+
+    def pick_by(self, logits_V: Tensor, sampler: NextTokenSampler, uniform: Sequence[Tensor] | None) -> Tensor:
+        """The same by uniform numbers of the shapes of `TokenHead.draws`; a greedy sampler needs none."""
+        parts = self.output.draws(logits_V)
+        by: Sequence[Tensor | None] = uniform or [None] * len(parts)
+        return self.output.join(tuple(choose(part, sampler, u) for part, u in zip(parts, by, strict=True)))
+
+    def train(self, mode: bool = True) -> CosmosAR:
+        """As of any module; who trains does not decode for a while, and gives back what decoding keeps."""
+        if mode:
+            self.kept.forget()
+        return super().train(mode)
 
     @torch.no_grad()
     def predict(

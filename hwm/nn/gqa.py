@@ -28,8 +28,7 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(dim, dtype=dtype)), eps
 
     def forward(self, x_D: Tensor) -> Tensor:
-        wide_D = x_D.to(torch.promote_types(x_D.dtype, torch.float32))
-        normed: Tensor = F.rms_norm(wide_D, x_D.shape[-1:], eps=self.eps).to(x_D.dtype)
+        normed: Tensor = F.rms_norm(x_D, x_D.shape[-1:], eps=self.eps)  # which widens half precision by itself
         return normed * self.weight
 
 
@@ -42,6 +41,7 @@ class SwiGLU(nn.Module):
         self.w2 = nn.Linear(hidden, dim, bias=False, dtype=dtype)
 
     def forward(self, x_D: Tensor) -> Tensor:
+        x_D = x_D.to(self.w1.weight.dtype)
         out: Tensor = self.w2(F.silu(self.w1(x_D)) * self.w3(x_D))
         return out
 
@@ -57,6 +57,46 @@ class TokenMemory(NamedTuple):
     keys: Tensor
     values: Tensor
     text: KeysValues | None
+
+    def read(self, q_BhLd: Tensor, k_BgLd: Tensor, v_BgLd: Tensor, start: int) -> Tensor:
+        """What tokens start..start+L read of those before them, and of one another, whose keys and values are kept."""
+        stop = start + q_BhLd.shape[2]
+        self.keys[:, :, start:stop], self.values[:, :, start:stop] = k_BgLd, v_BgLd
+        return attend_grouped(q_BhLd, self.keys[:, :, :stop], self.values[:, :, :stop], causal=True)
+
+
+MARKS, ABSENT = 8, -4096.0
+"""Channels that mark a place as empty, as many as keep rows aligned for fused kernels; and what stands in them then,
+a number of every format. Of a score that is eight times lower the exponential is zero."""
+
+
+class MarkedMemory(NamedTuple):
+    """The same for passes over one token that all have the same shapes, wherever the token is.
+
+    They attend over all places, of which some hold no token yet. A mask would say so, but the fused kernels that are
+    made for few queries and many keys take none. So each key has further channels, of which each query has 1: `ABSENT`
+    where there is no token, else 0. What is absent has a weight of exactly zero.
+
+    Attributes:
+        keys, values: (B, g, places, d + MARKS).
+        text: as `TokenMemory.text`.
+    """
+
+    keys: Tensor
+    values: Tensor
+    text: KeysValues | None
+
+    def read(self, q_Bh1d: Tensor, k_Bg1d: Tensor, v_Bg1d: Tensor, start_1: Tensor) -> Tensor:
+        """What token `start` (1,), a number read where it lies, reads of those before it and of itself."""
+        width = q_Bh1d.shape[-1]
+        self.keys.index_copy_(2, start_1, F.pad(k_Bg1d, (0, MARKS)))
+        self.values[..., :width].index_copy_(2, start_1, v_Bg1d)
+        q_Bh1d = F.pad(q_Bh1d, (0, MARKS), value=1.0)
+        return attend_grouped(q_Bh1d, self.keys, self.values, causal=False, scale=width**-0.5)[..., :width]
+
+    def upto(self, stop: int) -> MarkedMemory:
+        """Of the first places alone."""
+        return MarkedMemory(self.keys[:, :, :stop], self.values[:, :, :stop], self.text)
 
 
 class GroupedAttention(nn.Module):
@@ -83,43 +123,35 @@ class GroupedAttention(nn.Module):
         self.q_norm, self.k_norm = (RMSNorm(head_dim, eps, dtype) for _ in range(2))
 
     def queries(self, x_BLD: Tensor, table: Table | None = None) -> Tensor:
-        return self._head(self.wq(x_BLD), self.q_norm, table)
+        """(B, h, L, d)."""
+        return self._head(self.wq(x_BLD.to(self.wq.weight.dtype)), self.q_norm, table)
 
     def keys(self, x_BLD: Tensor, table: Table | None = None) -> KeysValues:
         """Keys and values, each (B, g, L, d)."""
+        x_BLD = x_BLD.to(self.wk.weight.dtype)
         return self._head(self.wk(x_BLD), self.k_norm, table), self._split(self.wv(x_BLD))
 
-    def over(self, q_BhLd: Tensor, keys: KeysValues, *, causal: bool, mask_BM: Tensor | None = None) -> Tensor:
-        """What the queries read, projected out: (B, L, D)."""
-        o_BhLd = attend_grouped(q_BhLd, *keys, causal=causal, mask_BM=mask_BM)
-        out: Tensor = self.wo(o_BhLd.transpose(1, 2).flatten(2))
-        return out
+    def over(self, q_BhLd: Tensor, keys: KeysValues, *, mask_BM: Tensor | None = None) -> Tensor:
+        """What queries that see all keys read, projected out: (B, L, D)."""
+        return self._out(attend_grouped(q_BhLd, *keys, causal=False, mask_BM=mask_BM))
 
     def forward(
-        self,
-        x_BLD: Tensor,
-        table: Table,
-        memory: TokenMemory | None,
-        start: int | Tensor,
-        seen_BM: Tensor | None = None,
+        self, x_BLD: Tensor, table: Table, memory: TokenMemory | MarkedMemory | None, start: int | Tensor
     ) -> Tensor:
         """Causal self-attention of tokens start..start+L, over those before them too where there is a memory.
 
         Args:
-            start: a tensor (1,) is read where it lies: there is one token then, which attends over the whole memory
-                under a mask, so that passes at all places have the same shapes. Else over as much as there is.
-            seen_BM: bool, that mask: which places of the memory hold this token and those before it.
+            start: a number, or (1,) for a `MarkedMemory`.
         """
+        x_BLD = x_BLD.to(self.wq.weight.dtype)  # once; of weights that are cast already, autocast knows nothing
         q, (k, v) = self.queries(x_BLD, table), self.keys(x_BLD, table)
         if memory is None:
-            return self.over(q, (k, v), causal=True)
-        if isinstance(start, Tensor):
-            memory.keys.index_copy_(2, start, k)
-            memory.values.index_copy_(2, start, v)
-            return self.over(q, (memory.keys, memory.values), causal=False, mask_BM=seen_BM)
-        stop = start + x_BLD.shape[1]
-        memory.keys[:, :, start:stop], memory.values[:, :, start:stop] = k, v
-        return self.over(q, (memory.keys[:, :, :stop], memory.values[:, :, :stop]), causal=True)
+            return self._out(attend_grouped(q, k, v, causal=True))
+        return self._out(memory.read(q, k, v, start))  # type: ignore[arg-type]
+
+    def _out(self, o_BhLd: Tensor) -> Tensor:
+        out: Tensor = self.wo(o_BhLd.transpose(1, 2).flatten(2))
+        return out
 
     def _split(self, x_BLE: Tensor) -> Tensor:
         return x_BLE.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -130,13 +162,20 @@ class GroupedAttention(nn.Module):
 
 
 def attend_grouped(
-    q_BhLd: Tensor, k_BgMd: Tensor, v_BgMd: Tensor, *, causal: bool, mask_BM: Tensor | None = None
+    q_BhLd: Tensor,
+    k_BgMd: Tensor,
+    v_BgMd: Tensor,
+    *,
+    causal: bool,
+    mask_BM: Tensor | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """Attention of h heads of queries over g heads of keys, none of which is copied for its queries.
 
     Args:
         causal: the queries are the last L of the M tokens, and see no later ones.
         mask_BM: bool, which keys may be seen at all, of attention that is not causal.
+        scale: of the scores of attention that is not causal; None is 1 / sqrt(d).
     """
     length, total, groups = q_BhLd.shape[2], k_BgMd.shape[2], k_BgMd.shape[1]
     if causal and length > 1:
@@ -149,6 +188,5 @@ def attend_grouped(
     # nothing hides anything from any query, so those of one head of keys are only more queries to the same keys
     q_BgNd = q_BhLd.unflatten(1, (groups, -1)).flatten(2, 3)
     mask = None if mask_BM is None else mask_BM[:, None, None]
-    return (
-        F.scaled_dot_product_attention(q_BgNd, k_BgMd, v_BgMd, attn_mask=mask).unflatten(2, (-1, length)).flatten(1, 2)
-    )
+    o_BgNd = F.scaled_dot_product_attention(q_BgNd, k_BgMd, v_BgMd, attn_mask=mask, scale=scale)
+    return o_BgNd.unflatten(2, (-1, length)).flatten(1, 2)

@@ -25,7 +25,20 @@ def uniform_like(x: Tensor, generator: Generator = None) -> Tensor:
     return torch.stack([torch.rand(x.shape[1:], device=x.device, generator=g) for g in generator])
 
 
+def refill(out: Tensor, generator: Generator = None) -> Tensor:
+    """U(0, 1) in place of what a float32 tensor (B, ...) holds: the numbers of `uniform_like`."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return out.uniform_(generator=generator)
+    for row, one in zip(out, generator, strict=True):
+        row.uniform_(generator=one)
+    return out
+
+
 def gumbel(logits: Tensor, generator: Generator = None) -> Tensor:
     """Standard Gumbel noise: argmax(logits / T + noise) is a draw from softmax(logits / T)."""
-    u = uniform_like(logits, generator).clamp_(1e-20, 1 - 1e-7)
-    return -torch.log(-torch.log(u))
+    return gumbel_of(uniform_like(logits, generator))
+
+
+def gumbel_of(uniform: Tensor) -> Tensor:
+    """The same from uniform numbers."""
+    return uniform.clamp(1e-20, 1 - 1e-7).log_().neg_().log_().neg_()

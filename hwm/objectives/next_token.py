@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hwm.errors import HwmError
-from hwm.objectives.draws import gumbel
+from hwm.objectives.draws import gumbel_of, uniform_like
 from hwm.types import Generator
 
 
@@ -39,12 +39,21 @@ class NextTokenSampler:
             )
 
 
+GREEDY = NextTokenSampler(temperature=0.0)
+
+
 def draw(logits_V: Tensor, sampler: NextTokenSampler, generator: Generator = None) -> Tensor:
     """One value of each distribution: (B, ..., V) -> (B, ...)."""
-    if sampler.temperature == 0:
+    uniform_V = uniform_like(logits_V, generator) if sampler.temperature else None
+    return choose(logits_V, sampler, uniform_V)
+
+
+def choose(logits_V: Tensor, sampler: NextTokenSampler, uniform_V: Tensor | None) -> Tensor:
+    """The value of each distribution that uniform numbers (B, ..., V) decide on; a greedy sampler needs none."""
+    if uniform_V is None:
         return logits_V.argmax(-1)
     logits_V = keep_likely(logits_V.float() / sampler.temperature, sampler.top_p, sampler.top_k)
-    return (logits_V + gumbel(logits_V, generator)).argmax(-1)
+    return (logits_V + gumbel_of(uniform_V)).argmax(-1)
 
 
 def keep_likely(logits_V: Tensor, top_p: float, top_k: int) -> Tensor:

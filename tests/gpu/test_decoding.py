@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hwm.models.cosmos_ar import CosmosAR
-from hwm.models.cosmos_decoder import Decoder, Text
+from hwm.models.cosmos_decoder import Decoder
+from hwm.models.texts import Text
 from tests.gpu.beside import CARD, DEVICES, error, twin
 from tests.models.test_cosmos_decoder import told_by
 from tests.models.toys import toy_batch, toy_spec

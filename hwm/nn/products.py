@@ -1,0 +1,57 @@
+"""A network whose matrix products are computed in another number format, with weights that are cast once."""
+
+from __future__ import annotations
+
+import copy
+from itertools import chain
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+N = TypeVar("N", bound=nn.Module)
+
+
+class CastProducts(Generic[N]):
+    """A copy of a network whose Linears have their weights in another number format; it shares all its other tensors.
+
+    Autocast casts weights wherever they are used, and forgets them at its end: nothing that is captured can keep them.
+    Here they stay where they are. What is given to a Linear must have the type of its weights.
+
+    Args:
+        network: it may go on learning: see `refresh`.
+
+    Attributes:
+        network: the copy.
+    """
+
+    def __init__(self, network: N, dtype: torch.dtype) -> None:
+        self.dtype, self.made_of = dtype, addresses(network)
+        linear = [p for m in network.modules() if isinstance(m, nn.Linear) for p in m.parameters(recurse=False)]
+        with torch.inference_mode(False):
+            pairs = [(p, p.detach().to(dtype)) for p in linear if p.dtype != dtype]
+        pairs = [pair for pair in pairs if pair[1].dtype == dtype]  # weights of 8 bits keep theirs
+        self.sources, cast = [p for p, _ in pairs], [nn.Parameter(x, requires_grad=False) for _, x in pairs]
+        kept = {id(x): x for x in chain(network.parameters(), network.buffers())}
+        kept |= {id(p): new for p, new in zip(self.sources, cast, strict=True)}
+        self.network: N = copy.deepcopy(network, kept) if pairs else network
+        self.cast = cast
+
+    def serves(self, network: N, dtype: torch.dtype) -> bool:
+        """Whether this is of the network's tensors as they lie now, and of a type."""
+        return self.dtype == dtype and self.made_of == addresses(network)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Cast the weights again, as they are now, to where they were cast before."""
+        for new, p in zip(self.cast, self.sources, strict=True):
+            new.copy_(p)
+
+
+def addresses(network: nn.Module) -> tuple[int, ...]:
+    """Where the tensors of a network lie."""
+    return tuple(_address(x) for x in chain(network.parameters(), network.buffers()))
+
+
+def _address(x: Tensor) -> int:
+    return x.data_ptr() if type(x.data) is Tensor else id(x)
