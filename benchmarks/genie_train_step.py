@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from hwm.convert import from_reference
 from hwm.devices import peak_memory
 from hwm.models.genie import Genie
+from hwm.nn.layers import sparing
 from hwm.types import Batch
 
 # the fields of a published config; --quick has fewer blocks and cells
@@ -122,7 +123,7 @@ def clip(model: Genie, batch: Batch, seed: int) -> Tensor:
     return torch.cat([past, shown.masked_fill(masked, model.vocab)], 1)
 
 
-def measure(plain: bool, recompute: bool, repeats: int, threads: int, dtype: str, quick: bool) -> dict[str, float]:
+def measure(plain: bool, spare: bool, repeats: int, threads: int, dtype: str, quick: bool) -> dict[str, float]:
     """Median seconds of a forward and backward pass, seconds of all cores, peak bytes, and the last loss."""
     if threads:
         torch.set_num_threads(threads)
@@ -130,14 +131,12 @@ def measure(plain: bool, recompute: bool, repeats: int, threads: int, dtype: str
     torch.manual_seed(0)
     baseline = PlainGenie(fields)
     ours: Genie = from_reference("genie", fields, baseline.state_dict()).train()  # the same tensors
-    for block in ours.blocks:
-        block.recompute = recompute
     side = int(fields["S"] ** 0.5)
     batch = Batch(torch.randint(2**18, (1, fields["T"], side, side)), torch.zeros(1, fields["T"], 1, 1), "nobody")
     cpu, before, seconds, busy, value = torch.device("cpu"), peak_memory(torch.device("cpu")), [], [], 0.0
     for i in range(repeats + 1):
         start, busy_start = time.perf_counter(), time.process_time()
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"), sparing(spare):
             if plain:
                 loss = baseline.loss(clip(ours, batch, i), ours.tokens(batch.latents))
             else:
@@ -158,16 +157,16 @@ def main() -> None:
     p = parser(__doc__ or "")
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of our step's matrix products")
-    p.add_argument("--keep", action="store_true", help="let our step keep what it could compute again")
+    p.add_argument("--spare", action="store_true", help="let our step compute again what it has room to keep")
     p.add_argument("--part", choices=["ours", "plain"], help="measure one part and print its JSON")
     a = p.parse_args()
     if a.part:
-        found = measure(a.part == "plain", not a.keep, a.repeats, a.threads, a.dtype, a.quick)
+        found = measure(a.part == "plain", a.spare, a.repeats, a.threads, a.dtype, a.quick)
         print(json.dumps(found))
         return
     options = ["--repeats", str(a.repeats), "--threads", str(a.threads), *(["--quick"] if a.quick else [])]
-    here, keep = str(Path(__file__)), ["--keep"] if a.keep else []
-    ours = in_fresh_process(here, "--part", "ours", "--dtype", a.dtype, *keep, *options)
+    here, spare = str(Path(__file__)), ["--spare"] if a.spare else []
+    ours = in_fresh_process(here, "--part", "ours", "--dtype", a.dtype, *spare, *options)
     plain = in_fresh_process(here, "--part", "plain", *options)
     if a.dtype == "float32" and abs(ours["loss"] - plain["loss"]) > 1e-4:
         raise SystemExit(f"the losses differ: {ours['loss']} and {plain['loss']}")
@@ -185,7 +184,7 @@ def main() -> None:
         loss_ours=ours["loss"],
         loss_baseline=plain["loss"],
         dtype=a.dtype,
-        recompute=not a.keep,
+        spare=a.spare,
     )
 
 

@@ -19,6 +19,7 @@ from common import in_fresh_process, parser, report
 
 from hwm.data.clips import fake_batch
 from hwm.devices import Runtime, find_device, peak_memory
+from hwm.nn.layers import sparing
 from hwm.recipes import find_recipe
 from hwm.train.blocks import arithmetic, recompute
 from hwm.train.config import TrainConfig
@@ -56,7 +57,7 @@ def measured(name: str, mode: str, threads: int, quick: bool) -> float:
     made = optimizers(module, train.optimizer, train.lr, train.weight_decay, train.betas)
     batch = fake_batch(spec, 1, steps).to(device)
     for _ in range(2):
-        with arithmetic(Runtime(device, "bfloat16"), mode):
+        with sparing(), arithmetic(Runtime(device, "bfloat16"), mode):
             loss, _ = module(batch)
         loss.backward()
         for each in made:

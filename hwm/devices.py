@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ from torch.nn.functional import linear
 from hwm.errors import HwmError, unknown
 
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
 FASTER = 1.2
 """By how much bfloat16 must be faster than float32 to be worth its rounding; measuring is less uncertain."""
@@ -204,6 +208,19 @@ def peak_memory(device: torch.device) -> float:
         return float(torch.cuda.max_memory_allocated(device))
     # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
+
+
+@cache
+def machine_memory() -> float:
+    """Bytes of ordinary memory that this machine has, or that its container may take; 0 where nothing tells."""
+    try:
+        found = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return 0.0
+    try:
+        return min(found, float(CONTAINER.read_text()))
+    except (OSError, ValueError):  # no such file, or "max"
+        return found
 
 
 def synchronize(device: torch.device) -> None:

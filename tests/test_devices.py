@@ -10,6 +10,8 @@ from hwm import devices
 from hwm.computing import Computing, ExactComputing
 from hwm.devices import Runtime, choose_format, exact, find_device, format_of, open_runtime, runtime_of
 from hwm.errors import HwmError
+from hwm.nn.layers import roomy
+from hwm.train.blocks import arithmetic
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 faster_format = devices.faster_format.__wrapped__  # before tests replace it, and without what it keeps
@@ -140,3 +142,23 @@ def test_data_is_made_in_float32_unless_asked(monkeypatch) -> None:
     assert Computing(device="cpu").start().format == "bfloat16"
     assert ExactComputing(device="cpu").start().format == "float32"
     assert ExactComputing(device="cpu", dtype="bfloat16").start().format == "bfloat16"
+
+
+def test_what_may_be_kept_is_a_share_of_the_memory_that_a_container_leaves(tmp_path, monkeypatch) -> None:
+    memory = devices.machine_memory.__wrapped__
+    whole = memory()
+    assert whole > 2**30
+    monkeypatch.setattr(devices, "CONTAINER", tmp_path / "memory.max")
+    (tmp_path / "memory.max").write_text("max\n")
+    everything = memory()
+    assert everything >= whole
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert memory() == 1e6
+    monkeypatch.setattr("hwm.nn.layers.machine_memory", memory)
+    assert roomy(250_000, CPU)
+    assert not roomy(250_001, CPU)
+    assert not roomy(1, CUDA)
+    for recomputation, room in (("none", True), ("selective", False), ("full", False)):
+        with arithmetic(Runtime(CPU, "float32"), recomputation):
+            assert roomy(1, CPU) is room
+    assert roomy(1, CPU)

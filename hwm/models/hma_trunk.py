@@ -123,6 +123,7 @@ class ConditionedBlock(CausalBlock):
         memory: TimeMemory = (),
         first: int = 0,
         keep: int = 0,
+        spare: bool = True,
         actions_MBD: Tensor | None = None,
         embodiment: str = "",
     ) -> tuple[Tensor, TimeMemory]:
@@ -133,7 +134,7 @@ class ConditionedBlock(CausalBlock):
             embodiment: whose they are, as a module name.
         """
         if actions_MBD is None:
-            return super().forward(x_TBSD, memory, first, keep)
+            return super().forward(x_TBSD, memory, first, keep, spare)
         conditions = [way[embodiment](actions_MBD, x_TBSD.shape[0]) for way in self.told]  # type: ignore[index, operator]
 
         def between(x_TBSD: Tensor) -> Tensor:
@@ -141,7 +142,7 @@ class ConditionedBlock(CausalBlock):
                 x_TBSD = condition(x_TBSD)
             return x_TBSD
 
-        return super().forward(x_TBSD, memory, first, keep, between)
+        return super().forward(x_TBSD, memory, first, keep, spare, between)
 
 
 class Trunk(nn.Module):

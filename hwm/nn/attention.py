@@ -173,7 +173,7 @@ class Attention(nn.Module):
     def project(self, x_D: Tensor, table: Table) -> tuple[Tensor, Tensor, Tensor]:
         """(..., D) -> rotated queries, rotated keys and values, each (..., h, d); the table broadcasts over heads."""
         qkv = self.qkv(x_D).unflatten(-1, (3 * self.heads, self.head_dim))
-        qk, v = qkv.tensor_split((2 * self.heads,), -2)
+        qk, v = qkv.split((2 * self.heads, self.heads), -2)  # (not slices, whose gradients are each a whole tensor)
         q, k = self.norm(rotate(qk, table)).chunk(2, -2)
         return q, k, v
 

@@ -20,10 +20,13 @@ from torch import Tensor, nn
 
 from hwm.errors import HwmError
 from hwm.nn.attention import attend
-from hwm.nn.layers import added, in_parts, plainly, recomputed
+from hwm.nn.layers import added, in_parts, plainly, recomputed, roomy
 
 # The width at which muP changes nothing but the attention scale: that of the smallest published model.
 BASE_WIDTH = 256
+
+# How many times what goes into a block is kept of it for the backward pass where nothing is spared.
+KEPT = 23
 
 # Of attention over time in one block: keys, and then values, each (1, B, S, h, d), a tensor a step. Caches of one
 # rollout share those of the steps that they have in common.
@@ -98,14 +101,7 @@ class CausalBlock(nn.Module):
 
     Args:
         config: with `CausalFields`, `dim`, `heads`, `mlp_ratio` and `mlp_drop`.
-
-    Attributes:
-        recompute: of a training pass keep what goes into the block, and attention among cells, and compute the rest
-            again in the backward pass. Of a token that is 5 D numbers instead of 16 D, for a sixth more arithmetic. If
-            not, only what costs next to nothing is computed again, norms and the GELU; all together are 23 D.
     """
-
-    recompute = True
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -125,6 +121,7 @@ class CausalBlock(nn.Module):
         memory: TimeMemory = (),
         first: int = 0,
         keep: int = 0,
+        spare: bool = True,
         between: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, TimeMemory]:
         """Run T steps through the block.
@@ -133,6 +130,9 @@ class CausalBlock(nn.Module):
             memory: of the M steps before, which every step of this pass sees.
             first: from which step on anyone reads the states that come out.
             keep: how many of the steps are to be remembered.
+            spare: of a training pass keep what goes into the block, and attention among cells, and compute the rest
+                again in the backward pass. Of a token that is 5 D numbers instead of 23 D (`KEPT`), for a sixth more
+                arithmetic. If not, only what costs next to nothing is computed again, norms and the GELU.
             between: what becomes of the states (T, B, S, D) between attention among cells and attention over time; it
                 keeps cells apart.
 
@@ -141,14 +141,14 @@ class CausalBlock(nn.Module):
         """
         o_TBSD = self.over_cells(recomputed(self.project_cells, x_TBSD))
         if keep:
-            x_TBSD, *new = self.over_time(x_TBSD, o_TBSD, *memory, first=first, between=between)
+            x_TBSD, *new = self.over_time(x_TBSD, o_TBSD, *memory, first=first, spare=spare, between=between)
             old = memory[: len(memory) // 2], memory[len(memory) // 2 :]
             return x_TBSD, tuple(chain(*((*o, *n[:keep].clone().split(1)) for o, n in zip(old, new, strict=True))))
 
         def rest(*given: Tensor) -> Tensor:
-            return self.over_time(*given, first=first, between=between)[0]
+            return self.over_time(*given, first=first, spare=spare, between=between)[0]
 
-        return in_parts(partial(recomputed, rest) if self.recompute else rest, 2, x_TBSD, o_TBSD, *memory), ()
+        return in_parts(partial(recomputed, rest) if spare else rest, 2, x_TBSD, o_TBSD, *memory), ()
 
     def project_cells(self, x_TBSD: Tensor) -> Tensor:
         """Queries, keys and values of attention among cells, (T, B, S, 3D)."""
@@ -166,6 +166,7 @@ class CausalBlock(nn.Module):
         o_TBSD: Tensor,
         *memory: Tensor,
         first: int,
+        spare: bool,
         between: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The rest of the block, in which each cell is by itself: states of the steps from `first` on, and keys and
@@ -181,11 +182,11 @@ class CausalBlock(nn.Module):
             q_NhLd, k_NhMd, v_NhMd = (x.flatten(1, 2).permute(1, 2, 0, 3) for x in (q, k_M, v_M))
             o_NhLd = attend(q_NhLd, k_NhMd, v_NhMd, scale=self.time.scale, causal=True)
             x_TBSD = added(x_TBSD, self.time.proj(o_NhLd.permute(2, 0, 1, 3).reshape(x_TBSD.shape)))
-            x_TBSD = self.mlp(x_TBSD)
+            x_TBSD = self.mlp(x_TBSD, spare)
         return x_TBSD, k, v
 
-    def mlp(self, x_D: Tensor) -> Tensor:
-        run = plainly if self.recompute else recomputed  # what is recomputed as a whole need not be in parts
+    def mlp(self, x_D: Tensor, spare: bool) -> Tensor:
+        run = plainly if spare else recomputed  # what is recomputed as a whole need not be in parts
         hidden_E = run(lambda x: self.fc1(self.norm2(x)), x_D)
         return added(x_D, run(lambda x: self.drop(self.fc2(self.drop(F.gelu(x)))), hidden_E))
 
@@ -213,8 +214,9 @@ class CausalStack(nn.ModuleList):
             states (T - first, B, S, D), and, if any are kept, a cache of the steps so far.
         """
         memory, last = [], len(self) - 1
+        spare = not roomy(KEPT * x_TBSD.numel() * x_TBSD.element_size() * len(self), x_TBSD.device)
         for i, block in enumerate(self):
             old = cache.memory[i] if cache.memory else ()
-            x_TBSD, so_far = block(x_TBSD, old, first if i == last else 0, keep, *given)
+            x_TBSD, so_far = block(x_TBSD, old, first if i == last else 0, keep, spare, *given)
             memory.append(so_far)
         return x_TBSD, CausalCache(tuple(memory), cache.steps + keep) if keep else cache

@@ -5,7 +5,8 @@ Shape suffixes: ... any leading axes, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache, partial
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from hwm.devices import machine_memory
 
 ROWS_AT_ONCE = 2048  # see `in_parts`
 
@@ -62,6 +65,29 @@ def _forgetting(function: Callable[..., Any], *given: Any) -> Any:
         return function(*given)
     finally:
         FORGETTING.reset(token)
+
+
+SPARING = ContextVar("SPARING", default=False)
+"""Whether a pass takes as little memory as it can; see `sparing`."""
+
+
+@contextmanager
+def sparing(on: bool = True) -> Iterator[None]:
+    """Let layers that can be made to forget activations do so, however much room there is."""
+    token = SPARING.set(on or SPARING.get())
+    try:
+        yield
+    finally:
+        SPARING.reset(token)
+
+
+def roomy(size: float, device: torch.device) -> bool:
+    """Whether so many bytes may be kept for the backward pass instead of computing again what they hold.
+
+    On a graphics card, whose memory is what limits a batch, nothing is; on a CPU what takes up to a quarter of the
+    machine's memory, of which weights, optimizer and whatever else runs take their part.
+    """
+    return device.type == "cpu" and not SPARING.get() and size <= machine_memory() / 4
 
 
 def in_parts(function: Callable[..., Tensor], axis: int, *given: Tensor) -> Tensor:

@@ -241,12 +241,13 @@ class JointTime(nn.Module):
             cells = h_TBCD.shape[2] - 1
             h_TBCD = h_TBCD + torch.cat([which[:, :1].expand(-1, cells, -1), which[:, 1:]], 1)[:, None]
         q, *keys = self.attn.project(h_TBCD, view.times)
-        video = tuple(torch.cat([x[:, :, :-1], x[:, :, :-1].mean(2, keepdim=True)], 2) for x in keys)
+        parts = [_cells_and_action(x) for x in keys]
+        video = tuple(torch.cat([x, x.mean(2, keepdim=True)], 2) for x, _ in parts)
         old = memory or StreamMemory((), (), ())
-        action = grown(old.action, tuple(x[:, :, -1] for x in keys))
+        action = grown(old.action, tuple(x for _, x in parts))
         x_TBCD, q = x_TBCD[first:], q[first:]
         if not x_TBCD.shape[0]:
-            return x_TBCD[:, :, :-1], x_TBCD[:, :, -1], StreamMemory((), grown(old.video, video), action)
+            return *_cells_and_action(x_TBCD), StreamMemory((), grown(old.video, video), action)
         # Keys and values of [video, actions], whose halves share a mask; the first half is what is remembered.
         for_all = tuple(x[:, :, None].expand(-1, -1, q.shape[2], -1, -1) for x in action)
         both = [torch.cat(parts) for parts in zip(*filter(None, (old.video, video, for_all)), strict=True)]
@@ -255,8 +256,13 @@ class JointTime(nn.Module):
         o_TBCD = self.attn.proj(attend_over_time(q, both, mask))
         if self.pool:
             o_TBCD = torch.cat([o_TBCD[:, :, :1].expand(-1, -1, x_TBSD.shape[2], -1), o_TBCD[:, :, 1:]], 2)
-        x_TBCD = x_TBCD + o_TBCD
-        return x_TBCD[:, :, :-1], x_TBCD[:, :, -1], left
+        return *_cells_and_action(x_TBCD + o_TBCD), left
+
+
+def _cells_and_action(x_TBC: Tensor) -> tuple[Tensor, Tensor]:
+    """What is of the cells of each step (T, B, S, ...), and of its action (T, B, ...), which is the last of them."""
+    cells_TBS, action_TB1 = x_TBC.split((x_TBC.shape[2] - 1, 1), 2)
+    return cells_TBS, action_TB1.squeeze(2)
 
 
 class SplitTime(nn.Module):

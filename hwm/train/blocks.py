@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from hwm.config import Trainable
 from hwm.devices import Runtime
-from hwm.nn.layers import FORGETTING
+from hwm.nn.layers import FORGETTING, sparing
 
 Forward = Callable[..., Any]
 
@@ -31,11 +31,13 @@ LARGE = 10_000_000
 """Weights of a model that is worth compiling. Those that train on a CPU in minutes have fewer, papers' have more."""
 
 
-def arithmetic(runtime: Runtime, recomputation: str) -> AbstractContextManager[Any]:
+@contextmanager
+def arithmetic(runtime: Runtime, recomputation: str) -> Iterator[None]:
     """The number format of a forward pass, whose activations are computed again as `recompute` has it."""
     # a cache would keep every weight in half precision until the end of a pass, though blocks forget theirs; and
     # what is computed again must find the weights as it found them first: cast, or not cast yet
-    return runtime.autocast(cache=recomputation == "none")
+    with runtime.autocast(cache=recomputation == "none"), sparing(recomputation != "none"):
+        yield
 
 
 def recompute(module: Trainable, mode: str) -> None:

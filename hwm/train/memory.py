@@ -1,7 +1,8 @@
 """How much memory a training step takes, without taking it: the step is run on tensors that have sizes and no values.
 
 Every block of memory that the forward and backward pass ask for is counted from the operation that makes it to the
-moment when nothing refers to it any more; weights, gradients and optimizer follow from the parameter count. What the
+moment when nothing refers to it any more; weights, gradients and optimizer follow from the parameter count. On a CPU a
+step takes more where there is room, and computes less again (`hwm.nn.layers.roomy`), which is not foretold. What the
 allocator wastes, kernels' workspaces and the program itself (on a GPU about 0.5 GiB) are not counted.
 """
 
@@ -27,6 +28,7 @@ from hwm.config import Trainable
 from hwm.data.clips import fake_batch
 from hwm.devices import FORMATS, Runtime
 from hwm.errors import HwmError
+from hwm.nn.layers import sparing
 from hwm.train.blocks import arithmetic, recompute
 from hwm.train.config import TrainConfig
 from hwm.train.lora import choose
@@ -177,7 +179,7 @@ def _activations(config: Any, spec: DataSpec, steps: int, train: TrainConfig) ->
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         kept = [*module.parameters(), *module.buffers(), *gradients, batch.latents, batch.actions]
         live = _Simulated({t.untyped_storage()._cdata for t in kept})
-        with live, arithmetic(Runtime(torch.device("cpu"), _format(train)), train.activation_checkpoint):
+        with live, sparing(), arithmetic(Runtime(torch.device("cpu"), _format(train)), train.activation_checkpoint):
             loss, _ = module(batch)
         with live:
             loss.backward()

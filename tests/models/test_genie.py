@@ -194,16 +194,15 @@ def gradients(model: Genie, batch: Batch) -> list[Tensor]:
 def test_recomputing_changes_no_gradient(changes: dict[str, Any], rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "ROWS_AT_ONCE", rows)
     model, batch = shaken(build(**changes)).train(), toy_batch(toy_spec(), 5)
-    recomputed = gradients(model, batch)
-    for block in model.blocks:
-        block.recompute = False
+    with layers.sparing():
+        recomputed = gradients(model, batch)
     kept = gradients(model, batch)
     assert len(recomputed) == len(kept) >= len(list(model.parameters())) - 2  # all but what is another robot's
     for a, b in zip(recomputed, kept, strict=True):
         assert torch.equal(a, b)
 
 
-def test_recomputing_keeps_less() -> None:
+def test_recomputing_keeps_less_and_is_done_where_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = build(actions=False, spec=toy_spec(), dim=64), toy_batch(toy_spec(), 5)
 
     def kept() -> int:
@@ -219,10 +218,14 @@ def test_recomputing_keeps_less() -> None:
         weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
         return sum(size for where, size in sizes.items() if where not in weights)
 
-    little = kept()
-    for block in model.blocks:
-        block.recompute = False
-    assert little < 0.4 * kept()
+    much = kept()
+    with layers.sparing():
+        little = kept()
+    assert little < 0.4 * much
+    states = 4 * (2 * 5 * 16) * 64  # bytes that go into a block
+    for room, expected in ((23 * 2 * states, much), (23 * 2 * states - 1, little)):
+        monkeypatch.setattr(layers, "machine_memory", lambda room=room: 4 * room)
+        assert kept() == expected
 
 
 def test_a_clip_is_looked_at_as_a_window_is() -> None:
