@@ -237,7 +237,7 @@ class JointTime(nn.Module):
         if self.pool:
             h_TBCD = torch.cat([h_TBCD[:, :, :-1].mean(2, keepdim=True), h_TBCD[:, :, -1:]], 2)
         if self.stream is not None:
-            which = torch.cat([self.stream[[i, i + 2]].expand(n, 2, -1) for i, (_, n) in enumerate(view.roles)])
+            which = torch.cat([self.stream[i::2].expand(n, 2, -1) for i, (_, n) in enumerate(view.roles)])
             cells = h_TBCD.shape[2] - 1
             h_TBCD = h_TBCD + torch.cat([which[:, :1].expand(-1, cells, -1), which[:, 1:]], 1)[:, None]
         q, *keys = self.attn.project(h_TBCD, view.times)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -25,11 +26,32 @@ from tests.pretend.tensors import Card, DeviceError, Pretend
 
 TOKENIZERS = sorted(entry.name for entry in own("hwm.tokenizers"))
 PICTURES = DataSpec(LatentSpec((32, 32), channels=3), {}, "pixels-32x32")
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cosmos_ar, digits": ("cosmos_ar", {"factorized": True, "own_past": 0.5, "action_deltas": True}),
+    "cosmos_ar, video alone": ("cosmos_ar", {"actions": False, "begin": True, "max_corrupt": 0.2,
+                                             "absolute": "float32"}),
+    "flow_hwm, split": ("flow_hwm", {"variant": "split", "objective": "shortcut", "clean_context": True,
+                                     "direct": True}),
+    "flow_hwm, full": ("flow_hwm", {"variant": "full", "any_horizon": True, "horizon": 2}),
+    "genie, actions": ("genie", {"actions": True, "qk_norm": True, "mlp_drop": 0.3}),
+    "hma_continuous, actions": ("hma_continuous", {"following_actions": True, "action_loss": 1.0, "action_drop": 0.5}),
+    "hma_discrete, actions": ("hma_discrete", {"following_actions": True, "action_loss": 1.0, "action_drop": 0.5}),
+    "masked_hwm, split": ("masked_hwm", {"variant": "split", "parallel": True, "own_past": 0.5, "learned_steps": 1,
+                                         "reach": 1, "copy_previous": True, "action_deltas": True}),
+    "masked_hwm, digits": ("masked_hwm", {"variant": "full", "factorized": True, "label_smoothing": 0.1}),
+    "masked_hwm_shared, streams": ("masked_hwm_shared", {"stream_embedding": True, "spatial_pool": True}),
+    "next_block, digits": ("next_block", {"max_corrupt": 0.2, "factorized": True}),
+}  # fmt: skip
+"""Further ways of some families, whose code is not run by the smallest configs: family, and what to change of that."""
+CASES = {**{name: (name, {}) for name in FAMILIES}, **VARIANTS}
 WAITS = {
     "cosmos_ar": 5, "flow_hwm": 0, "flow_hwm_uvit": 0, "genie": 0, "hma_continuous": 3, "hma_discrete": 0,
     "masked_hwm": 5, "masked_hwm_shared": 5, "next_block": 5,
+    "hma_continuous, actions": 6, "hma_discrete, actions": 3,
 }  # fmt: skip
-"""How often the host may wait in a forward and a backward pass."""
+"""How often the host may wait in a forward and a backward pass, by family, and where a variant has others by that."""
+PREDICTION_WAITS = {name: 2 if name == "cosmos_ar" else 0 for name in FAMILIES}
+"""The same in a prediction."""
 
 
 @pytest.fixture(params=["cuda", "mps"])
@@ -38,9 +60,12 @@ def card(request: pytest.FixtureRequest) -> Iterator[Card]:
         yield found
 
 
-def on(card: Card, name: str) -> WorldModel:
+def on(card: Card, case: str) -> WorldModel:
+    """A model on the card, whose gates let pass."""
+    name, changes = CASES[case]
+    config = replace(registered(name).tiny(), **changes)
     torch.manual_seed(0)
-    model = opened(build(name))
+    model = opened(config.build(build(name).spec))
     model.to(card.device)
     return model
 
@@ -61,9 +86,9 @@ def train(card: Card, module: Trainable, batch: Batch) -> None:
         assert all(isinstance(x, Pretend) for x in [loss, *metrics.values(), *average.weights.values()])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_models_are_trained(card, name):
-    model = on(card, name)
+@pytest.mark.parametrize("case", CASES)
+def test_models_are_trained(card, case):
+    model = on(card, case)
     batch = clip(model).to(card.device)
     train(card, model, batch)
     model.eval()
@@ -71,9 +96,9 @@ def test_models_are_trained(card, name):
         assert isinstance(model.validation_loss(batch)[0], Pretend)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_models_predict(card, name):
-    model = on(card, name).eval()
+@pytest.mark.parametrize("case", CASES)
+def test_models_predict(card, case):
+    model = on(card, case).eval()
     known = window(model).to(card.device)
     ahead = known.actions[:, -model.group :].repeat(1, 2 * max(1, model.config.horizon // model.group), 1, 1)
     longer = replace(known, actions=torch.cat([known.actions[:, : model.config.past], ahead], 1))
@@ -99,16 +124,24 @@ def test_the_loss_is_that_of_the_cpu(name):
         torch.testing.assert_close(model(clip(model).to(card.device))[0].cpu(), here)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_host_does_not_wait_in_a_step(name):
+@pytest.mark.parametrize("case", CASES)
+def test_the_host_hardly_waits(case):
     with pretending("cuda") as card:
-        model = on(card, name)
-        batch = clip(model).to(card.device)
-        model(batch)  # what is made once
-        card.forget()
-        model(batch)[0].backward()
-        assert sum(card.waits.values()) <= WAITS[name], card.waits
-        assert not card.uploads
+        model = on(card, case)
+        batch, known = clip(model).to(card.device), window(model).to(card.device)
+
+        def waits(work: Callable[[], Any]) -> Counter[str]:
+            for _ in range(2):  # what is made the first time is kept
+                card.forget()
+                torch.manual_seed(0)
+                work()
+            return Counter(card.waits)
+
+        found = waits(lambda: model(batch)[0].backward())
+        assert sum(found.values()) <= WAITS.get(case, WAITS[model.name]), found
+        model.eval()
+        found = waits(lambda: model.predict(known))
+        assert sum(found.values()) <= PREDICTION_WAITS[model.name], found
 
 
 @pytest.mark.parametrize("name", FAMILIES)
