@@ -12,6 +12,8 @@ from torch import Tensor
 from hwm.models.cosmos_ar import CosmosAR
 from hwm.models.cosmos_decoder import Decoder
 from hwm.models.texts import Text
+from hwm.objectives.next_token import NextTokenSampler
+from hwm.types import Batch
 from tests.gpu.beside import CARD, DEVICES, error, twin
 from tests.models.test_cosmos_decoder import told_by
 from tests.models.toys import toy_batch, toy_spec
@@ -60,6 +62,25 @@ def test_tokens_are_told_as_the_cpu_tells_them(device: str, dtype: torch.dtype, 
     )
     assert got.device.type == device
     assert error(got, wanted) < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_in_half_precision_a_world_is_captured_once(device: str) -> None:
+    """Weights in float32 under autocast, as `hwm play --dtype bfloat16` has them; tokens are drawn, step after step."""
+    there, batch = twin(model(), torch.device(device)), toy_batch(toy_spec(), 5).to(device)
+    window = Batch(batch.latents[:, :2], batch.actions, "arm")
+
+    def rollout() -> Tensor:
+        rows = [torch.Generator(device).manual_seed(i) for i in range(2)]
+        with torch.autocast(device, torch.bfloat16):
+            return there.rollout(window, generator=rows, sampler=NextTokenSampler(top_p=0.8, top_k=20)).latents
+
+    first = rollout()
+    captures = [step.captures.graphs for _, step, _ in there.kept.steps]
+    assert len(captures) == (device == "cuda")
+    assert all(len(graphs) == 1 for graphs in captures)
+    assert torch.equal(rollout(), first)
+    assert [step.captures.graphs for _, step, _ in there.kept.steps] == captures
 
 
 @pytest.mark.parametrize("device", DEVICES)
