@@ -17,6 +17,8 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from hwm import cli
 from hwm.commands import demo
+from hwm.interact.session import Session, World
+from hwm.interact.starts import start_of_file
 from hwm.loading import load_tokenizer
 from hwm.models.genie import Genie
 from hwm.recipes import RECIPES, Recipe
@@ -26,6 +28,9 @@ from hwm.types import DataSpec, LatentSpec
 from tests.commands.test_next_token import published
 from tests.commands.test_tokens import film
 from tests.evaluate import pan_world
+from tests.parity import recorded_path
+from tests.pretend.device import pretending
+from tests.pretend.tensors import Kind
 
 FEW = "--clips 2 --horizon 2"
 VERBS = {
@@ -112,6 +117,30 @@ def test_a_device_that_is_not_there_is_told_before_any_work(made, verb, tmp_path
     assert cli.main([*words_of(verb, nowhere, tmp_path / "out"), "--device", "abacus"]) == 2
     assert "no device called 'abacus'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize("verb", ["presets", "policies", "challenge compression", "challenge sampling",
+                                  "tokenizer report", "view", "export", "check"])  # fmt: skip
+def test_a_card_is_found_and_refuses_nothing(made, verb, kind: Kind, tmp_path: Path, capsys) -> None:
+    """Beside the verbs of `tests/pretend/test_commands.py`."""
+    check = ["convert", "check", *(str(recorded_path(name)) for name in ("genie-plain", "magvit2-two-levels"))]
+    words = check if verb == "check" else words_of(verb, made, tmp_path / "out")
+    with pretending(kind) as card:
+        status = cli.main(words)
+    assert status == 0, capsys.readouterr().err
+    assert card.kernels["aten.convolution.default"] or card.kernels["aten.addmm.default"]
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_pictures_of_ones_own_begin_a_session_on_a_card(made, kind: Kind) -> None:
+    with pretending(kind):
+        world = World.open(made.model, store=made.store)
+        more = {"action": world.model.spec.actions["pan"], "embodiment": "pan"}
+        session = Session(world)
+        session.reset(start_of_file(made.film, world.tokenizer, world.model.config.past, **more))
+        assert session.step({}).shape[-1] == 3
+        assert session.replay().to_json()
 
 
 @pytest.mark.parametrize("verb", ["encode", "decode", "tokenizer report", "view", "export"])
