@@ -121,7 +121,7 @@ def _commanded(o: DemoOptions, runtime: Runtime, console: Console) -> Obedience:
     model = load(o.model, runtime.device)
     clips = Clips(open_store(o.store), model.config.past + 8, part="test")
     tokenizer = load_tokenizer(clips.store.header.tokenizer, runtime.device)
-    obedience = obey(model, tokenizer, clips, COMMANDS, starts=6, steps=10, dtype=o.dtype)
+    obedience = obey(model, tokenizer, clips, COMMANDS, starts=6, steps=10, dtype=o.dtype, progress=True)
     for command, motion in obedience.motion.items():
         shift, expansion = motion.mean((0, 1))
         console.print(f"  {command:<14} the picture shifts {shift:+.2f} pixels a step, expands {expansion:+.2f}")

@@ -27,6 +27,7 @@ from hwm.evaluate.swaps import action_bounds
 from hwm.evaluate.uncertainty import Estimate, estimate
 from hwm.models.base import WorldModel
 from hwm.pictures.video import to_uint8
+from hwm.progress import track
 from hwm.types import Batch, Tokenizer
 
 MOTIONS = ("shift", "expansion")
@@ -133,6 +134,7 @@ def obey(
     seed: int = 0,
     sampler: Any = None,
     dtype: str | torch.dtype = "auto",
+    progress: bool = False,
 ) -> Obedience:
     """Roll out from the same starts under each command, and measure how the pictures move.
 
@@ -143,6 +145,7 @@ def obey(
         ramp: the most that an action may change from one slot to the next; None takes what is usual in the data.
         reference: windows of the data from which to learn what the camera does under commands; 0 leaves it out.
         dtype: number format of the model's matrix products, as of `EvaluateConfig`.
+        progress: show how far it is and how long it still takes.
 
     Raises:
         HwmError: an unknown action, or windows shorter than the context.
@@ -158,7 +161,8 @@ def obey(
     targets, told = _targets(clips.store, context, commands)
     motion, videos = {}, {}
     with judged(model):
-        for command, target in targets.items():
+        asked = targets.items()
+        for command, target in track(asked, len(asked), "commands", starts, "rollouts") if progress else asked:
             actions = torch.cat([context.actions, ramp_to(context.actions, target, limit, steps)], 1)
             batch = Batch(context.latents, actions, context.embodiment).to(runtime.device)
             generator = torch.Generator(runtime.device).manual_seed(seed)

