@@ -34,6 +34,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
                                      "direct": True}),
     "flow_hwm, full": ("flow_hwm", {"variant": "full", "any_horizon": True, "horizon": 2}),
     "genie, actions": ("genie", {"actions": True, "qk_norm": True, "mlp_drop": 0.3}),
+    "genie, narrow": ("genie", {"dim": 8}),  # narrower than the logits, as recipes are: those of masked tokens alone
     "hma_continuous, actions": ("hma_continuous", {"following_actions": True, "action_loss": 1.0, "action_drop": 0.5}),
     "hma_discrete, actions": ("hma_discrete", {"following_actions": True, "action_loss": 1.0, "action_drop": 0.5}),
     "masked_hwm, split": ("masked_hwm", {"variant": "split", "parallel": True, "own_past": 0.5, "learned_steps": 1,
@@ -47,7 +48,7 @@ CASES = {**{name: (name, {}) for name in FAMILIES}, **VARIANTS}
 WAITS = {
     "cosmos_ar": 5, "flow_hwm": 0, "flow_hwm_uvit": 0, "genie": 0, "hma_continuous": 3, "hma_discrete": 0,
     "masked_hwm": 5, "masked_hwm_shared": 5, "next_block": 5,
-    "hma_continuous, actions": 6, "hma_discrete, actions": 3,
+    "hma_continuous, actions": 6, "hma_discrete, actions": 3, "genie, narrow": 4,
 }  # fmt: skip
 """How often the host may wait in a forward and a backward pass, by family, and where a variant has others by that."""
 PREDICTION_WAITS = {name: 2 if name == "cosmos_ar" else 0 for name in FAMILIES}
