@@ -203,6 +203,7 @@ def test_half_precision_stays_near() -> None:
     first = (0, 0, 0)  # later ones follow other tokens where a choice was close
     assert (half[:, *first] - exact[:, *first]).abs().max() < 0.1 * exact.abs().max()
     small = build(dtype="bfloat16")
+    small.load_state_dict(model.state_dict())
     assert {p.dtype for p in small.parameters()} == {torch.bfloat16}
     kept = small.predict(window, sampler=GREEDY, logits=True)
     assert kept.logits is not None
