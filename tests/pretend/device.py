@@ -251,6 +251,7 @@ def _announce(patches: Patches, card: Card, bfloat16: bool, memory: int) -> None
         memory_allocated=lambda device=None: 0,
         reset_peak_memory_stats=lambda device=None: None,
         empty_cache=lambda: None,
+        is_current_stream_capturing=lambda: False,  # a build for CUDA asks the driver, which is not there
         get_rng_state=lambda device=None: torch.get_rng_state(),
         set_rng_state=lambda state, device=None: None,
         manual_seed_all=lambda seed: None,

@@ -222,3 +222,14 @@ def test_nothing_waits_while_a_graph_is_captured(cuda, what):
     x = torch.ones(3, device="cuda")
     with torch.cuda.graph(torch.cuda.CUDAGraph()), pytest.raises(DeviceError, match="capturing"):
         WAITS[what](x)
+
+
+def test_no_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it would be by a build of PyTorch for CUDA, which fails on a machine without one."""
+
+    def driver() -> bool:
+        raise RuntimeError("CUDA driver version is insufficient")
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", driver)
+    with pretending("cuda"):
+        assert not torch.cuda.is_current_stream_capturing()  # as PyTorch 2.9's optimizers do before a step
