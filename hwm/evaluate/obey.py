@@ -155,9 +155,7 @@ def obey(
     runtime = runtime_of(model, dtype)
     indices = clips.spread(starts)
     context = clips.batch(indices).window(0, prompt, prompt)
-    limit = usual_changes(clips.store)
-    for name, value in (ramp or {}).items():
-        limit[clips.store.header.action_names.index(name)] = value
+    limit = _limit(clips.store, ramp or {})
     targets, told = _targets(clips.store, context, commands)
     motion, videos = {}, {}
     with judged(model):
@@ -184,6 +182,14 @@ def obey(
         steps_per_second=spec.fps,
         frames_per_step=spec.latent.stride,
     )
+
+
+def _limit(store: Store, ramp: Mapping[str, float]) -> Tensor:
+    """The most that each action may change from one slot to the next, (A,): what is usual, or what `ramp` says."""
+    limit = usual_changes(store)
+    for name, value in ramp.items():
+        limit[store.header.action_names.index(name)] = value
+    return limit
 
 
 def _check(clips: Clips, prompt: int, commands: Mapping[str, Mapping[str, float]]) -> None:
