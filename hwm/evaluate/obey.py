@@ -9,7 +9,7 @@ sideways from step to step and how much they expand, beside what the camera's pi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hwm.data.clips import Clips
 from hwm.data.store import Store
-from hwm.devices import runtime_of
+from hwm.devices import Runtime, runtime_of
 from hwm.errors import HwmError, unknown
 from hwm.evaluate.camera import camera_video, decode, episode_of
 from hwm.evaluate.predict import judged
@@ -162,11 +162,8 @@ def obey(
         asked = targets.items()
         for command, target in track(asked, len(asked), "commands", starts, "rollouts") if progress else asked:
             actions = torch.cat([context.actions, ramp_to(context.actions, target, limit, steps)], 1)
-            batch = Batch(context.latents, actions, context.embodiment).to(runtime.device)
-            generator = torch.Generator(runtime.device).manual_seed(seed)
-            with runtime.autocast():
-                latents = model.rollout(batch, sampler=sampler, generator=generator).latents
-            video = decode(tokenizer, torch.cat([batch.latents, latents], 1)).cpu()
+            latents = _rolled_out(model, runtime, replace(context, actions=actions), sampler, seed)
+            video = decode(tokenizer, latents).cpu()
             motion[command] = motion_by_step(video, tokenizer.latent.stride)[:, prompt - 1 :].numpy()
             videos[command] = to_uint8(video)
         expected = expectation(tokenizer, clips, told, reference) if reference else None
@@ -182,6 +179,14 @@ def obey(
         steps_per_second=spec.fps,
         frames_per_step=spec.latent.stride,
     )
+
+
+def _rolled_out(model: WorldModel, runtime: Runtime, batch: Batch, sampler: Any, seed: int) -> Tensor:
+    """Latents of the context and of what the model makes of the actions that follow."""
+    batch, generator = batch.to(runtime.device), torch.Generator(runtime.device).manual_seed(seed)
+    with runtime.autocast():
+        made = model.rollout(batch, sampler=sampler, generator=generator)
+    return torch.cat([batch.latents, made.latents], 1)
 
 
 def _limit(store: Store, ramp: Mapping[str, float]) -> Tensor:
