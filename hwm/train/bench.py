@@ -16,6 +16,7 @@ from hwm.models.base import WorldModel
 from hwm.train import distributed
 from hwm.train.blocks import arithmetic, compile_blocks, recompute, worth_compiling
 from hwm.train.flops import count_flops
+from hwm.train.halves import Halves
 from hwm.train.lora import choose
 from hwm.train.optim import gradient_norm, optimizers
 
@@ -82,15 +83,18 @@ def bench(name: str, recipe: Any, steps: int) -> Bench:
     module.zero_grad(set_to_none=True)
     if c.compile is True or (c.compile == "auto" and worth_compiling(module, device)):
         compile_blocks(module)
+    halves = Halves(module, runtime, c.activation_checkpoint)
     made = optimizers(module, c.optimizer, c.lr, c.weight_decay, c.betas, runtime.dtype)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = []
     for _ in range(steps + 1):
         start = _now(device)
-        with forward():
-            loss, _ = module(batch)
-        loss.backward()
+        with halves.used():
+            with forward():
+                loss, _ = module(batch)
+            loss.backward()
+            halves.collect()
         gradient_norm(module, c.clip)
         for optimizer in made:
             optimizer.step()

@@ -31,6 +31,7 @@ from hwm.errors import HwmError
 from hwm.nn.layers import sparing
 from hwm.train.blocks import arithmetic, recompute
 from hwm.train.config import TrainConfig
+from hwm.train.halves import Halves
 from hwm.train.lora import choose
 from hwm.train.muon import Muon
 from hwm.train.optim import optimizers
@@ -135,8 +136,8 @@ def training_memory(config: Any, spec: DataSpec, steps: int, train: TrainConfig,
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     moments = sum(_moments(optimizer, p) for optimizer in made for g in optimizer.param_groups for p in g["params"])
     ways = (train.shard or processes) if processes > 1 else 1
-    one = _activations(config, spec, steps, replace(train, batch_size=1))
-    two = _activations(config, spec, steps, replace(train, batch_size=2))
+    one = _activations(config, spec, steps, replace(train, batch_size=1), processes)
+    two = _activations(config, spec, steps, replace(train, batch_size=2), processes)
     gathered = 0.0
     if ways > 1:  # two units at a time are put together, one in use and one on its way
         size, units = FORMATS[_format(train)].itemsize, list(module.units()) or [module]
@@ -164,7 +165,7 @@ def _moments(optimizer: torch.optim.Optimizer, p: Tensor) -> int:
     return p.numel() * (1 if isinstance(optimizer, Muon) else 2)
 
 
-def _activations(config: Any, spec: DataSpec, steps: int, train: TrainConfig) -> float:
+def _activations(config: Any, spec: DataSpec, steps: int, train: TrainConfig, processes: int) -> float:
     """Most bytes alive in a forward and backward pass beside weights and gradients."""
     with torch.device("meta"):
         module: Trainable = config.build(spec)
@@ -179,10 +180,14 @@ def _activations(config: Any, spec: DataSpec, steps: int, train: TrainConfig) ->
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         kept = [*module.parameters(), *module.buffers(), *gradients, batch.latents, batch.actions]
         live = _Simulated({t.untyped_storage()._cdata for t in kept})
-        with live, sparing(), arithmetic(Runtime(torch.device("cpu"), _format(train)), train.activation_checkpoint):
-            loss, _ = module(batch)
+        runtime = Runtime(torch.device("cpu"), _format(train))
         with live:
-            loss.backward()
+            halves = Halves(module, runtime, train.activation_checkpoint, processes)
+            with halves.used():
+                with sparing(), arithmetic(runtime, train.activation_checkpoint):
+                    loss, _ = module(batch)
+                loss.backward()
+                halves.collect()
         return float(live.peak)
 
 

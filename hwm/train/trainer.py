@@ -31,6 +31,7 @@ from hwm.train.config import TrainConfig
 from hwm.train.distributed import whole
 from hwm.train.finite import LossScale, Verdict
 from hwm.train.flops import count_flops
+from hwm.train.halves import Halves
 from hwm.train.loggers import Logger
 from hwm.train.lora import choose
 from hwm.train.optim import MovingAverage, gradient_norm, heeds, learning_rate, optimizers
@@ -86,6 +87,7 @@ class Trainer:
         never = self._never_trained() if parallel else None
         if config.compile:
             compile_blocks(self.module)
+        self.halves = Halves(self.module, self.runtime, config.activation_checkpoint, self.world.size)
         self.optimizers = optimizers(
             self.module, config.optimizer, config.lr, config.weight_decay, config.betas, self.runtime.dtype
         )
@@ -206,19 +208,7 @@ class Trainer:
         c = self.config
         self.model.train()
         torch.manual_seed(c.seed * 1_000_003 + self.step * 997 + self.world.rank)  # masks and noise of this update
-        sums: dict[str, Tensor] = {}
-        losses = []
-        for i in range(c.accumulate):
-            batch = next(batches).to(self.world.device)
-            with self._no_sync(i), self._autocast():
-                loss, metrics = self.model(batch)
-            with self._no_sync(i):
-                (loss / (c.accumulate / self.scale.value)).backward()
-            losses.append(loss.detach())
-            for k, v in {"loss": loss, **metrics}.items():
-                sums[k] = sums.get(k, 0) + v.detach() / c.accumulate
-        if isinstance(self.model, Parallel):
-            self.model.check()
+        sums, losses = self._passes(batches)
         self.scale.unscale(p.grad for p in self.module.parameters() if p.grad is not None)
         sums["gradient_norm"] = norm = gradient_norm(self.module, c.clip)
         rate = learning_rate(self.step, peak=c.lr, warmup=c.warmup, total=c.steps, floor=c.floor)
@@ -232,6 +222,24 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         return {**sums, "lr": torch.tensor(rate)}
+
+    def _passes(self, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """The forward and backward passes of an update: means of what they put out, and the loss of each."""
+        c, sums, losses = self.config, dict[str, Tensor](), list[Tensor]()
+        with self.halves.used():
+            for i in range(c.accumulate):
+                batch = next(batches).to(self.world.device)
+                with self._no_sync(i), self._autocast():
+                    loss, metrics = self.model(batch)
+                with self._no_sync(i):
+                    (loss / (c.accumulate / self.scale.value)).backward()
+                self.halves.collect()
+                losses.append(loss.detach())
+                for k, v in {"loss": loss, **metrics}.items():
+                    sums[k] = sums.get(k, 0) + v.detach() / c.accumulate
+        if isinstance(self.model, Parallel):
+            self.model.check()
+        return sums, losses
 
     def _goes_on(self, verdict: Verdict) -> bool:
         """Whether to change the weights by an update of which this is found: if so, then as far as it is finite.

@@ -9,6 +9,7 @@ import torch
 
 from hwm import cli
 from hwm.data.clips import fake_batch
+from hwm.devices import Runtime
 from hwm.errors import HwmError
 from hwm.models.flow_hwm import FlowHWM
 from hwm.models.genie import Genie
@@ -16,6 +17,7 @@ from hwm.models.masked_hwm import MaskedHWM
 from hwm.nn.layers import sparing
 from hwm.recipes import find_recipe
 from hwm.train.config import TrainConfig
+from hwm.train.halves import Halves
 from hwm.train.memory import _Live, fewest_passes, fit, read_size, training_memory
 from hwm.types import ActionSpec, DataSpec, LatentSpec
 
@@ -38,9 +40,14 @@ def really(config, spec: DataSpec, train: TrainConfig) -> float:
         batch.latents,
         batch.actions,
     ]
-    live = _Live({t.untyped_storage()._cdata for t in kept})
-    with live, sparing():
-        module(batch)[0].backward()
+    live, runtime = _Live({t.untyped_storage()._cdata for t in kept}), Runtime(torch.device("cpu"), train.dtype)
+    with live:
+        halves = Halves(module, runtime, train.activation_checkpoint)
+        with halves.used():
+            with sparing(), runtime.autocast():
+                loss, _ = module(batch)
+            loss.backward()
+            halves.collect()
     return live.peak
 
 
@@ -52,9 +59,11 @@ def really(config, spec: DataSpec, train: TrainConfig) -> float:
         (Genie.Config(dim=64, depth=2, heads=2), IDS),
     ],
 )
-def test_a_step_takes_what_was_said(config, spec: DataSpec) -> None:
-    said = training_memory(config, spec, 3, PLAIN)
-    took = really(config, spec, PLAIN)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_takes_what_was_said(config, spec: DataSpec, dtype: str) -> None:
+    train = replace(PLAIN, dtype=dtype)
+    said = training_memory(config, spec, 3, train)
+    took = really(config, spec, train)
     assert said.activations == pytest.approx(took, rel=0.15)  # how many cells are masked depends on chance
     count = sum(p.numel() for p in config.build(spec).parameters())
     assert (said.parameters, said.weights, said.optimizer, said.average) == (count, 4 * count, 8 * count, 0)
