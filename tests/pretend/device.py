@@ -202,7 +202,10 @@ def _announce(patches: Patches, card: Card, bfloat16: bool, memory: int) -> None
     """What tells of the card: `torch.cuda` or `torch.mps`."""
     cuda = card.kind == "cuda"
     patches.set(torch.cuda, is_available=lambda: cuda, device_count=lambda: int(cuda))
-    patches.set(torch.backends.mps, is_available=lambda: not cuda, is_built=lambda: not cuda)
+    # builds for CUDA would ask it, and through it the driver, which is not there
+    patches.set(torch.accelerator, is_available=lambda: False)
+    # cached, as PyTorch's own: from 2.14 on its compiler looks for what is inside
+    patches.set(torch.backends.mps, is_available=functools.cache(lambda: not cuda), is_built=lambda: not cuda)
     if not cuda:
         patches.set(torch.mps, synchronize=lambda: card.wait("it was told to"))
         return

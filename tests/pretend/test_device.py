@@ -224,12 +224,15 @@ def test_nothing_waits_while_a_graph_is_captured(cuda, what):
         WAITS[what](x)
 
 
-def test_no_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it would be by a build of PyTorch for CUDA, which fails on a machine without one."""
+def test_what_other_versions_of_pytorch_look_for_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no driver is asked: builds for CUDA raise on a machine without one."""
 
     def driver() -> bool:
         raise RuntimeError("CUDA driver version is insufficient")
 
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", driver)
+    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
     with pretending("cuda"):
         assert not torch.cuda.is_current_stream_capturing()  # as PyTorch 2.9's optimizers do before a step
+        assert torch.accelerator.current_accelerator(check_available=True) is None  # as 2.13's do
+        assert callable(torch.backends.mps.is_available.__wrapped__)  # as the compiler of 2.14 looks for, once imported
