@@ -119,8 +119,8 @@ class PlainGenie(nn.Module):
 def clip(model: Genie, batch: Batch, seed: int) -> Tensor:
     """What `model.loss(batch)` shows the blocks under this seed: ids (B, T, S), `vocab` where masked."""
     torch.manual_seed(seed)
-    past, shown, masked = model.corrupt_and_mask(model.tokens(batch.latents))
-    return torch.cat([past, shown.masked_fill(masked, model.vocab)], 1)
+    past, shown, cells = model.corrupt_and_mask(model.tokens(batch.latents))
+    return torch.cat([past, shown.masked_fill(cells.mask, model.vocab)], 1)
 
 
 def measure(plain: bool, spare: bool, repeats: int, threads: int, dtype: str, quick: bool) -> dict[str, float]:

@@ -94,7 +94,8 @@ def own_loss(model: Trainable, batch: Batch) -> Tensor:
 def full_logits(model: MaskedModel, batch: Batch) -> Tensor:
     """The objective of masked tokens, with float32 logits of every position of every step, as released code has it."""
     ids_BTS = model.tokens(batch.latents)
-    past_BPS, shown_BHS, masked_BHS = model.corrupt_and_mask(ids_BTS)
+    past_BPS, shown_BHS, cells = model.corrupt_and_mask(ids_BTS)
+    masked_BHS = cells.mask
     hidden_BHSD = model.states_of_clip(past_BPS, batch.actions, batch.embodiment, shown_BHS, masked_BHS)
     # nobody reads those of the steps that are only looked back on
     unread_BPSD = torch.zeros_like(hidden_BHSD[:, :1]).expand(-1, ids_BTS.shape[1] - hidden_BHSD.shape[1], -1, -1)
@@ -126,8 +127,8 @@ def every_patch(model: HMAContinuous, batch: Batch) -> Tensor:
     """The objective of masked patches, with a diffusion head that runs on all of them, as released code has it."""
     c, x_BTSE = model.config, model.tokens(batch.latents)
     B, T, S, _ = x_BTSE.shape
-    _, ratio_BT = clip_rates(B, T, max_corrupt=0.0, non_mlm=c.non_mlm, prompt=c.prompt, device=x_BTSE.device)
-    masked_BTS = cosine_mask(ratio_BT, S) & (ratio_BT > 0)[..., None]
+    _, ratio_BT = clip_rates(B, T, max_corrupt=0.0, non_mlm=c.non_mlm, prompt=c.prompt)
+    masked_BTS = (cosine_mask(ratio_BT, S) & (ratio_BT > 0)[..., None]).to(x_BTSE.device)
     window = CausalWindow(CausalCache(), model.condition(batch.actions, batch.embodiment, T), batch.embodiment)
     condition_BTSD = model.run(window, model.hidden(x_BTSE, masked_BTS[..., None]))[0]
     # the draws of ours in their places; what is drawn for the others does not matter

@@ -154,7 +154,7 @@ class Batch:
         )
 
     def to(self, device: torch.device | str) -> Batch:
-        return self._each(lambda x: x.to(device, non_blocking=True))
+        return self._each(lambda x: sent(x, device))
 
     def pin_memory(self) -> Batch:
         """The same in page-locked memory: a copy from there to a GPU is not waited for."""
@@ -250,6 +250,29 @@ class Tokenizer(ABC):
         frames and encode them again.
         """
         return latents[:, max(0, latents.shape[1] - keep) :]
+
+
+def sent(x: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of the host on a device, for which the host does not wait where the device is a card: pinned memory is
+    copied to it in its turn. A tensor that is on the device, or on another, moves as `Tensor.to` moves it."""
+    to_card = torch.device(device).type == "cuda" and x.device.type == "cpu"
+    return x.pin_memory().to(device, non_blocking=True) if to_card else x.to(device)
+
+
+def check_ids(ids: Tensor, vocab: int) -> None:
+    """Raise `HwmError` for token ids outside 0..vocab-1: their digits would be those of other ids.
+
+    What comes from files and callers is on the host. To look at ids that a device holds, the host would have to wait
+    for it: an NVIDIA card stops at those that are none of the vocabulary, by itself; elsewhere they are not looked at.
+    """
+    if not ids.numel():
+        return
+    if ids.device.type == "cuda":
+        torch._assert_async(((ids >= 0) & (ids < vocab)).all(), f"token ids must be in 0..{vocab - 1}")
+    elif ids.device.type == "cpu":
+        low, high = (int(x) for x in ids.aminmax())
+        if low < 0 or high >= vocab:
+            raise HwmError(f"token ids must be in 0..{vocab - 1}, these reach from {low} to {high}")
 
 
 def split_digits(ids: Tensor, levels: tuple[int, ...]) -> Tensor:

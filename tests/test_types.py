@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwm.errors import HwmError
-from hwm.types import ActionSpec, Batch, LatentSpec, Prediction, join_digits, split_digits
+from hwm.types import ActionSpec, Batch, LatentSpec, Prediction, check_ids, join_digits, split_digits
 
 
 def test_a_spec_is_discrete_or_continuous() -> None:
@@ -110,3 +110,18 @@ def test_digits_round_trip(levels: list[int], data: st.DataObject) -> None:
 
 def test_digits_are_least_significant_first() -> None:
     assert split_digits(torch.tensor(1 + 2 * 4 + 1 * 12), (4, 3, 2)).tolist() == [1, 2, 1]
+
+
+def test_ids_are_looked_at_on_the_host_alone() -> None:
+    """The meta device has no values that could be asked for."""
+    for ids in (
+        torch.tensor([[0, 59]]),
+        torch.zeros(0, 2, dtype=torch.long),
+        torch.tensor([[0, 59]], dtype=torch.int32),
+    ):
+        check_ids(ids, 60)
+    for low, high in ((-1, 3), (0, 60)):
+        ids = torch.tensor([[1, low], [high, 2]])
+        with pytest.raises(HwmError, match=rf"token ids must be in 0\.\.59, these reach from {low} to {high}"):
+            check_ids(ids, 60)
+        check_ids(ids.to("meta"), 60)

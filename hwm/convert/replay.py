@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hwm.models.masked import MaskedModel
+from hwm.objectives.cells import Cells
 from hwm.objectives.maskgit import MaskGITSampler
 from hwm.types import Batch, Generator
 
@@ -41,7 +42,7 @@ def training(model: MaskedModel, clip: Batch, masked_ids_BTS: Tensor) -> tuple[T
         masked_ids_BTS: what is shown; masks are ids out of the vocabulary.
     """
     masked_BTS = masked_ids_BTS == model.vocab
-    drawn = (*model.split(masked_ids_BTS.masked_fill(masked_BTS, 0)), model.split(masked_BTS)[1])
+    drawn = (*model.split(masked_ids_BTS.masked_fill(masked_BTS, 0)), Cells(model.split(masked_BTS)[1]))
     vars(model)["corrupt_and_mask"] = lambda ids_BTS: drawn  # what the loss would draw
     try:
         loss, metrics = model.loss(clip)

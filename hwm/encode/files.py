@@ -27,7 +27,7 @@ from hwm.errors import HwmError
 from hwm.files import write_atomically
 from hwm.pictures.video import count_frames, frame_rate, frame_size, read_video, to_uint8, to_video, write_video
 from hwm.progress import track
-from hwm.types import DataSpec, LatentSpec, Tokenizer
+from hwm.types import DataSpec, LatentSpec, Tokenizer, check_ids
 from hwm.weights import with_weights
 
 FORMAT = "hwm-tokens/1"
@@ -193,7 +193,10 @@ def decode_file(source: Path, tokenizer: Tokenizer, out: Path, steps: int = 0) -
         raise HwmError(f"{source} holds latents of {about.tokenizer}, which mean nothing to {tokenizer.id}")
     tokenizer = for_size(tokenizer, about.size)
     spec = tokenizer.latent
-    latents = latents[: steps or None][None].to(device_of(tokenizer, torch.device("cpu")))
+    latents = latents[: steps or None][None]
+    if spec.vocab:
+        check_ids(latents, spec.vocab)
+    latents = latents.to(device_of(tokenizer, torch.device("cpu")))
     latents = latents.long() if spec.vocab else latents.float()
     if about.clip:
         parts = latents.split(spec.steps(about.clip), 1)

@@ -31,7 +31,7 @@ from hwm.nn.rope import Table, Yarn, rope_3d, sincos_3d
 from hwm.nn.tokens import DigitTable
 from hwm.objectives.maskgit import corrupt, corruption_rate
 from hwm.objectives.next_token import GREEDY, NextTokenSampler, choose, draw
-from hwm.types import Batch, DataSpec, Generator, Prediction
+from hwm.types import Batch, DataSpec, Generator, Prediction, check_ids
 
 ROWS_MULTIPLE = 64  # published tables with an id for the beginning are filled up to a multiple of this
 
@@ -301,15 +301,9 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
         Raises:
             HwmError: there are more tokens than the grid has, or ids that are not of the vocabulary.
         """
-        self.check_ids(ids_BL, self.vocab + int(self.config.begin))
+        check_ids(ids_BL, self.vocab + int(self.config.begin))
         out: Tensor = self.output(self.hidden(ids_BL, grid, text=text))
         return out
-
-    def check_ids(self, ids: Tensor, count: int) -> None:
-        """Raise `HwmError` for ids outside 0..count-1: digits of others would be those of another token."""
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= count:
-            raise HwmError(f"ids are {low} to {high}, and this model knows 0 to {count - 1}")
 
     def fit(self, spec: DataSpec) -> None:
         """Take the data of a spec from here on, on another grid of the same ids: no weight depends on the grid.
@@ -375,7 +369,7 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
         if self.config.own_past:
             shown = replace(shown, latents=self.with_own_guesses(shown))
         states_BHSD = self.clip_states(shown, 1)
-        loss, accuracy = self.output.loss(states_BHSD, target_BHS, torch.ones_like(target_BHS, dtype=torch.bool))
+        loss, accuracy = self.output.loss(states_BHSD, target_BHS)
         return loss, {"accuracy": accuracy}
 
     @torch.no_grad()
@@ -426,7 +420,7 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
         self.check(batch)
         c, known = self.config, batch.latents.shape[1]
         self.check_window(known, batch.missing)
-        self.check_ids(batch.latents, self.vocab)
+        check_ids(batch.latents, self.vocab)
         ids_BL, grid = self.sequence(batch.latents), self.grid(known + batch.missing)
         decoder = Decoder(self, grid, len(ids_BL), self.embed_actions(batch), text=self.text, cache=cache)
         made_BL, logits_BLV = decoder.go_on(
@@ -439,7 +433,7 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
     def teacher_forced(self, batch: Batch, prompt: int) -> Prediction:
         """One pass for all steps whose window in a rollout begins at the same step."""
         self.check(batch)
-        self.check_ids(batch.latents, self.vocab)
+        check_ids(batch.latents, self.vocab)
         if not 1 <= prompt < batch.latents.shape[1]:
             raise HwmError(
                 f"a prompt of {prompt} steps of {batch.latents.shape[1]} leaves nothing to tell, or to tell from"

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from hwm.errors import HwmError
 from hwm.nn.tokens import DigitTable, TokenEmbedding
-from hwm.objectives.maskgit import digit_cross_entropy, masked_cross_entropy
+from hwm.objectives.cells import Cells
+from hwm.objectives.maskgit import chunked_cross_entropy, digit_cross_entropy, masked_mean
 from hwm.types import LatentSpec, join_digits, split_digits
 
 ACCURACY_TOKENS = 256
@@ -60,13 +61,20 @@ class TokenHead(nn.Linear):
         nn.init.xavier_uniform_(self.weight)
         nn.init.zeros_(self.bias)
 
-    def loss(self, h_D: Tensor, ids: Tensor, masked: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy over masked tokens, and the accuracy on some of them: both scalar, the second detached."""
-        loss = masked_cross_entropy(h_D, ids, masked, self, self.vocab, smoothing)
+    def loss(
+        self, h_D: Tensor, ids: Tensor, cells: Cells | None = None, smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy over masked tokens, and the accuracy on some of them: both scalar, the second detached.
+
+        Args:
+            h_D, ids: (..., D) hidden states, (...) what to guess.
+            cells: the masked ones; None is all.
+        """
+        h_ND, ids_N = (h_D.flatten(0, -2), ids.flatten()) if cells is None else (cells.of(h_D), cells.of(ids))
+        loss = chunked_cross_entropy(h_ND, ids_N, self, self.vocab, smoothing)
         with torch.no_grad():
-            h_ND, ids_N = h_D[masked], ids[masked]
             every = 1 + h_ND.shape[0] // ACCURACY_TOKENS
-            return loss, (self(h_ND[::every]).argmax(-1) == ids_N[::every]).float().mean()
+            return loss, (self(h_ND.detach()[::every]).argmax(-1) == ids_N[::every]).float().mean()
 
     def draws(self, logits_V: Tensor) -> tuple[Tensor, ...]:
         """The independent distributions that make up one token, (..., number, values): those of one size together."""
@@ -88,20 +96,23 @@ class DigitHead(TokenHead):
         super().__init__(sum(levels), dim)
         self.levels = levels
 
-    def loss(self, h_D: Tensor, ids: Tensor, masked: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, h_D: Tensor, ids: Tensor, cells: Cells | None = None, smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """As `TokenHead.loss`; a token counts as right when all of its digits are.
 
         Where a token's logits are more than its states, they are made of masked tokens alone; see
         `digit_cross_entropy` for why otherwise of all.
         """
-        if self.vocab > h_D.shape[-1]:
-            h_D, ids, masked = h_D[masked], ids[masked], masked[masked]
+        if cells is not None and self.vocab > h_D.shape[-1]:
+            h_D, ids, cells = cells.of(h_D), cells.of(ids), None
         parts_N = self(h_D).flatten(0, -2).split(self.levels, -1)
-        digits_NL, masked_N = split_digits(ids.flatten(), self.levels), masked.flatten()
+        digits_NL = split_digits(ids.flatten(), self.levels)
+        masked_N = None if cells is None else cells.mask.flatten()
         loss = digit_cross_entropy(parts_N, digits_NL, masked_N, smoothing)
         with torch.no_grad():
             right_NL = torch.stack([part.argmax(-1) for part in parts_N], -1) == digits_NL
-            return loss, (right_NL.all(-1) & masked_N).sum() / masked_N.sum().clamp(min=1)
+            return loss, masked_mean(right_NL.all(-1), masked_N)
 
     def init(self) -> None:
         """Small, so that each digit starts near uniform: Xavier's bound grows as the softmax shrinks."""

@@ -24,7 +24,8 @@ from hwm.errors import HwmError
 from hwm.models.hma_trunk import Trunk
 from hwm.models.masked_causal import CausalModel
 from hwm.nn.actions import module_key
-from hwm.types import Batch, Generator
+from hwm.objectives.cells import Cells
+from hwm.types import Batch, Generator, sent
 
 
 class ActionModel(CausalModel):
@@ -68,22 +69,22 @@ class ActionModel(CausalModel):
 
     # ------------------------------------------------------------------ training
     def forget(self, batch: Batch) -> tuple[Batch, Tensor]:
-        """A training clip as it is shown: (B, T) of its actions are made unknown.
+        """A training clip as it is shown: (B, T) of its actions are made unknown, as is drawn on the host.
 
         All of a clip with probability `action_drop`. Where actions are predicted, each other clip has a share of its
         own, U(0, 1), and each of its actions but the first is unknown with that probability.
         """
         c, (B, T), device = self.config, batch.latents.shape[:2], batch.latents.device
         batch = batch.window(0, T, T)
-        nothing_B1 = torch.rand(B, 1, device=device) < c.action_drop
+        nothing_B1 = torch.rand(B, 1) < c.action_drop
         hidden_BT, following = nothing_B1.expand(B, T), batch.following
         if c.action_loss:
-            some_BT = torch.rand(B, T, device=device) < torch.rand(B, 1, device=device)
+            some_BT = torch.rand(B, T) < torch.rand(B, 1)
             some_BT[:, 0] = False
             hidden_BT = hidden_BT | some_BT
-        actions = batch.actions.masked_fill(hidden_BT[..., None, None], torch.nan)
+        actions = batch.actions.masked_fill(sent(hidden_BT, device)[..., None, None], torch.nan)
         if following is not None:
-            following = following.masked_fill(nothing_B1[..., None], torch.nan)
+            following = following.masked_fill(sent(nothing_B1, device)[..., None], torch.nan)
         return replace(batch, actions=actions, following=following), hidden_BT
 
     def validation_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -100,11 +101,13 @@ class ActionModel(CausalModel):
         Args:
             x_TBXD: states of all steps of the clip, made without the hidden actions.
             batch: the clip with all of its actions.
+            hidden_BT: on the host.
         """
         true_BTE = self.trunk.stem(batch.embodiment).normalised(batch.actions[:, : len(x_TBXD)]).flatten(2)
-        which = hidden_BT[:, 1:]
-        states_ND = self.action_states(x_TBXD)[which]
-        error_N = self.action_error(self.action_heads[module_key(batch.embodiment)], states_ND, true_BTE[:, 1:][which])
+        which = Cells(hidden_BT[:, 1:], x_TBXD.device)
+        states_ND = which.of(self.action_states(x_TBXD))
+        head = self.action_heads[module_key(batch.embodiment)]
+        error_N = self.action_error(head, states_ND, which.of(true_BTE[:, 1:]))
         return error_N.sum() / max(1, len(error_N))
 
     def action_states(self, x_TBXD: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from hwm.nn.causal import CausalCache, CausalWindow, mup_width
 from hwm.nn.denoiser import Denoiser
 from hwm.nn.layers import constant, init_weights
 from hwm.objectives import diffusion
+from hwm.objectives.cells import Cells
 from hwm.objectives.draws import normal, uniform_like
 from hwm.objectives.maskgit import clip_rates, cosine_mask, masked_counts, remask
 from hwm.types import Batch, DataSpec, Generator, Prediction
@@ -200,19 +201,17 @@ class HMAContinuous(ActionModel, name="hma_continuous"):
         whole clip, and nothing of it is missing."""
         self.check(batch)
         x_BTSE = self.tokens(batch.latents)
-        (B, T, S, _), c, device = x_BTSE.shape, self.config, x_BTSE.device
+        (B, T, S, _), c = x_BTSE.shape, self.config
         self.check_clip(T)
-        _, ratio_BT = clip_rates(
-            B, T, max_corrupt=0.0, non_mlm=c.non_mlm, prompt=c.prompt, fully_masked=c.fully_masked, device=device
-        )
-        masked_BTS = cosine_mask(ratio_BT, S) & (ratio_BT > 0)[..., None]
+        _, ratio_BT = clip_rates(B, T, max_corrupt=0.0, non_mlm=c.non_mlm, prompt=c.prompt, fully_masked=c.fully_masked)
+        cells = Cells(cosine_mask(ratio_BT, S) & (ratio_BT > 0)[..., None], x_BTSE.device)
         whole = batch.window(0, T, T)
         shown, hidden_BT = self.forget(whole) if c.action_drop or c.action_loss else (whole, None)
         window = self.window(self.actions_of(shown), batch.embodiment, T)
-        x_TBXD, _ = self.states(window, self.hidden(x_BTSE, masked_BTS[..., None]))
+        x_TBXD, _ = self.states(window, self.hidden(x_BTSE, cells.mask[..., None]))
         condition_BTSD = self.conditions(x_TBXD, 0)
-        error_N, bound_N = self.denoising(x_BTSE[masked_BTS], condition_BTSD[masked_BTS])
-        metrics = {"error": error_N.mean(), "bound": bound_N.mean(), "masked": masked_BTS[:, 1:].float().mean()}
+        error_N, bound_N = self.denoising(cells.of(x_BTSE), cells.of(condition_BTSD))
+        metrics = {"error": error_N.mean(), "bound": bound_N.mean(), "masked": cells.mask[:, 1:].float().mean()}
         loss = (error_N + bound_N).mean()
         if c.action_loss and hidden_BT is not None:
             metrics["action_error"] = of_actions = self.loss_of_actions(x_TBXD, batch, hidden_BT)

@@ -17,6 +17,7 @@ from hwm.errors import HwmError
 from hwm.models.base import WorldModel
 from hwm.models.heads import token_embedding, token_head, vocabulary
 from hwm.objectives import maskgit
+from hwm.objectives.cells import Cells
 from hwm.objectives.maskgit import MaskGITSampler
 from hwm.types import Batch, DataSpec, Generator, Prediction
 
@@ -133,21 +134,17 @@ class MaskedModel(WorldModel):
             )
         return ids_BTS[:, :past], ids_BTS[:, past:]
 
-    def corrupt_and_mask(
-        self, ids_BTS: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The past shown (B, P, S), the future shown (B, H, S), and where it is masked (B, H, S)."""
+    def corrupt_and_mask(self, ids_BTS: Tensor) -> tuple[Tensor, Tensor, Cells]:
+        """The past shown (B, P, S), the future shown (B, H, S), and where it is masked, of (B, H, S)."""
         c, batch = self.config, ids_BTS.shape[0]
         past_BPS, future_BHS = self.split(ids_BTS)
         # In the parallel layout each target is the only missing step of a window of its own.
         windows = future_BHS.flatten(0, 1)[:, None] if self.parallel else future_BHS
-        shown, masked = maskgit.mask_future(
-            windows, self.vocab, non_mlm=c.non_mlm, fully_masked=c.fully_masked, generator=generator
-        )
-        rate_B11 = maskgit.corruption_rate(batch, c.max_corrupt, ids_BTS.device, generator)
-        past_BPS = maskgit.corrupt(past_BPS, rate_B11, self.vocab, generator)
-        shown_BHS = maskgit.corrupt(shown.view_as(future_BHS), rate_B11, self.vocab, generator)
-        return past_BPS, shown_BHS, masked.view(future_BHS.shape[:3])
+        shown, masked = maskgit.mask_future(windows, self.vocab, non_mlm=c.non_mlm, fully_masked=c.fully_masked)
+        rate_B11 = maskgit.corruption_rate(batch, c.max_corrupt, ids_BTS.device)
+        past_BPS = maskgit.corrupt(past_BPS, rate_B11, self.vocab)
+        shown_BHS = maskgit.corrupt(shown.view_as(future_BHS), rate_B11, self.vocab)
+        return past_BPS, shown_BHS, Cells(masked.view(future_BHS.shape[:3]), ids_BTS.device)
 
     def as_learned_from(self, past_BPS: Tensor, actions_BTKA: Tensor, embodiment: str) -> Tensor:
         """The past of a training clip, corrupted as it is, as the loss shows it."""
@@ -158,11 +155,11 @@ class MaskedModel(WorldModel):
         self.check(batch)
         ids_BTS, steps = self.tokens(batch.latents), batch.latents.shape[1]
         actions = self.actions_of(batch.window(0, steps, steps))
-        past_BPS, shown_BHS, masked_BHS = self.corrupt_and_mask(ids_BTS)
+        past_BPS, shown_BHS, cells = self.corrupt_and_mask(ids_BTS)
         past_BPS = self.as_learned_from(past_BPS, actions, batch.embodiment)
-        hidden_BHSD = self.states_of_clip(past_BPS, actions, batch.embodiment, shown_BHS, masked_BHS)
-        loss, accuracy = self.head.loss(hidden_BHSD, self.split(ids_BTS)[1], masked_BHS, self.config.label_smoothing)
-        return loss, {"accuracy": accuracy, "masked": masked_BHS.float().mean()}
+        hidden_BHSD = self.states_of_clip(past_BPS, actions, batch.embodiment, shown_BHS, cells.mask)
+        loss, accuracy = self.head.loss(hidden_BHSD, self.split(ids_BTS)[1], cells, self.config.label_smoothing)
+        return loss, {"accuracy": accuracy, "masked": cells.mask.float().mean()}
 
     @torch.no_grad()
     def predict(

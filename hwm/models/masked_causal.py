@@ -16,8 +16,9 @@ from torch import Tensor
 from hwm.models.base import WorldModel
 from hwm.models.masked import MaskedModel
 from hwm.nn.causal import CausalCache, CausalFields, CausalWindow, mup_width
+from hwm.objectives.cells import Cells
 from hwm.objectives.maskgit import MaskGITSampler, clip_rates, corrupt_digits, cosine_mask
-from hwm.types import DataSpec
+from hwm.types import DataSpec, sent
 
 
 class CausalModel(WorldModel):
@@ -76,18 +77,16 @@ class CausalMaskedModel(CausalModel, MaskedModel):
         self.check_clip(ids_BTS.shape[1])
         return ids_BTS[:, :1], ids_BTS[:, 1:]
 
-    def corrupt_and_mask(
-        self, ids_BTS: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        c, (batch, steps) = self.config, ids_BTS.shape[:2]
+    def corrupt_and_mask(self, ids_BTS: Tensor) -> tuple[Tensor, Tensor, Cells]:
+        c, (batch, steps), device = self.config, ids_BTS.shape[:2], ids_BTS.device
         rate_BT, ratio_BT = clip_rates(
             batch, steps, max_corrupt=c.max_corrupt, non_mlm=c.non_mlm, prompt=c.prompt, fully_masked=c.fully_masked,
-            least_kept=c.least_kept, device=ids_BTS.device, generator=generator,
+            least_kept=c.least_kept,
         )  # fmt: skip
-        past_BPS, shown_BHS = self.split(corrupt_digits(ids_BTS, rate_BT, self.levels, generator))
+        past_BPS, shown_BHS = self.split(corrupt_digits(ids_BTS, sent(rate_BT, device), self.levels))
         ratio_BH = ratio_BT[:, 1:]
-        masked_BHS = cosine_mask(ratio_BH, ids_BTS.shape[2], generator) & (ratio_BH > 0)[..., None]
-        return past_BPS, shown_BHS, masked_BHS
+        masked_BHS = cosine_mask(ratio_BH, ids_BTS.shape[2]) & (ratio_BH > 0)[..., None]
+        return past_BPS, shown_BHS, Cells(masked_BHS, device)
 
     def cache_of(self, window: CausalWindow) -> CausalCache:
         return window.cache

@@ -24,6 +24,7 @@ from hwm.nn.rope import rope_1d, rope_2d
 from hwm.nn.st import View
 from hwm.nn.streams import STREAM_ROWS, Stack, StreamBlock
 from hwm.nn.tokens import TokenEmbedding
+from hwm.objectives.cells import Cells
 from hwm.types import DataSpec
 
 
@@ -170,8 +171,10 @@ class ClipHead(nn.Module):
     def forward(self, h_D: Tensor) -> Tensor:
         return torch.cat([head(h_D) for head in self.factors], -1)
 
-    def loss(self, h_D: Tensor, ids: Tensor, masked: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        each = [head.loss(h_D, ids[..., i], masked, smoothing) for i, head in enumerate(self.factors)]
+    def loss(
+        self, h_D: Tensor, ids: Tensor, cells: Cells | None = None, smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        each = [head.loss(h_D, ids[..., i], cells, smoothing) for i, head in enumerate(self.factors)]
         return torch.stack([loss for loss, _ in each]).mean(), torch.stack([right for _, right in each]).mean()
 
     def draws(self, logits_V: Tensor) -> tuple[Tensor, ...]:

@@ -162,8 +162,7 @@ class NextBlock(WorldModel, name="next_block"):
         rate_B11 = maskgit.corruption_rate(len(ids_BTS), self.config.max_corrupt, ids_BTS.device)
         past_BPS = maskgit.corrupt(past_BPS, rate_B11, self.vocab)
         hidden_BHSD = self.hidden(past_BPS, batch.actions[:, : ids_BTS.shape[1]], batch.embodiment)
-        every = torch.ones_like(target_BHS, dtype=torch.bool)
-        loss, accuracy = self.head.loss(hidden_BHSD, target_BHS, every, self.config.label_smoothing)
+        loss, accuracy = self.head.loss(hidden_BHSD, target_BHS, smoothing=self.config.label_smoothing)
         return loss, {"accuracy": accuracy}
 
     @torch.no_grad()

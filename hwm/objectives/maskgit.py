@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hwm.errors import HwmError
 from hwm.objectives.draws import gumbel, uniform_like
-from hwm.types import Generator, join_digits, split_digits
+from hwm.types import Generator, join_digits, sent, split_digits
 
 # Logits that the loss holds at a time, 128 MiB in float32: 524 tokens of a vocabulary of 64,000.
 LOGITS_AT_ONCE = 2**25
@@ -112,26 +112,28 @@ def mask_future(
     2. Each step from f on has its own ratio cos(pi/2 U(0, 1)), mean 2/pi; each of its cells is masked with that
        probability, and one at least.
 
-    The release draws the mode once a batch; here each sample draws its own.
+    The release draws the mode once a batch; here each sample draws its own. Masks are drawn on the host (`Cells`), ids
+    on their device.
 
     Args:
         fully_masked: share of steps masked whole, as a missing step is at the first decoding step. 0 in the paper.
+        generator: of the host; for ids that are there.
 
     Returns:
-        visible ids, and masked bool (B, H, S); ids at masked cells are not to be looked at.
+        visible ids, and masked bool (B, H, S), on the host; ids at masked cells are not to be looked at.
     """
-    (batch, steps, cells), device = ids.shape[:3], ids.device
+    batch, steps, cells = ids.shape[:3]
 
     def uniform(*shape: int, low: float = 0.0) -> Tensor:
-        return low + (1 - low) * torch.rand(*shape, device=device, generator=generator)
+        return low + (1 - low) * torch.rand(*shape, generator=generator)
 
     autoregressive_B1 = uniform(batch, 1) < non_mlm
     first_B1 = torch.where(autoregressive_B1, (uniform(batch, 1) * steps).long().clamp(max=steps - 1), 0)
-    late_BH = torch.arange(steps, device=device) >= first_B1
-    shrink_BH = torch.where(torch.arange(steps, device=device) > first_B1, uniform(batch, steps, low=0.9), 1.0)
+    late_BH = torch.arange(steps) >= first_B1
+    shrink_BH = torch.where(torch.arange(steps) > first_B1, uniform(batch, steps, low=0.9), 1.0)
     keep_BH = uniform(batch, 1, low=0.25) * shrink_BH.cumprod(1)
     rate_BH = torch.where(autoregressive_B1 & late_BH, 1 - keep_BH, 0.0)
-    visible = corrupt(ids, rate_BH[..., None], vocab, generator)
+    visible = corrupt(ids, sent(rate_BH, ids.device)[..., None], vocab, generator)
     ratio_BH = torch.cos(math.pi / 2 * uniform(batch, steps))
     ratio_BH = torch.where(uniform(batch, steps) < fully_masked, 1.0, ratio_BH)
     return visible, cosine_mask(ratio_BH, cells, generator) & late_BH[..., None]
@@ -146,10 +148,10 @@ def clip_rates(
     prompt: int = 8,
     fully_masked: float = 0.0,
     least_kept: float = 0.25,
-    device: torch.device | str = "cpu",
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """How strongly each step of a training clip is corrupted and masked, as documented for the released training code.
+    """How strongly each step of a training clip is corrupted and masked, as documented for the released training code;
+    drawn on the host, as the masks are.
 
     1. Every digit of every token, of the first step too, is replaced with probability u, u ~ U(0, max_corrupt).
     2. With probability `non_mlm` a clip is "closer to autoregressive": the first masked step f is uniform on
@@ -168,9 +170,9 @@ def clip_rates(
     """
 
     def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        return low + (high - low) * torch.rand(*shape, device=device, generator=generator)
+        return low + (high - low) * torch.rand(*shape, generator=generator)
 
-    step_T, prompt = torch.arange(steps, device=device), max(1, min(prompt, steps - 1))
+    step_T, prompt = torch.arange(steps), max(1, min(prompt, steps - 1))
     keep_B1 = 1 - uniform(batch, 1, high=max_corrupt)
     autoregressive_B1 = uniform(batch, 1) < non_mlm
     drawn_B1 = (prompt + (uniform(batch, 1) * (steps - prompt)).long()).clamp(max=steps - 1)
@@ -225,20 +227,19 @@ def pick(logits_V: Tensor, sampler: MaskGITSampler, generator: Generator = None)
     return ids, logp_V.gather(-1, ids[..., None])[..., 0]
 
 
-def masked_cross_entropy(
-    h_D: Tensor, ids: Tensor, masked: Tensor, head: Callable[[Tensor], Tensor], vocab: int, smoothing: float = 0.0
+def chunked_cross_entropy(
+    h_ND: Tensor, ids_N: Tensor, head: Callable[[Tensor], Tensor], vocab: int, smoothing: float = 0.0
 ) -> Tensor:
-    """Mean cross-entropy over the masked tokens, in nats.
+    """Mean cross-entropy of tokens, in nats; 0 of none.
 
-    Logits are made of masked tokens alone, one chunk at a time, and made again in the backward pass: those of one
-    window of three Cosmos latents would fill 750 MiB. `F.linear_cross_entropy` chunks too, but not with label
-    smoothing, not in the type of the autocast around it, and behind the back of a head that is sharded.
+    Logits are made one chunk at a time, and made again in the backward pass: those of one window of three Cosmos
+    latents would fill 750 MiB. `F.linear_cross_entropy` chunks too, but not with label smoothing, not in the type of
+    the autocast around it, and behind the back of a head that is sharded.
 
     Args:
-        h_D, ids, masked: (..., D) hidden states, (...) what to guess, (...) bool where.
-        head: hidden states -> logits.
+        h_ND, ids_N: hidden states, and what to guess.
+        head: hidden states -> logits; it draws nothing at random.
     """
-    h_ND, ids_N = h_D[masked], ids[masked]
 
     def part(h_MD: Tensor, ids_M: Tensor) -> Tensor:
         return F.cross_entropy(head(h_MD).float(), ids_M, reduction="sum", label_smoothing=smoothing)
@@ -248,23 +249,33 @@ def masked_cross_entropy(
         total = part(h_ND, ids_N)
     else:
         pieces = zip(h_ND.split(rows), ids_N.split(rows), strict=True)
-        total = torch.stack([checkpoint(part, h, y, use_reentrant=False) for h, y in pieces]).sum()
+        total = torch.stack(
+            [checkpoint(part, h, y, use_reentrant=False, preserve_rng_state=False) for h, y in pieces]
+        ).sum()
     return total / max(1, h_ND.shape[0])
 
 
 def digit_cross_entropy(
-    parts_N: tuple[Tensor, ...], digits_NL: Tensor, masked_N: Tensor, smoothing: float = 0.0
+    parts_N: tuple[Tensor, ...], digits_NL: Tensor, masked_N: Tensor | None = None, smoothing: float = 0.0
 ) -> Tensor:
-    """As `masked_cross_entropy` for ids made of digits: the sum over digits, so that the two are in the same unit.
+    """As `chunked_cross_entropy` for ids made of digits: the sum over digits, so that the two are in the same unit.
 
-    The logits are few, so they are made for every token, and those that are not masked weigh nothing: shapes stay
+    The logits are few, so they may be made for every token, and those that are not masked weigh nothing: shapes stay
     fixed, which keeps memory even and `torch.compile` content.
 
     Args:
         parts_N: for each digit, logits (N, level).
+        masked_N: the tokens that count; None is all.
     """
     nll_N = sum(
         F.cross_entropy(part.float(), digit, reduction="none", label_smoothing=smoothing)
         for part, digit in zip(parts_N, digits_NL.unbind(-1), strict=True)
     )
-    return (nll_N * masked_N).sum() / masked_N.sum().clamp(min=1)
+    return masked_mean(nll_N, masked_N)  # type: ignore[arg-type]
+
+
+def masked_mean(x_N: Tensor, masked_N: Tensor | None) -> Tensor:
+    """Mean of the masked ones, or of all; 0 of none."""
+    if masked_N is None:
+        return x_N.sum() / max(1, len(x_N))
+    return (x_N * masked_N).sum() / masked_N.sum().clamp(min=1)

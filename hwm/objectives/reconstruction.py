@@ -91,11 +91,17 @@ class Adversary(nn.Module):
         self.loss_weights, self.discriminator = weights, Discriminator(weights)
         # in the checkpoint, so that a resumed run begins when an uninterrupted one does
         self.register_buffer("passes", torch.zeros(()))
+        # how many more until it begins: read from the device once, for the host waits for it, and counted down here
+        self.left: int | None = None
+        self.register_load_state_dict_post_hook(lambda *_: setattr(self, "left", None))
 
     def forward(self, made_BFCHW: Tensor, truth_BFCHW: Tensor, other: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What to add to the loss, scalar, and scalars worth logging; `other` is the loss without the adversary."""
+        if self.left is None:
+            self.left = int((self.loss_weights.begins - self.passes).clamp(min=0))
         self.passes += 1
-        if self.passes <= self.loss_weights.begins:
+        if self.left:
+            self.left -= 1
             return torch.zeros_like(other), {}
         made, truth = made_BFCHW.transpose(1, 2), truth_BFCHW.transpose(1, 2)
         frozen = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hwm.errors import HwmError
-from hwm.types import Tokenizer
+from hwm.types import Tokenizer, check_ids
 
 
 def check_video(tokenizer: Tokenizer, video: Tensor, first: bool = True) -> None:
@@ -32,7 +32,5 @@ def check_latents(tokenizer: Tokenizer, latents: Tensor) -> None:
         )
     if not latents.shape[1]:
         raise HwmError("there are no latents to decode")
-    if spec.vocab and (int(latents.min()) < 0 or int(latents.max()) >= spec.vocab):
-        raise HwmError(
-            f"token ids must be in 0..{spec.vocab - 1}, these reach from {int(latents.min())} to {int(latents.max())}"
-        )
+    if spec.vocab:
+        check_ids(latents, spec.vocab)

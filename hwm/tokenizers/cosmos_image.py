@@ -8,6 +8,7 @@ Shape suffixes: N pictures, H W rows and columns, C channels, S = H*W.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -146,13 +147,15 @@ class Decoder(nn.Module):
         return unpatched(self.conv_out(F.silu(self.norm_out(h))), self.patch)
 
 
-def bands() -> Tensor:
+@lru_cache(maxsize=16)
+def bands(device: torch.device, dtype: torch.dtype) -> Tensor:
     """Which of 2 x 2 neighbours each band adds (1) and subtracts (-1), (band, neighbour).
 
     Bands are the mean, the difference of rows, the difference of columns, and both. Those of video have the last axis
     first, (height, width) = (sum, difference) before (difference, sum): here the two in the middle change places.
     """
-    return signs(2)[[0, 2, 1, 3]]
+    with torch.inference_mode(False):
+        return signs(2, torch.device("cpu"), dtype)[[0, 2, 1, 3]].to(device)
 
 
 def patches(x_NCHW: Tensor, patch: int) -> Tensor:
@@ -162,13 +165,13 @@ def patches(x_NCHW: Tensor, patch: int) -> Tensor:
     """
     for _ in range(int(math.log2(patch))):
         x = x_NCHW.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 1, 2, 4, 3, 5).flatten(4)
-        x_NCHW = torch.einsum("gp,nchwp->ngchw", bands().to(x) / 4, x).flatten(1, 2)
+        x_NCHW = torch.einsum("gp,nchwp->ngchw", bands(x.device, x.dtype) / 4, x).flatten(1, 2)
     return x_NCHW
 
 
 def unpatched(x_NCHW: Tensor, patch: int) -> Tensor:
     """The inverse of `patches`."""
     for _ in range(int(math.log2(patch))):
-        x = torch.einsum("gp,ngchw->nchwp", bands().to(x_NCHW), x_NCHW.unflatten(1, (4, -1)))
+        x = torch.einsum("gp,ngchw->nchwp", bands(x_NCHW.device, x_NCHW.dtype), x_NCHW.unflatten(1, (4, -1)))
         x_NCHW = x.unflatten(4, (2, 2)).permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
     return x_NCHW

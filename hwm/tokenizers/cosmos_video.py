@@ -16,6 +16,7 @@ Shape suffixes: B batch, F frames, T step of this resolution, H W rows and colum
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -351,7 +352,7 @@ def patches(x_BFCHW: Tensor, patch: int) -> Tensor:
     for _ in range(int(math.log2(patch))):
         x = x.unflatten(1, (-1, 2)).unflatten(3, (-1, 2)).unflatten(5, (-1, 2))  # B T 2 H 2 W 2 C
         x = x.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4, 6)
-        x = torch.einsum("gp,bthwpc->bthwgc", signs(3).to(x) / 8, x).flatten(4)
+        x = torch.einsum("gp,bthwpc->bthwgc", signs(3, x.device, x.dtype) / 8, x).flatten(4)
     return x
 
 
@@ -359,17 +360,22 @@ def unpatched(x_BTHWC: Tensor, patch: int) -> Tensor:
     """The inverse of `patches`."""
     x = x_BTHWC
     for _ in range(int(math.log2(patch))):
-        x = torch.einsum("gp,bthwgc->bthwpc", signs(3).to(x), x.unflatten(4, (8, -1)))
+        x = torch.einsum("gp,bthwgc->bthwpc", signs(3, x.device, x.dtype), x.unflatten(4, (8, -1)))
         x = x.unflatten(4, (2, 2, 2)).permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(1, 2).flatten(2, 3).flatten(3, 4)
     return x.permute(0, 1, 4, 2, 3)
 
 
-def signs(dims: int) -> Tensor:
-    """Which of 2^dims neighbours each band adds (1) and subtracts (-1), (band, neighbour); symmetric."""
-    one, signs = torch.tensor([[1.0, 1.0], [1.0, -1.0]]), torch.ones(1, 1)
-    for _ in range(dims):
-        signs = torch.kron(signs, one)
-    return signs
+@lru_cache(maxsize=16)
+def signs(dims: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Which of 2^dims neighbours each band adds (1) and subtracts (-1), (band, neighbour); symmetric.
+
+    Made outside inference mode, as all that is kept.
+    """
+    with torch.inference_mode(False):
+        one, signs = torch.tensor([[1.0, 1.0], [1.0, -1.0]], device="cpu"), torch.ones(1, 1, device="cpu")
+        for _ in range(dims):
+            signs = torch.kron(signs, one)
+        return signs.to(device, dtype)
 
 
 def _divides(sides: tuple[int, ...], patch: int) -> None:

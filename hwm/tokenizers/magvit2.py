@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hwm.config import Config, Trainable
 from hwm.errors import HwmError
-from hwm.types import Batch, DataSpec, LatentSpec, Tokenizer, join_digits, split_digits
+from hwm.types import Batch, DataSpec, LatentSpec, Tokenizer, check_ids, join_digits, split_digits
 
 # What goes through the network at once: four pictures of 256 x 256, which take 128 MiB a layer at full resolution.
 PIXELS_AT_ONCE = 4 * 256 * 256
@@ -214,8 +214,7 @@ class MAGVIT2(Trainable, Tokenizer, name="magvit2"):
                 f"this tokenizer takes integer ids of shape (B, T, {grid[0]}, {grid[1]}), "
                 f"got {latents_BTHW.dtype} {tuple(latents_BTHW.shape)}"
             )
-        if latents_BTHW.numel() and (int(latents_BTHW.min()) < 0 or int(latents_BTHW.max()) >= vocab):
-            raise HwmError(f"token ids must be in 0..{vocab - 1}")
+        check_ids(latents_BTHW, vocab)
         return self._in_parts(
             lambda ids: ((self.decoder(_last(self.codes(ids.long()))).float() + 1) / 2).clamp(0, 1), latents_BTHW
         )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hwm.config import Config, Trainable
 from hwm.errors import HwmError
 from hwm.tokenizers.fsq import FSQ as FSQ
-from hwm.types import Batch, DataSpec, LatentSpec, Tokenizer
+from hwm.types import Batch, DataSpec, LatentSpec, Tokenizer, check_ids
 
 
 class Residual(nn.Module):
@@ -159,8 +159,7 @@ class TinyTokenizer(Autoencoder, name="tiny"):
                 f"this tokenizer takes integer ids of shape (B, T, {self.grid[0]}, {self.grid[1]}), "
                 f"got {latents_BTHW.dtype} {tuple(latents_BTHW.shape)}"
             )
-        if latents_BTHW.numel() and (int(latents_BTHW.min()) < 0 or int(latents_BTHW.max()) >= self.fsq.vocab):
-            raise HwmError(f"token ids must be in 0..{self.fsq.vocab - 1}")
+        check_ids(latents_BTHW, self.fsq.vocab)
         return self.decoded(self.fsq.codes(latents_BTHW.flatten(0, 1))).unflatten(0, tuple(latents_BTHW.shape[:2]))
 
 

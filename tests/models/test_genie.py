@@ -87,7 +87,8 @@ def test_an_untrained_model_knows_nothing() -> None:
 def test_some_token_of_every_masked_step_is_masked_and_none_of_the_others() -> None:
     model = build()
     ids = torch.randint(60, (64, 5, 16))
-    past, shown, masked = model.corrupt_and_mask(ids)
+    past, shown, cells = model.corrupt_and_mask(ids)
+    masked = cells.mask
     assert (past.shape, shown.shape, masked.shape) == ((64, 1, 16), (64, 4, 16), (64, 4, 16))
     steps = masked.any(-1)
     assert steps[:, -1].all()

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from hwm.models.heads import DigitHead, TokenHead
+from hwm.objectives.cells import Cells
 from hwm.types import split_digits
 
 LEVELS = (3, 4, 5)
@@ -18,7 +19,7 @@ def test_digit_head_loss_equals_one_cross_entropy_a_digit(smoothing, dim):
     masked[0, 0] = True
     digits, logits = split_digits(ids[masked], LEVELS), head(h[masked]).split(LEVELS, -1)
     naive = sum(F.cross_entropy(x, digits[:, i], label_smoothing=smoothing) for i, x in enumerate(logits))
-    loss, accuracy = head.loss(h, ids, masked, smoothing)
+    loss, accuracy = head.loss(h, ids, Cells(masked), smoothing)
     torch.testing.assert_close(loss, naive)
     right = torch.stack([x.argmax(-1) for x in logits], -1) == digits
     torch.testing.assert_close(accuracy, right.all(-1).float().mean())
@@ -36,5 +37,5 @@ def test_a_head_that_knows_is_accurate():
     head = TokenHead(6, 6)
     torch.nn.init.eye_(head.weight)
     ids = torch.randint(6, (4, 100))
-    _, accuracy = head.loss(F.one_hot(ids, 6).float(), ids, torch.rand(4, 100) < 0.7)
+    _, accuracy = head.loss(F.one_hot(ids, 6).float(), ids, Cells(torch.rand(4, 100) < 0.7))
     assert accuracy == 1

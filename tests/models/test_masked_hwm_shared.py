@@ -61,9 +61,9 @@ def test_the_factors_of_a_clip_are_masked_and_corrupted_together():
     ids = model.tokens(latents)
     assert ids.shape == (2, 2, 16, 3)
     assert torch.equal(model.latents(ids), latents)
-    _, shown, masked = model.corrupt_and_mask(ids)
+    _, shown, cells = model.corrupt_and_mask(ids)
     assert shown.shape == (2, 1, 16, 3)
-    assert masked.shape == (2, 1, 16)
+    assert cells.mask.shape == (2, 1, 16)
 
 
 def test_the_first_blocks_have_spatial_weights_of_their_own():

@@ -33,11 +33,15 @@ TRAINING: dict[str, Callable[[torch.device, torch.Generator | None], Tensor]] = 
     "corruption_rate": lambda d, g: maskgit.corruption_rate(3, 0.5, d, g),
     "cosine_mask": lambda d, g: maskgit.cosine_mask(torch.full((2, 3), 0.5, device=d), 20, g),
     "visible": lambda d, g: maskgit.mask_future(ids(d), 99, non_mlm=1.0, generator=g)[0],
-    "masked": lambda d, g: maskgit.mask_future(ids(d), 99, generator=g)[1],
-    "rate": lambda d, g: maskgit.clip_rates(2, 5, device=d, generator=g)[0],
-    "ratio": lambda d, g: maskgit.clip_rates(2, 5, device=d, generator=g)[1],
     "corrupt_digits": lambda d, g: maskgit.corrupt_digits(ids(d), torch.full((2, 3), 0.5, device=d), (10, 10), g),
 }
+# those of training that decide how many cells are masked
+ON_THE_HOST: dict[str, Callable[[torch.device, torch.Generator | None], Tensor]] = {
+    "masked": lambda d, g: maskgit.mask_future(ids(d), 99, generator=g)[1],
+    "rate": lambda d, g: maskgit.clip_rates(2, 5, generator=g)[0],
+    "ratio": lambda d, g: maskgit.clip_rates(2, 5, generator=g)[1],
+}
+ALL = {**DRAWS, **TRAINING, **ON_THE_HOST}
 
 
 def ids(device: torch.device) -> Tensor:
@@ -48,18 +52,18 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("name", [*DRAWS, *TRAINING])
+@pytest.mark.parametrize("name", ALL)
 def test_a_generator_decides_alone(name: str) -> None:
-    draw, state = {**DRAWS, **TRAINING}[name], torch.get_rng_state()
+    draw, state = ALL[name], torch.get_rng_state()
     one = draw(CPU, seeded(1))
     assert torch.equal(torch.get_rng_state(), state), "nothing else is drawn from"
     assert torch.equal(draw(CPU, seeded(1)), one)
     assert not torch.equal(draw(CPU, seeded(2)), one)
 
 
-@pytest.mark.parametrize("name", [*DRAWS, *TRAINING])
+@pytest.mark.parametrize("name", ALL)
 def test_without_one_the_common_generator_decides(name: str) -> None:
-    draw = {**DRAWS, **TRAINING}[name]
+    draw = ALL[name]
     torch.manual_seed(1)
     one, two = draw(CPU, None), draw(CPU, None)
     torch.manual_seed(1)
@@ -79,6 +83,12 @@ def test_a_row_is_the_same_in_any_company(name: str) -> None:
 @pytest.mark.parametrize("name", [*DRAWS, *TRAINING])
 def test_draws_are_made_on_their_device(name: str) -> None:
     assert {**DRAWS, **TRAINING}[name](META, None).device == META
+
+
+@pytest.mark.parametrize("name", ON_THE_HOST)
+def test_what_decides_how_much_is_masked_is_drawn_on_the_host(name: str) -> None:
+    """Of ids that are elsewhere, too: the host need not ask a device how many there are."""
+    assert ON_THE_HOST[name](META, None).device == CPU
 
 
 @pytest.mark.parametrize("name", ["normal", "uniform_like", "gumbel"])

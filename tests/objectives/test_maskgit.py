@@ -205,7 +205,7 @@ def test_digits_are_corrupted_each_by_itself() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("at_once", [2**25, 40])
-def test_masked_cross_entropy_equals_that_of_all_logits(smoothing, at_once, monkeypatch):
+def test_chunked_cross_entropy_equals_that_of_all_logits(smoothing, at_once, monkeypatch):
     monkeypatch.setattr(maskgit, "LOGITS_AT_ONCE", at_once)
     head, ids, masked = nn.Linear(8, 20), torch.randint(20, (2, 9)), torch.rand(2, 9, generator=seeded()) < 0.6
     h = torch.randn(2, 9, 8, requires_grad=True)
@@ -213,17 +213,17 @@ def test_masked_cross_entropy_equals_that_of_all_logits(smoothing, at_once, monk
     if smoothing:
         naive = (1 - smoothing) * naive - smoothing * head(h).log_softmax(-1).mean(-1)
     naive = naive[masked].mean()
-    loss = maskgit.masked_cross_entropy(h, ids, masked, head, 20, smoothing)
+    loss = maskgit.chunked_cross_entropy(h[masked], ids[masked], head, 20, smoothing)
     torch.testing.assert_close(loss, naive)
     wanted = torch.autograd.grad(naive, (h, head.weight, head.bias))
     torch.testing.assert_close(torch.autograd.grad(loss, (h, head.weight, head.bias)), wanted)
 
 
-def test_masked_cross_entropy_follows_autocast(monkeypatch):
+def test_chunked_cross_entropy_follows_autocast(monkeypatch):
     monkeypatch.setattr(maskgit, "LOGITS_AT_ONCE", 40)
     head, ids, h = nn.Linear(8, 20), torch.randint(20, (30,)), torch.randn(30, 8, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = maskgit.masked_cross_entropy(h, ids, torch.ones(30, dtype=torch.bool), head, 20)
+        loss = maskgit.chunked_cross_entropy(h, ids, head, 20)
     loss.backward()
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, F.cross_entropy(head(h), ids), atol=0.02, rtol=0)
@@ -315,7 +315,7 @@ def test_no_more_logits_than_allowed_are_made_at_a_time(at_once, sizes, monkeypa
         made.append(len(h))
         return F.pad(h, (0, 16))
 
-    loss = maskgit.masked_cross_entropy(h, torch.arange(20), torch.ones(20, dtype=torch.bool), head, 20)
+    loss = maskgit.chunked_cross_entropy(h, torch.arange(20), head, 20)
     assert made == sizes
     loss.backward()
     assert len(made) == len(sizes) * (1 if len(sizes) == 1 else 2), "all at once they are kept, else made again"
@@ -325,10 +325,11 @@ def test_losses_of_one_masked_token_and_of_none():
     logits, ids = torch.randn(3, 7), torch.tensor([1, 2, 3])
     one, none = torch.tensor([False, True, False]), torch.zeros(3, dtype=torch.bool)
     wanted = F.cross_entropy(logits[1:2], ids[1:2])
-    torch.testing.assert_close(maskgit.masked_cross_entropy(logits, ids, one, nn.Identity(), 7), wanted)
+    torch.testing.assert_close(maskgit.chunked_cross_entropy(logits[one], ids[one], nn.Identity(), 7), wanted)
     torch.testing.assert_close(maskgit.digit_cross_entropy((logits,), ids[:, None], one), wanted)
-    assert maskgit.masked_cross_entropy(logits, ids, none, nn.Identity(), 7) == 0
+    assert maskgit.chunked_cross_entropy(logits[none], ids[none], nn.Identity(), 7) == 0
     assert maskgit.digit_cross_entropy((logits,), ids[:, None], none) == 0
+    assert maskgit.digit_cross_entropy((logits[none],), ids[none, None]) == 0
 
 
 def test_samples_draw_their_own_rates():

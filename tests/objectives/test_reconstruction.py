@@ -111,6 +111,8 @@ def test_it_begins_when_it_is_told_and_remembers_where_it_stood() -> None:
     adversary.eval()
     assert reconstruction_loss(weights, adversary, made, truth)[0] == plain, "held-out losses are without it"
     assert adversary.passes == 3
+    adversary.train().load_state_dict(Adversary(weights).state_dict())
+    assert reconstruction_loss(weights, adversary, made, truth)[0] == plain, "it stands where it was put"
 
 
 def test_it_learns_to_tell_and_to_fool() -> None:

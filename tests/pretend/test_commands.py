@@ -28,7 +28,6 @@ from hwm.types import DataSpec, LatentSpec
 from tests.evaluate import pan_world
 from tests.pretend.device import pretending
 from tests.pretend.tensors import Card
-from tests.pretend.test_families import WAITS
 
 
 class Made(NamedTuple):
@@ -106,7 +105,7 @@ def test_the_host_does_not_wait_in_an_update(made, tmp_path, capsys, monkeypatch
     with pretending("cuda") as card:
         hwm(capsys, "train", "toy", "--out", str(tmp_path / "run"), "--train.steps", "5", *only_at_the_end)
     update = seen[4] - seen[3]
-    assert sum(update.values()) <= run_of(made).train.accumulate * WAITS["masked_hwm"], update
+    assert not +update
 
 
 def test_a_model_is_evaluated(card, made, tmp_path, capsys):

@@ -1,9 +1,8 @@
-"""Every registered model and tokenizer on a card that is not there: nothing is refused, and the host hardly waits."""
+"""Every registered model and tokenizer on a card that is not there: nothing is refused."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -40,19 +39,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "masked_hwm, split": ("masked_hwm", {"variant": "split", "parallel": True, "own_past": 0.5, "learned_steps": 1,
                                          "reach": 1, "copy_previous": True, "action_deltas": True}),
     "masked_hwm, digits": ("masked_hwm", {"variant": "full", "factorized": True, "label_smoothing": 0.1}),
+    "masked_hwm_shared, factors": ("masked_hwm_shared", {"clip_factors": 3, "past": 3, "horizon": 3}),
     "masked_hwm_shared, streams": ("masked_hwm_shared", {"stream_embedding": True, "spatial_pool": True}),
     "next_block, digits": ("next_block", {"max_corrupt": 0.2, "factorized": True}),
 }  # fmt: skip
 """Further ways of some families, whose code is not run by the smallest configs: family, and what to change of that."""
 CASES = {**{name: (name, {}) for name in FAMILIES}, **VARIANTS}
-WAITS = {
-    "cosmos_ar": 5, "flow_hwm": 0, "flow_hwm_uvit": 0, "genie": 0, "hma_continuous": 3, "hma_discrete": 0,
-    "masked_hwm": 5, "masked_hwm_shared": 5, "next_block": 5,
-    "hma_continuous, actions": 6, "hma_discrete, actions": 3, "genie, narrow": 4,
-}  # fmt: skip
-"""How often the host may wait in a forward and a backward pass, by family, and where a variant has others by that."""
-PREDICTION_WAITS = {name: 2 if name == "cosmos_ar" else 0 for name in FAMILIES}
-"""The same in a prediction."""
 
 
 @pytest.fixture(params=["cuda", "mps"])
@@ -123,26 +115,6 @@ def test_the_loss_is_that_of_the_cpu(name):
         model.to(card.device)
         torch.manual_seed(0)
         torch.testing.assert_close(model(clip(model).to(card.device))[0].cpu(), here)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_the_host_hardly_waits(case):
-    with pretending("cuda") as card:
-        model = on(card, case)
-        batch, known = clip(model).to(card.device), window(model).to(card.device)
-
-        def waits(work: Callable[[], Any]) -> Counter[str]:
-            for _ in range(2):  # what is made the first time is kept
-                card.forget()
-                torch.manual_seed(0)
-                work()
-            return Counter(card.waits)
-
-        found = waits(lambda: model(batch)[0].backward())
-        assert sum(found.values()) <= WAITS.get(case, WAITS[model.name]), found
-        model.eval()
-        found = waits(lambda: model.predict(known))
-        assert sum(found.values()) <= PREDICTION_WAITS[model.name], found
 
 
 @pytest.mark.parametrize("name", FAMILIES)

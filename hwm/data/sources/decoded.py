@@ -16,7 +16,7 @@ from hwm.data.store import Store
 from hwm.devices import device_of
 from hwm.errors import HwmError
 from hwm.pictures.video import to_uint8
-from hwm.types import Tokenizer
+from hwm.types import Tokenizer, check_ids
 
 STEPS = 64
 """Latent steps that are decoded at once."""
@@ -62,7 +62,7 @@ class Decoded(Source):
     def _all(self, e: Stretch) -> Iterator[np.ndarray]:
         assert self.store.latents is not None
         pixels = self.store.header.dtype == "uint8" and self.store.header.latent.channels is not None  # type: ignore[union-attr]
-        device = device_of(self.tokenizer, torch.device("cpu"))
+        device, vocab = device_of(self.tokenizer, torch.device("cpu")), self.tokenizer.latent.vocab
 
         def pieces() -> Iterator[torch.Tensor]:
             for i in range(e.start, e.stop, STEPS):
@@ -70,6 +70,8 @@ class Decoded(Source):
                 values = torch.from_numpy(
                     rows.astype(np.int64 if rows.dtype.kind in "iu" and not pixels else np.float32)
                 )
+                if vocab:
+                    check_ids(values, vocab)
                 yield (values / 255 if pixels else values)[None].to(device)
 
         with torch.inference_mode():

@@ -51,6 +51,15 @@ def test_every_frame_has_the_actions_that_lead_to_it(tmp_path: Path, per_step: i
         assert np.array_equal(np.stack(list(episode.frames(2, 1, 6))), whole[1:6:2])
 
 
+def test_ids_of_no_vocabulary_are_told_before_they_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a device decodes is looked at by nobody."""
+    store = make_store(tmp_path / "s", [4], latent=Last.latent, actions_per_step=3, tokenizer="last")
+    np.memmap(store.path / "latents.bin", store.header.dtype, "r+", shape=(4, 2, 2))[2, 1, 0] = 16
+    monkeypatch.setattr("hwm.data.sources.decoded.device_of", lambda *_: torch.device("meta"))
+    with pytest.raises(HwmError, match=r"token ids must be in 0\.\.15, these reach from \d+ to 16"):
+        list(Decoded(store, Last())[0].frames())
+
+
 def test_actions_that_do_not_divide_among_frames(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", [4], latent=Last.latent, tokenizer="last", actions_per_step=4)
     with pytest.raises(HwmError, match="4 actions a step do not divide among its 3 frames"):
