@@ -27,6 +27,7 @@ from hwm.data.clips import fake_batch
 from hwm.devices import FORMATS, Runtime
 from hwm.models.base import WorldModel
 from hwm.recipes import find_recipe
+from hwm.train.halves import Halves
 from hwm.train.optim import MovingAverage, gradient_norm, optimizers
 from hwm.types import Batch
 
@@ -70,11 +71,14 @@ def training(card: Card, name: str, plain: bool, a: Any) -> dict[str, float]:
     loss_of, kind = (STEPS[name].baseline, "adamw") if plain else (own_loss, train.optimizer)
     made = optimizers(model, kind, 1e-5, 0.01, (0.9, 0.95), runtime.dtype)
     average = MovingAverage(model, train.ema) if train.ema else None
+    halves = Halves(model, runtime, "none", processes=2 if plain else 1)  # among several processes there are none
 
     def step() -> None:
-        with runtime.autocast():
-            loss = loss_of(model, batch)
-        loss.backward()
+        with halves.used():
+            with runtime.autocast():
+                loss = loss_of(model, batch)
+            loss.backward()
+            halves.collect()
         gradient_norm(model, 1.0)
         for optimizer in made:
             optimizer.step()
