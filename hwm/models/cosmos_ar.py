@@ -40,7 +40,7 @@ class Pass(NamedTuple):
     """What the blocks know of the tokens of a pass.
 
     Attributes:
-        table: rotary tables (L, d/2).
+        table: rotary tables (L, d).
         absolute: (L, D), added before every block, or None.
         start: the place of the first of them, as `GroupedAttention` takes it.
         text: what a block with cross-attention reads, or None.

@@ -36,8 +36,8 @@ class View:
     Attributes:
         roles: runs of steps in order, as (role, number of steps), the role "past" or "future": which weights a step
             uses.
-        cells: rotary tables of the cells, (S, 1, d/2).
-        times: rotary tables of the steps, (T, 1, 1, d/2).
+        cells: rotary tables of the cells, (S, 1, d).
+        times: rotary tables of the steps, (T, 1, 1, d).
         mask: (T, M + T) bool, which remembered and own steps each step sees; None is all of them. It holds for video
             and actions alike: an action sits at the time of the step that it leads to.
         near: for each earlier step whose cells spatial attention reads too, its index by step: from 0 on for steps of

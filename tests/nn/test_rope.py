@@ -7,9 +7,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hwm.errors import HwmError
-from hwm.nn.rope import Yarn, coordinates, rope_1d, rope_2d, rope_3d, rotate, shares, sincos_3d
+from hwm.nn.rope import Table, Yarn, coordinates, rope_1d, rope_2d, rope_3d, rotate, shares, sincos_3d
 
 CPU = torch.device("cpu")
+
+
+def of_pairs(table: Table) -> Table:
+    """Cosines and sines (..., d/2) of the pairs of channels, of which tables hold two each."""
+    (cos, cos_too), (minus, sin) = (x.chunk(2, -1) for x in table)
+    assert torch.equal(cos, cos_too)
+    assert torch.equal(minus, -sin)
+    return cos, sin
 
 
 @pytest.mark.parametrize("table", [rope_1d(tuple(range(12)), 16, CPU), rope_2d((3, 4), 16, CPU)])
@@ -29,7 +37,7 @@ def test_scores_depend_on_distance_alone():
 
 
 def test_frequencies_of_both_axes_are_the_intended_ones():
-    cos, sin = rope_2d((4, 4), 16, CPU)
+    cos, sin = of_pairs(rope_2d((4, 4), 16, CPU))
     angle = torch.atan2(sin, cos)
     expected = 10000.0 ** -(torch.arange(0, 8, 2) / 8)
     torch.testing.assert_close(angle[4], torch.cat([expected, torch.zeros(4)]))  # row 1, column 0
@@ -37,7 +45,7 @@ def test_frequencies_of_both_axes_are_the_intended_ones():
 
 
 def test_pairs_of_three_dimensions_turn_with_time_then_row_then_column():
-    cos, sin = rope_3d((0.0, 2.5), (2, 3), 20, CPU)
+    cos, sin = of_pairs(rope_3d((0.0, 2.5), (2, 3), 20, CPU))
     angle, side, time = torch.atan2(sin, cos), 10_000.0 ** -(torch.arange(3) / 3), 10_000.0 ** -(torch.arange(4) / 4)
     torch.testing.assert_close(angle[6], torch.cat([2.5 * time, 0 * side, 0 * side]))
     torch.testing.assert_close(angle[3], torch.cat([0 * time, side, 0 * side]))
@@ -46,7 +54,7 @@ def test_pairs_of_three_dimensions_turn_with_time_then_row_then_column():
 
 def test_a_centred_grid_of_one_cell_turns_with_time_alone():
     times = (0.5, 2.0)
-    one, odd = (rope_3d(times, grid, 16, CPU, centred=True) for grid in ((1, 1), (3, 5)))
+    one, odd = (of_pairs(rope_3d(times, grid, 16, CPU, centred=True)) for grid in ((1, 1), (3, 5)))
     for cell, grid in zip(one, odd, strict=True):
         torch.testing.assert_close(cell, grid.view(2, 15, 8)[:, 7])
     assert not one[1][:, -4:].any()
@@ -59,7 +67,7 @@ def test_positions_in_three_dimensions_need_room_for_three():
 
 
 def test_published_frequencies_leave_all_but_one_pair_standing():
-    cos, _ = rope_2d((2, 2), 64, CPU, published=True)
+    cos, _ = of_pairs(rope_2d((2, 2), 64, CPU, published=True))
     torch.testing.assert_close(cos[2, 0], torch.tensor(32.0).cos())
     torch.testing.assert_close(cos[2, 1:16], torch.ones(15))
 
@@ -92,7 +100,7 @@ def test_a_width_that_does_not_split_is_refused():
 
 
 def test_rotary_positions_in_closed_form() -> None:
-    cos, sin = rope_3d((0, 1, 2), (4, 5), 128, CPU, theta=500_000.0)
+    cos, sin = of_pairs(rope_3d((0, 1, 2), (4, 5), 128, CPU, theta=500_000.0))
     assert cos.shape == (60, 64)
     t, h, w = 2, 3, 1
     row = (t * 4 + h) * 5 + w
@@ -100,7 +108,7 @@ def test_rotary_positions_in_closed_form() -> None:
     angles += [place * 500_000 ** (-2 * j / 42) for place in (h, w) for j in range(21)]
     torch.testing.assert_close(cos[row], torch.tensor(angles).cos())
     torch.testing.assert_close(sin[row], torch.tensor(angles).sin())
-    led = rope_3d((0, 1, 2), (4, 5), 128, CPU, theta=500_000.0, lead=1)[0]
+    led = of_pairs(rope_3d((0, 1, 2), (4, 5), 128, CPU, theta=500_000.0, lead=1))[0]
     assert torch.equal(led, torch.cat([torch.ones(1, 64), cos]))
 
 
@@ -112,7 +120,8 @@ def test_yarn_halves_all_of_time_and_most_of_space() -> None:
     factor = yarn.slowed(side, 40) / side
     assert factor[:4].tolist() == pytest.approx([1.0, 0.9013, 0.6374, 0.5], abs=1e-4)
     assert (factor[4:] == 0.5).all()
-    slow, plain = (rope_3d((0, 1), (1, 1), 128, CPU, theta=500_000.0, yarn=y)[1][1, :22].asin() for y in (yarn, None))
+    tables = (rope_3d((0, 1), (1, 1), 128, CPU, theta=500_000.0, yarn=y) for y in (yarn, None))
+    slow, plain = (of_pairs(table)[1][1, :22].asin() for table in tables)
     torch.testing.assert_close(slow[1:] * 2, plain[1:])
 
 
@@ -174,13 +183,17 @@ def test_frequencies_are_slowed_by_how_often_they_turn(scale, fast, slow, length
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_rotation_is_a_product_of_complex_numbers(dtype):
-    cos, sin = rope_1d((0.0, 3.0, 7.5), 8, CPU)
-    x = torch.randn(2, 4, 3, 8).to(dtype)
-    product = torch.complex(x[..., :4].float(), x[..., 4:].float()) * torch.complex(cos, sin)
-    found = rotate(x, (cos, sin))
+def test_a_rotation_is_a_product_of_complex_numbers_and_its_gradient_one_backwards(dtype):
+    """Of half precision the first product of each sum is rounded, and the sum."""
+    table = rope_1d((0.0, 3.0, 7.5), 8, CPU)
+    cos, sin = (t.to(dtype).float() for t in of_pairs(table))
+    x, g = (torch.randn(2, 4, 3, 8).to(dtype) for _ in range(2))
+    a, b = x.float().chunk(2, -1)
+    first, second = ((half * cos).to(dtype).float() for half in (a, b))
+    found = rotate(x.requires_grad_(), table)
     assert found.dtype == dtype
+    torch.testing.assert_close(found, torch.cat([first - b * sin, second + a * sin], -1).to(dtype))
+    back = torch.complex(*g.float().chunk(2, -1)) * torch.complex(cos, -sin)
+    (gradient,) = torch.autograd.grad(found, x, g)
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
-    torch.testing.assert_close(
-        found.float(), torch.cat([product.real, product.imag], -1), atol=tolerance, rtol=tolerance
-    )
+    torch.testing.assert_close(gradient.float(), torch.cat([back.real, back.imag], -1), atol=tolerance, rtol=tolerance)
