@@ -55,6 +55,30 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, device: str, tmp_path
     assert error(parts, whole) <= 4 * noise + 1e-3 * learnt * bool(noise)
 
 
+# ---------------------------------------------------------------------- waiting
+@pytest.mark.parametrize(("device", "name"), cases(("masked_hwm",), FAMILIES))
+def test_an_update_waits_for_nothing(name: str, device: str) -> None:
+    """PyTorch's own watch over waits, from the second update on: the first one sends what is sent once."""
+    torch.manual_seed(0)
+    model = opened(build(name)).to(device).train()
+    batch, made = clip(model), optimizers(model, "muon", 1e-3, 0.01, (0.9, 0.95))
+    for waits in ("default", "error"):
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode(waits)
+        try:
+            with arithmetic(runtime(device, "bfloat16"), "none"):
+                loss, _ = model(batch.to(torch.device(device)))
+            loss.backward()
+            gradient_norm(model, 1.0)
+            for optimizer in made:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        finally:
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(loss)
+
+
 # ---------------------------------------------------------------------- compiling
 BLOCKS = ("masked_hwm", "flow_hwm", "cosmos_ar")
 """Families that are compiled with each way of recomputing: a block over space and time, over streams, over tokens."""
