@@ -30,7 +30,7 @@ from hwm.errors import CheckpointError, HwmError
 from hwm.files import write_atomically
 from hwm.models.cosmos_ar import CosmosAR
 from hwm.models.cosmos_decoder import Decoder
-from hwm.models.texts import Text
+from hwm.models.cosmos_texts import Text
 from hwm.nn.rope import sincos_3d
 from hwm.objectives.next_token import NextTokenSampler
 from hwm.types import Batch, DataSpec, LatentSpec

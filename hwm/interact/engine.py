@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -189,4 +190,7 @@ class Engine:
 
     def _fail(self, job: Job, error: Exception) -> None:
         self.counters.errors += 1
+        if not isinstance(error, HwmError):  # of the model's own code: whole in this terminal, in a line to the player
+            traceback.print_exception(error)
+            error = HwmError(f"the model failed: {type(error).__name__}: {error}")
         job.future.set_exception(error)

@@ -23,8 +23,8 @@ from hwm.errors import HwmError
 from hwm.models.base import WorldModel, join
 from hwm.models.cosmos_decoder import Decoder
 from hwm.models.cosmos_step import Grid, Kept
+from hwm.models.cosmos_texts import Text
 from hwm.models.heads import DigitHead, TokenHead, vocabulary
-from hwm.models.texts import Text
 from hwm.nn.actions import ActionEncoder
 from hwm.nn.gqa import GroupedAttention, MarkedMemory, RMSNorm, SwiGLU, TokenMemory
 from hwm.nn.rope import Table, Yarn, rope_3d, sincos_3d

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hwm.models.cosmos_step import Decodable, Grid, last_logits, room_type
-from hwm.models.texts import Text
+from hwm.models.cosmos_texts import Text
 from hwm.nn.gqa import KeysValues, TokenMemory
 from hwm.objectives.next_token import GREEDY, NextTokenSampler
 from hwm.types import Generator

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hwm.models.cosmos_texts import Text
 from hwm.models.heads import TokenHead
-from hwm.models.texts import Text
 from hwm.nn.captured import Captures
 from hwm.nn.gqa import ABSENT, MARKS, KeysValues, MarkedMemory, TokenMemory
 from hwm.nn.products import CastProducts, addresses

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hwm.models.cosmos_ar import CosmosAR
 from hwm.models.cosmos_decoder import Decoder
-from hwm.models.texts import Text
+from hwm.models.cosmos_texts import Text
 from hwm.objectives.next_token import NextTokenSampler
 from hwm.types import Batch
 from tests.gpu.beside import CARD, DEVICES, error, twin

@@ -107,6 +107,19 @@ def test_mistakes_are_told_and_the_session_goes_on(server: tuple[Server, str]) -
         assert client.step({"elbow": 1.0}).steps == 1
 
 
+def test_a_model_that_fails_is_told_of(server: tuple[Server, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise TypeError("expected BFloat16")
+
+    with Client(f"ws://{server[1]}") as client:
+        client.reset()
+        with monkeypatch.context() as broken:
+            broken.setattr(type(server[0].world.model), "predict", fails)
+            with pytest.raises(HwmError, match="the model failed: TypeError: expected BFloat16"):
+                client.step({"elbow": 1.0})
+        assert client.step({"elbow": 1.0}).steps == 1
+
+
 def test_a_late_answer_is_not_taken_for_another(server: tuple[Server, str]) -> None:
     with Client(f"ws://{server[1]}") as client:
         client.reset(seed=2)

@@ -17,7 +17,7 @@ from hwm.errors import HwmError
 from hwm.evaluate.scenarios import SCENARIOS
 from hwm.models.cosmos_ar import CosmosAR
 from hwm.models.cosmos_decoder import Decoder
-from hwm.models.texts import Text
+from hwm.models.cosmos_texts import Text
 from hwm.nn.gqa import GroupedAttention, RMSNorm, attend_grouped
 from hwm.objectives.next_token import NextTokenSampler
 from hwm.recipes import find_recipe

@@ -22,7 +22,7 @@ from hwm.errors import HwmError
 from hwm.models import cosmos_ar, cosmos_step
 from hwm.models.cosmos_ar import CosmosAR
 from hwm.models.cosmos_decoder import Decoder
-from hwm.models.texts import Text
+from hwm.models.cosmos_texts import Text
 from hwm.nn.gqa import ABSENT, MARKS, MarkedMemory, attend_grouped
 from hwm.objectives.next_token import GREEDY, NextTokenSampler
 from hwm.types import Batch
