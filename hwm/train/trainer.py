@@ -122,7 +122,8 @@ class Trainer:
         if self.config.dtype == "auto" and steps:
             return str(checkpoint.read_progress(steps[-1])["train"]["dtype"])
         found = choose_format(self.config.dtype, self.world.device)
-        return "float32" if self.world.any(found == "float32")[0] else found
+        float32, float16 = self.world.any(found == "float32", found == "float16")  # cards of a run may differ
+        return "float32" if float32 else "float16" if float16 else found
 
     def _fitted(self, config: TrainConfig) -> TrainConfig:
         """An update's clips in the passes that the run began with, or as few as there is memory for."""

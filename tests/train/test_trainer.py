@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from hwm import devices
-from hwm.config import REGISTRY, from_json
+from hwm.config import from_json
 from hwm.errors import HwmError
 from hwm.models.masked_hwm import MaskedHWM
 from hwm.recipes import Recipe
@@ -31,18 +32,10 @@ from tests.models.toys import toy_spec
 from tests.train.toy import Toy, make_trainer, mixture
 
 PATIENCE = 900  # seconds that a process of its own may take on a machine that is busy
-pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(REGISTRY, Toy.name, Toy)
-    monkeypatch.setattr(module, "peak_flops", lambda device, dtype: 1e9)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("data") / "store", [30, 20]).path
+pytestmark = [
+    pytest.mark.usefixtures("quick"),
+    pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad"),
+]
 
 
 def files(run: Path, step: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -233,6 +226,22 @@ def test_a_run_keeps_the_number_format_that_auto_found(data: Path, tmp_path: Pat
     monkeypatch.setattr(devices, "faster_format", lambda device: other)
     assert make_trainer(data, tmp_path / "run", steps=2, dtype="auto").runtime.format == began
     assert make_trainer(data, tmp_path / "run", steps=2, dtype=other).runtime.format == other
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "taken"),
+    [
+        ("bfloat16", "bfloat16", "bfloat16"), ("bfloat16", "float16", "float16"), ("float16", "bfloat16", "float16"),
+        ("float32", "float16", "float32"), ("bfloat16", "float32", "float32"),
+    ],
+)  # fmt: skip
+def test_devices_of_a_run_agree_on_a_format(data: Path, tmp_path: Path, monkeypatch, mine, others, taken) -> None:
+    made = make_trainer(data, tmp_path / "run", steps=1)
+    made.config = replace(made.config, dtype="auto")
+    monkeypatch.setattr(devices, "faster_format", lambda device: mine)
+    theirs = (others == "float32", others == "float16")
+    monkeypatch.setattr(type(made.world), "any", lambda _, *flags: [a or b for a, b in zip(flags, theirs, strict=True)])
+    assert made._format() == taken
 
 
 def test_the_log_tells_what_happened(data: Path, tmp_path: Path) -> None:
