@@ -19,12 +19,9 @@ from hwm import cli
 from hwm.commands import demo
 from hwm.interact.session import Session, World
 from hwm.interact.starts import start_of_file
-from hwm.loading import load_tokenizer
 from hwm.models.genie import Genie
 from hwm.recipes import RECIPES, Recipe
-from hwm.tokenizers.tiny import TinyTokenizer
 from hwm.train.checkpoint import save_model
-from hwm.types import DataSpec, LatentSpec
 from tests.commands.test_next_token import published
 from tests.commands.test_tokens import film
 from tests.evaluate import pan_world
@@ -58,9 +55,7 @@ ALSO = {"play": "--no-open", "demo": "--out {out}", "convert check": "{out}.safe
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("made")
-    torch.manual_seed(0)
-    save_model(root / "tok", TinyTokenizer.tiny().build(DataSpec(LatentSpec(pan_world.SIZE, channels=3), {})))
-    tokenizer = load_tokenizer(root / "tok")
+    tokenizer = pan_world.random_tokenizer(root / "tok")
     store = pan_world.record(root / "store", tokenizer, episodes=2, steps=12)
     plain = pan_world.record(root / "plain", tokenizer, episodes=1, steps=4, video=False)
     save_model(root / "genie", replace(Genie.tiny(), past=3).build(store.data_spec()))

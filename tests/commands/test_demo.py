@@ -7,27 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from hwm import cli
 from hwm.catalogue import RECIPES
 from hwm.commands import demo
 from hwm.commands.samples import curve
-from hwm.loading import load_tokenizer
 from hwm.models.genie import Genie
 from hwm.recipes import find_recipe
-from hwm.tokenizers.tiny import TinyTokenizer
 from hwm.train.checkpoint import save_model
-from hwm.types import DataSpec, LatentSpec
 from tests.evaluate import pan_world
 
 
 @pytest.fixture
 def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A demo of a model of random weights on a small store, which the toy is trained on too, for a few updates."""
-    torch.manual_seed(0)
-    save_model(tmp_path / "tok", TinyTokenizer.tiny().build(DataSpec(LatentSpec(pan_world.SIZE, channels=3), {})))
-    store = pan_world.record(tmp_path / "store", load_tokenizer(tmp_path / "tok"), episodes=2, steps=12)
+    tokenizer = pan_world.random_tokenizer(tmp_path / "tok")
+    store = pan_world.record(tmp_path / "store", tokenizer, episodes=2, steps=12)
     save_model(tmp_path / "genie", replace(Genie.tiny(), past=3).build(store.data_spec()))
     toy = find_recipe("masked_hwm_toy")()
     small = toy.but(

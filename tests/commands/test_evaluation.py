@@ -19,9 +19,7 @@ from hwm.errors import HwmError
 from hwm.evaluate.camera import episode_of
 from hwm.loading import load_tokenizer
 from hwm.models.genie import Genie
-from hwm.tokenizers.tiny import TinyTokenizer
 from hwm.train.checkpoint import save_model
-from hwm.types import DataSpec, LatentSpec
 from tests.evaluate import pan_world
 from tests.networks.test_lpips import formula_weights
 
@@ -29,9 +27,7 @@ from tests.networks.test_lpips import formula_weights
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("made")
-    torch.manual_seed(0)
-    save_model(root / "tok", TinyTokenizer.tiny().build(DataSpec(LatentSpec(pan_world.SIZE, channels=3), {})))
-    tokenizer = load_tokenizer(root / "tok")
+    tokenizer = pan_world.random_tokenizer(root / "tok")
     store = pan_world.record(root / "store", tokenizer, episodes=2, steps=10)
     save_model(root / "genie", replace(Genie.tiny(), past=3).build(store.data_spec()))
     torch.save(formula_weights(), root / "lpips.pth")

@@ -17,10 +17,8 @@ from hwm import cli
 from hwm.convert.cosmos_ar import Published, build, write
 from hwm.data.make_onex import MakeOptions, make
 from hwm.data.readers import open_store
-from hwm.loading import load_tokenizer
 from hwm.models.cosmos_ar import CosmosAR
 from hwm.models.genie import Genie
-from hwm.tokenizers.tiny import TinyTokenizer
 from hwm.train.checkpoint import save_model
 from hwm.types import DataSpec, LatentSpec
 from tests.evaluate import pan_world
@@ -43,9 +41,7 @@ def published(folder: Path, vocab: int, **fields: Any) -> CosmosAR:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("made")
-    torch.manual_seed(0)
-    save_model(root / "tok", TinyTokenizer.tiny().build(DataSpec(LatentSpec(pan_world.SIZE, channels=3), {})))
-    tokenizer = load_tokenizer(root / "tok")
+    tokenizer = pan_world.random_tokenizer(root / "tok")
     store = pan_world.record(root / "store", tokenizer, episodes=2, steps=10)
     vocab = store.data_spec().latent.vocab
     assert vocab is not None

@@ -14,10 +14,13 @@ from torch import Tensor
 
 from hwm.data.clips import Clips
 from hwm.data.store import Header, Store, Writer
+from hwm.loading import load_tokenizer
 from hwm.models.base import WorldModel
 from hwm.pictures.video import write_video
 from hwm.tokenizers.pixels import Pixels
-from hwm.types import Batch, LatentSpec, Prediction, Tokenizer, join_digits, split_digits
+from hwm.tokenizers.tiny import TinyTokenizer
+from hwm.train.checkpoint import save_model
+from hwm.types import Batch, DataSpec, LatentSpec, Prediction, Tokenizer, join_digits, split_digits
 
 SIZE, CELL, SLOTS = (32, 48), 4, 2
 
@@ -106,6 +109,13 @@ class Noisy(CopyLast):
     def predict(self, batch: Batch, *, sampler=None, logits=False, cache=None, generator=None) -> Prediction:
         latents = super().predict(batch).latents
         return Prediction(latents + 0.1 * torch.randn(latents.shape, generator=generator))
+
+
+def random_tokenizer(folder: Path) -> Tokenizer:
+    """A tokenizer of tokens for these pictures, with weights at random, saved in a folder."""
+    torch.manual_seed(0)
+    save_model(folder, TinyTokenizer.tiny().build(DataSpec(LatentSpec(SIZE, channels=3), {})))
+    return load_tokenizer(folder)
 
 
 def record(path: Path, tokenizer: Tokenizer, *, episodes: int = 3, steps: int = 24, video: bool = True) -> Store:

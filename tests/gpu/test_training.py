@@ -56,15 +56,17 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, device: str, tmp_path
 
 
 # ---------------------------------------------------------------------- waiting
-@pytest.mark.parametrize(("device", "name"), cases(("masked_hwm",), FAMILIES))
+@pytest.mark.parametrize(("device", "name"), cases((), FAMILIES))
 def test_an_update_waits_for_nothing(name: str, device: str) -> None:
-    """PyTorch's own watch over waits, from the second update on: the first one sends what is sent once."""
+    """PyTorch's own watch over waits, from the second update on: the first one sends what is sent once.
+
+    The same without a card is in tests/pretend/test_waits.py.
+    """
     torch.manual_seed(0)
     model = opened(build(name)).to(device).train()
     batch, made = clip(model), optimizers(model, "muon", 1e-3, 0.01, (0.9, 0.95))
     for waits in ("default", "error"):
-        if device == "cuda":
-            torch.cuda.set_sync_debug_mode(waits)
+        torch.cuda.set_sync_debug_mode(waits)
         try:
             with arithmetic(runtime(device, "bfloat16"), "none"):
                 loss, _ = model(batch.to(torch.device(device)))
@@ -74,9 +76,7 @@ def test_an_update_waits_for_nothing(name: str, device: str) -> None:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
         finally:
-            if device == "cuda":
-                torch.cuda.set_sync_debug_mode("default")
-    assert torch.isfinite(loss)
+            torch.cuda.set_sync_debug_mode("default")
 
 
 # ---------------------------------------------------------------------- compiling

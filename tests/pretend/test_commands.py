@@ -9,22 +9,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 
 from hwm import cli
 from hwm.catalogue import RECIPES
 from hwm.data.mixture import DataConfig
 from hwm.interact.engine import Engine
 from hwm.interact.session import Session, World, advance
-from hwm.loading import load_tokenizer
 from hwm.models.cosmos_ar import CosmosAR
 from hwm.models.masked_hwm import MaskedHWM
 from hwm.recipes import Recipe
-from hwm.tokenizers.tiny import TinyTokenizer
 from hwm.train.checkpoint import save_model
 from hwm.train.config import TrainConfig
 from hwm.train.trainer import Trainer
-from hwm.types import DataSpec, LatentSpec
 from tests.evaluate import pan_world
 from tests.pretend.device import pretending
 from tests.pretend.tensors import Card
@@ -41,9 +37,8 @@ class Made(NamedTuple):
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A tokenizer, a store with video, and models, made on the CPU."""
     root = tmp_path_factory.mktemp("made")
-    torch.manual_seed(0)
-    save_model(root / "tok", TinyTokenizer.tiny().build(DataSpec(LatentSpec(pan_world.SIZE, channels=3), {})))
-    store = pan_world.record(root / "store", load_tokenizer(root / "tok"), episodes=4, steps=12)
+    tokenizer = pan_world.random_tokenizer(root / "tok")
+    store = pan_world.record(root / "store", tokenizer, episodes=4, steps=12)
     for name, config in (("masked", MaskedHWM.tiny()), ("cosmos", CosmosAR.tiny())):
         save_model(root / name, config.build(store.data_spec()))
     return Made(*(str(root / name) for name in ("tok", "store", "masked", "cosmos")))

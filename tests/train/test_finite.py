@@ -11,32 +11,21 @@ import pytest
 import torch
 
 from hwm import devices
-from hwm.config import REGISTRY
 from hwm.errors import HwmError
-from hwm.train import trainer as module
 from hwm.train.checkpoint import load_model, read_progress, step_folders
 from hwm.train.finite import LossScale
 from hwm.train.loggers import read_log
 from hwm.train.optim import heeds, optimizers
-from tests.conftest import make_store
 from tests.pretend.device import pretending
 from tests.train.test_sharding import QUIET, together
 from tests.train.test_trainer import Stops, assert_same_run
 from tests.train.toy import Toy, make_trainer, mixture
 
-pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+pytestmark = [
+    pytest.mark.usefixtures("quick"),
+    pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad"),
+]
 HALF: dict[str, Any] = {"dtype": "float16", "log_every": 1}
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(REGISTRY, Toy.name, Toy)
-    monkeypatch.setattr(module, "peak_flops", lambda device, dtype: 1e9)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("data") / "store", [30, 20]).path
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, made: Any, *steps: int, by: float = math.nan) -> None:

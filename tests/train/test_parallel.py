@@ -27,11 +27,6 @@ from tests.train.toy import Toy, mixture
 UNUSED = {"unused.weight", "unused.bias"}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("data") / "store", [30, 20]).path
-
-
 @pytest.fixture
 def group() -> Iterator[None]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

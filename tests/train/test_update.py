@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from hwm.commands.training import train_recipe
-from hwm.config import REGISTRY
 from hwm.data.mixture import DataConfig
 from hwm.models.flow_hwm import FlowHWM
 from hwm.models.next_block import NextBlock
 from hwm.recipes import Recipe
-from hwm.train import trainer as module
 from hwm.train.checkpoint import load_model
 from hwm.train.config import TrainConfig
 from hwm.train.loggers import read_log
@@ -22,20 +20,12 @@ from hwm.train.trainer import Trainer
 from hwm.types import LatentSpec
 from tests.conftest import make_store
 from tests.pretend.device import pretending
-from tests.train.toy import Toy, make_trainer, mixture
+from tests.train.toy import make_trainer, mixture
 
-pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(REGISTRY, Toy.name, Toy)
-    monkeypatch.setattr(module, "peak_flops", lambda device, dtype: 1e9)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("data") / "store", [30, 20]).path
+pytestmark = [
+    pytest.mark.usefixtures("quick"),
+    pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad"),
+]
 
 
 def test_each_update_draws_anew_and_the_same_when_repeated(data: Path, tmp_path: Path) -> None:
