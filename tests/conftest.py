@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hwm.types import LatentSpec
 from tests import parity
 
 torch.set_num_threads(1)
+os.environ.setdefault("PYTHONFAULTHANDLER", "1")  # a process of a test that crashes says where
 # a busy machine is no failure, and a test that passed yesterday passes today
 settings.register_profile("hwm", deadline=None, derandomize=True, database=None)
 settings.load_profile("hwm")
