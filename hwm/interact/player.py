@@ -22,7 +22,7 @@ from hwm.interact.replay import Replay
 from hwm.interact.session import Session
 from hwm.interact.shared import Server
 from hwm.interact.twin import TwinProcess
-from hwm.interact.twin import available as twin_available
+from hwm.sim.twin import available as twin_available
 
 VERSION = 1
 

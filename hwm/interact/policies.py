@@ -33,9 +33,9 @@ from hwm.interact.limits import Action, Limits
 from hwm.interact.session import Session, World, advance
 from hwm.interact.starts import Gallery, Start
 from hwm.interact.tasks import TASKS, Task
-from hwm.interact.twin import Twin, available
 from hwm.plugins import import_object
 from hwm.progress import track
+from hwm.sim.twin import Twin, available
 
 
 class Observation(TypedDict):

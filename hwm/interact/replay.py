@@ -13,7 +13,8 @@ import torch
 
 from hwm.errors import HwmError
 from hwm.files import write_atomically
-from hwm.interact.starts import Origin, Start
+from hwm.interact.starts import Start
+from hwm.sim.twin import Origin
 
 FORMAT = "hwm-replay-1"
 MOST_BYTES = 64 << 20

@@ -10,21 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hwm.data.origin import origin_of
 from hwm.data.store import Episode, Store
 from hwm.devices import device_of
 from hwm.errors import HwmError
 from hwm.pictures.video import frame_size, read_video, to_video
+from hwm.sim.twin import Origin
 from hwm.types import ActionSpec, Tokenizer
 
 MOST_PIXELS, MOST_FRAMES = 1 << 25, 3000
-
-
-@dataclass(frozen=True)
-class Origin:
-    """How the simulator gets to a start: the room, and all actions since its beginning, (N, K, A)."""
-
-    seed: int
-    actions: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -109,16 +103,12 @@ class Gallery:
         assert latents is not None
         assert h.latent is not None
         kind = np.float32 if h.latent.channels is not None else np.int64
-        seed = episode.info.get("seed")
-        origin = None
-        if h.embodiment == "sim_g1" and isinstance(seed, int):
-            origin = Origin(seed, np.asarray(self.store.actions[episode.start : first + self.past], np.float32))
         return Start(
             name,
             torch.from_numpy(np.asarray(latents[rows]).astype(kind)),
             np.array(self.store.actions[rows], np.float32),
             h.embodiment,
-            origin,
+            origin_of(self.store, episode, step + self.past),
             episode.id,
         )
 

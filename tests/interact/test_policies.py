@@ -37,9 +37,9 @@ from hwm.interact.policies import (
     spread_starts,
 )
 from hwm.interact.session import Session, World
-from hwm.interact.starts import Gallery, Origin, Start
+from hwm.interact.starts import Gallery, Start
 from hwm.interact.tasks import TASKS, Task, distance, reach_view, turn
-from hwm.interact.twin import available
+from hwm.sim.twin import Origin, available
 from tests.conftest import make_store
 from tests.interact.conftest import a_start, build_world
 from tests.models.toys import toy_spec

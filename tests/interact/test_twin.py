@@ -13,9 +13,11 @@ from hwm.assets import STORES
 from hwm.data.store import Store
 from hwm.errors import HwmError
 from hwm.interact import twin as twins
-from hwm.interact.starts import Gallery, Origin
-from hwm.interact.twin import FINER, Twin, TwinProcess, available
+from hwm.interact.starts import Gallery
+from hwm.interact.twin import TwinProcess
 from hwm.pictures.video import read_video, to_uint8, to_video
+from hwm.sim import twin as simulated_twins
+from hwm.sim.twin import FINER, Origin, Twin, available
 
 SIZE = 32
 
@@ -147,5 +149,5 @@ def test_without_mujoco_or_a_way_to_draw(monkeypatch: pytest.MonkeyPatch) -> Non
     def none() -> str:
         raise RuntimeError
 
-    monkeypatch.setattr(twins, "choose_backend", none)
+    monkeypatch.setattr(simulated_twins, "choose_backend", none)
     assert not available.__wrapped__()

@@ -1,0 +1,16 @@
+"""Where in the simulator a step of a recording is, so that the true simulator can be put there."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hwm.data.store import Episode, Store
+from hwm.sim.twin import Origin
+
+
+def origin_of(store: Store, episode: Episode, steps: int) -> Origin | None:
+    """How the simulator gets to the end of the first `steps` steps of an episode; None for one of no simulator."""
+    seed = episode.info.get("seed")
+    if store.header.embodiment != "sim_g1" or not isinstance(seed, int):
+        return None
+    return Origin(seed, np.asarray(store.actions[episode.start : episode.start + steps], np.float32))
