@@ -21,7 +21,7 @@ from hwm.errors import HwmError
 from hwm.models.base import WorldModel
 from hwm.nn.dit import ActionTokens, Modulation, TimeEmbedding, modulated, patches, unpatched
 from hwm.nn.flow_streams import FlowBlock, FlowRow, KeysValues, Streams
-from hwm.nn.layers import constant
+from hwm.nn.latents import latent_scale
 from hwm.nn.rope import Table, rope_3d
 from hwm.nn.streams import FUTURE_ACTION, FUTURE_VIDEO, PAST_ACTION, PAST_VIDEO, STREAMS
 from hwm.objectives.draws import normal
@@ -177,17 +177,9 @@ class FlowModel(WorldModel):
     def units(self) -> Iterable[nn.Module]:
         return self.blocks
 
-    def scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (C, 1, 1) of the latents' channels: 0 and 1 where the spec has none."""
-        spec = self.spec
-        channels = spec.latent.channels or 0
-        mean = spec.latent_mean or (0.0,) * channels
-        std = tuple(s if s > 0 else 1.0 for s in spec.latent_std) or (1.0,) * channels
-        return constant(mean, device)[:, None, None], constant(std, device)[:, None, None]
-
     def normalised(self, latents_BTCHW: Tensor) -> Tensor:
         """Latents in standard deviations of their channel, in float32."""
-        mean, std = self.scale(latents_BTCHW.device)
+        mean, std = latent_scale(self.spec, latents_BTCHW.device)
         return (latents_BTCHW.float() - mean) / std
 
     def observe(self, past_BPCHW: Tensor, actions_BTKA: Tensor, embodiment: str, kept_B: Tensor) -> Context:
@@ -315,5 +307,5 @@ class FlowModel(WorldModel):
 
         shape = (size, batch.missing, *batch.latents.shape[2:])
         x_BHCHW = integrate(field, normal(shape, device, generator), sampler)
-        mean, std = self.scale(device)
+        mean, std = latent_scale(self.spec, device)
         return Prediction((x_BHCHW * std + mean).to(batch.latents.dtype))

@@ -7,7 +7,7 @@ from hwm.data.onex.specs import COSMOS_LEVELS as COSMOS_LEVELS
 from hwm.data.onex.specs import actions_1x as actions_1x
 from hwm.data.onex.specs import onex_v1 as onex_v1
 from hwm.data.onex.specs import onex_v2 as onex_v2
-from hwm.types import DataSpec, LatentSpec
+from hwm.types import ActionSpec, DataSpec, LatentSpec
 
 
 def mini() -> DataSpec:
@@ -24,3 +24,9 @@ def mini_continuous() -> DataSpec:
 def pixels(side: int = 128) -> DataSpec:
     """Pictures themselves: what a tokenizer is trained on."""
     return DataSpec(LatentSpec((side, side), channels=3), {"sim_g1": actions_1x(3)}, f"pixels-{side}x{side}", 10.0)
+
+
+def push_t() -> DataSpec:
+    """Push-T: pictures of 96x96 at 10 Hz, and where the pusher is sent before each."""
+    latent, action = LatentSpec((96, 96), channels=3), ActionSpec(1, ("x", "y"), (256.0, 256.0), (100.0, 100.0))
+    return DataSpec(latent, {"pusht": action}, "pixels-96x96", 10.0)

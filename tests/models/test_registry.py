@@ -21,7 +21,8 @@ from hwm.train.trainer import Trainer
 from hwm.types import Batch
 from tests.models.toys import is_aligned, toy_batch, toy_spec
 
-GATED = {"flow_hwm", "flow_hwm_uvit"}  # gates begin at zero (AdaLN-Zero): nothing passes before the first update
+# what ends a branch begins at zero (AdaLN-Zero, last convolutions): nothing passes before the first update
+GATED = {"diffusion", "flow_hwm", "flow_hwm_uvit"}
 FAMILIES = sorted(entry.name for entry in own("hwm.models"))
 
 

@@ -16,6 +16,7 @@ from hwm.config import Trainable, registered
 from hwm.devices import Runtime
 from hwm.errors import HwmError
 from hwm.models.base import WorldModel
+from hwm.objectives.edm import EDMSampler
 from hwm.plugins import own
 from hwm.train.optim import MovingAverage, gradient_norm, optimizers
 from hwm.types import Batch, DataSpec, LatentSpec
@@ -29,6 +30,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "cosmos_ar, digits": ("cosmos_ar", {"factorized": True, "own_past": 0.5, "action_deltas": True}),
     "cosmos_ar, video alone": ("cosmos_ar", {"actions": False, "begin": True, "max_corrupt": 0.2,
                                              "absolute": "float32"}),
+    "diffusion, guided": ("diffusion", {"horizon": 2, "dropped_actions": 0.5, "short_past": 0.5,
+                                        "sampler": EDMSampler(steps=2, solver="heun", guidance=2.0)}),
     "flow_hwm, split": ("flow_hwm", {"variant": "split", "objective": "shortcut", "clean_context": True,
                                      "direct": True}),
     "flow_hwm, full": ("flow_hwm", {"variant": "full", "any_horizon": True, "horizon": 2}),
