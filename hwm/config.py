@@ -70,6 +70,8 @@ class Trainable(nn.Module):
     fresh: ClassVar[tuple[str, ...]] = ()
     #: prefixes of the layers among `adamw_only` that read features of the model's width: hidden ones to muP
     mup_hidden: tuple[str, ...] = ()
+    #: identity (NAME@FINGERPRINT) of the weights that a run has to begin from, as it keeps some of them; "" for any
+    keeps: str = ""
     #: how much wider than the model that the learning rate was found for (muP): AdamW divides that of hidden matrices
     mup_width: float = 1.0
 

@@ -146,7 +146,8 @@ def _tokenizer_at(name: str, device: torch.device | str) -> Tokenizer:
     found, weights = _tokenizer_in(_find("tokenizer", name, SHIPPED), device)
     if not isinstance(found, Tokenizer):
         raise HwmError(f"{name} is a checkpoint of a {found.name!r}, not of a tokenizer")
-    found.id = f"{name}@{weights_fingerprint(weights)}"
+    if "@" not in found.id:  # others know themselves by the encoder that they share
+        found.id = f"{name}@{weights_fingerprint(weights)}"
     return found
 
 
@@ -175,9 +176,13 @@ def copy_weights(name: str | Path, module: Trainable) -> None:
     those that the module has, parts that the source alone has are left out.
 
     Raises:
-        HwmError: there is nothing of that name, or its weights are of another size.
+        HwmError: there is nothing of that name, or its weights are of another size, or not those of which the module
+            keeps some.
     """
     source = load_model(_find("model", name, MODELS | SHIPPED))
+    fingerprint = (source.keeps or weights_fingerprint(source)).rpartition("@")[2]
+    if module.keeps and module.keeps.rpartition("@")[2] != fingerprint:
+        raise HwmError(f"{module.keeps} is to be kept, but the weights at {name} are {name}@{fingerprint}")
     own, theirs = module.state_dict(), source.state_dict()
     fresh = {k: v for k, v in own.items() if k.startswith(module.fresh)}
     partly = tuple(prefix for prefix in module.fresh if any(k.startswith(prefix) for k in own))

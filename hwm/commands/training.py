@@ -134,6 +134,7 @@ def train_recipe(recipe: Any, run: Path, init: str | None = None) -> Any:
     from hwm.commands.samples import show_progress
     from hwm.data.clips import Clips
     from hwm.loading import load_tokenizer
+    from hwm.train.checkpoint import step_folders
     from hwm.train.distributed import building, leading
     from hwm.train.trainer import Trainer, write_run
 
@@ -150,6 +151,8 @@ def train_recipe(recipe: Any, run: Path, init: str | None = None) -> Any:
         from hwm.loading import copy_weights
 
         copy_weights(init, module)
+    elif module.keeps and not (init or step_folders(run)):
+        raise HwmError(f"this run keeps weights of {module.keeps}: name where they are with --init")
     if leading():
         count = sum(p.numel() for p in module.parameters())
         print(f"{module.name}: {count:,} parameters; {data.describe()}")

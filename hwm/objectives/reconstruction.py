@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hwm.errors import HwmError
+from hwm.networks.efficientnet import SCALES, load_efficientnet
 from hwm.networks.lpips import LPIPS, SMALLEST, load_lpips
 
 
@@ -167,6 +168,21 @@ def lpips(files: tuple[str, ...], made_BFCHW: Tensor, truth_BFCHW: Tensor) -> Te
     made, truth = ((x.flatten(0, 1) + 1) / 2 for x in (made_BFCHW, truth_BFCHW))
     distance: Tensor = network.distance(made, truth)
     return distance.mean()
+
+
+def lite_distance(made_NCHW: Tensor, truth_NCHW: Tensor, scales: int = SCALES) -> Tensor:
+    """Mean perceptual distance of pictures in about [-1, 1] by EfficientNet-Lite0, with gradients in those made.
+
+    Raises:
+        HwmError: as `hwm.networks.efficientnet`: its weights are not installed, pictures are too small, no such scales.
+    """
+    distance = torch.compiler.disable(_lite) if torch.compiler.is_compiling() else _lite
+    return distance(made_NCHW, truth_NCHW, scales)
+
+
+def _lite(made_NCHW: Tensor, truth_NCHW: Tensor, scales: int) -> Tensor:
+    network = load_efficientnet(made_NCHW.device)
+    return network.distance((made_NCHW + 1) / 2, (truth_NCHW + 1) / 2, scales).mean()
 
 
 @lru_cache(maxsize=2)

@@ -33,3 +33,19 @@ def tiny_tokenizer() -> Recipe:
 def tiny_continuous_tokenizer() -> Recipe:
     """The continuous twin: 128x128 pictures <-> 8x8 cells of 8 numbers. `--init tiny` saves half the work."""
     return tiny_tokenizer().but(model=TinyContinuous.Config(), train=dict(steps=3000))
+
+
+@recipe
+def tokenizer_home() -> Recipe:
+    """For the simulated home: 128x128 pictures <-> 16x16 cells of 8 numbers, trained by a perceptual loss as well."""
+    return tiny_tokenizer().but(
+        model=TinyContinuous.Config(down=8, perceptual=0.15),
+        data=dict(stores=("data/home_pixels",), val_stores=("data/home_pixels_heldout",)),
+        train=dict(steps=3000, lr=2e-3, warmup=100, ema=0.995),
+    )
+
+
+@recipe
+def tokenizer_home_ids() -> Recipe:
+    """The same with ids: 8x8 out of 64,000."""
+    return tokenizer_home().but(model=TinyTokenizer.Config(perceptual=0.15))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from hwm.config import Config, Trainable
 from hwm.errors import HwmError
+from hwm.objectives.reconstruction import lite_distance
 from hwm.tokenizers.fsq import FSQ as FSQ
 from hwm.types import Batch, DataSpec, LatentSpec, Tokenizer, check_ids
 
@@ -45,33 +47,61 @@ class Autoencoder(Trainable, Tokenizer):
             width: channels at a quarter of the resolution; doubled at each halving after it.
             down: side of a cell in pixels, a power of two of at least 8.
             squared: weight of the squared error beside the absolute error.
+            decoder_width: the same as `width` of the decoder alone; 0 makes it as wide as the encoder.
+            perceptual: weight of the perceptual distance by EfficientNet-Lite0 (`hwm.networks.efficientnet`; its
+                weights come with the extra `eval`, and are needed in training alone); 0 leaves it out.
+            scales: of that distance, 1 to 7, fine to coarse.
+            perceptual_share: of the pictures of a batch that it is taken of.
+            encoder_of: train the decoder alone, on the latents of the tokenizer that stores record as this
+                (NAME@FINGERPRINT), which has to be begun from (`--init`). The result answers to that name.
         """
+
+        in_validation: ClassVar[Mapping[str, Any]] = {"perceptual_share": 1.0}
 
         width: int = 48
         down: int = 16
         squared: float = 4.0
+        decoder_width: int = 0
+        perceptual: float = 0.0
+        scales: int = 4
+        perceptual_share: float = 0.5
+        encoder_of: str = ""
+
+        def __post_init__(self) -> None:
+            if min(self.perceptual, self.squared) < 0 or not 0 < self.perceptual_share <= 1:
+                raise HwmError(
+                    f"the weights squared={self.squared} and perceptual={self.perceptual} are not negative, and "
+                    f"perceptual_share={self.perceptual_share} is more than 0 and at most 1"
+                )
+            if self.encoder_of and "@" not in self.encoder_of:
+                raise HwmError(f"encoder_of={self.encoder_of!r} is no identity: write NAME@FINGERPRINT, as stores do")
 
     config: Any
 
     def __init__(self, config: Any, spec: DataSpec, codes: int) -> None:
         super().__init__(config, spec)
         size, down = spec.latent.grid, config.down
-        if down < 8 or down & (down - 1) or config.width % 8:
+        if down < 8 or down & (down - 1) or config.width % 8 or config.decoder_width % 8:
             raise HwmError(
-                f"down={down} must be a power of two of at least 8, and width={config.width} a multiple of 8"
+                f"down={down} must be a power of two of at least 8, and width={config.width} and "
+                f"decoder_width={config.decoder_width} multiples of 8"
             )
         if spec.latent.channels != 3 or size[0] % down or size[1] % down:
             raise HwmError(
                 f"the {self.name} tokenizer is trained on pictures whose sides are multiples of {down}, "
                 f"got {spec.latent}"
             )
-        self.size, self.id, self.grid = size, self.name, (size[0] // down, size[1] // down)
-        widths = [config.width * 2**i for i in range(int(math.log2(down // 4)) + 1)]
+        self.size, self.grid = size, (size[0] // down, size[1] // down)
+        self.id, self.keeps = config.encoder_of or self.name, config.encoder_of
+        halvings = int(math.log2(down // 4)) + 1
+        widths = [config.width * 2**i for i in range(halvings)]
         first, last = widths[0], widths[-1]
         encoder: list[nn.Module] = [nn.PixelUnshuffle(4), nn.Conv2d(48, first, 3, padding=1), Residual(first)]
         for a, b in pairwise(widths):
             encoder += [nn.Conv2d(a, b, 4, 2, 1), Residual(b)]
         encoder += [Residual(last), nn.GroupNorm(8, last), nn.SiLU(), nn.Conv2d(last, codes, 1)]
+        widths = [(config.decoder_width or config.width) * 2**i for i in range(halvings)]
+        first, last = widths[0], widths[-1]
         decoder: list[nn.Module] = [nn.Conv2d(codes, last, 3, padding=1), Residual(last), Residual(last)]
         for b, a in pairwise(widths[::-1]):
             decoder += [nn.Conv2d(b, 4 * a, 1), nn.PixelShuffle(2), Residual(a)]
@@ -84,7 +114,10 @@ class Autoencoder(Trainable, Tokenizer):
         ]
         self.encoder, self.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder)
         # weights of another number of codes to begin from: what makes codes and what reads them begins at random
-        self.fresh = (f"encoder.{len(encoder) - 1}.", "decoder.0.")  # type: ignore[misc]
+        self.fresh = (  # type: ignore[misc]
+            *(() if config.encoder_of else (f"encoder.{len(encoder) - 1}.",)),
+            "decoder." if config.decoder_width else "decoder.0.",
+        )
         # convolutions on CPUs and tensor cores want channels last; it changes no value
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -93,15 +126,24 @@ class Autoencoder(Trainable, Tokenizer):
         """What the encoder put out (N, codes, H, W) -> what the decoder sees in training, and a loss of its own."""
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Absolute plus squared error of the reconstruction of pictures in [0, 1], and what the codes cost."""
-        x = _flat(batch.latents) * 2 - 1
-        codes, cost = self.codes(self.encoder(x))
+        """Absolute and squared error and perceptual distance of reconstructed pictures in [0, 1], and what codes cost.
+
+        Raises:
+            HwmError: there is a perceptual distance, and its weights are not installed.
+        """
+        c, x = self.config, _flat(batch.latents) * 2 - 1
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not c.encoder_of):
+            z = self.encoder(x)
+        codes, cost = self.codes(z)
         y = self.decoder(codes).float()
         squared = (y - x).square()
-        loss = (y - x).abs().mean() + self.config.squared * squared.mean() + cost
-        with torch.no_grad():
-            psnr = -10 * torch.log10((squared / 4).mean((1, 2, 3)).clamp_min(1e-8)).mean()
-        return loss, {"psnr": psnr}
+        loss = (y - x).abs().mean() + c.squared * squared.mean() + cost
+        values = {"psnr": -10 * torch.log10((squared / 4).mean((1, 2, 3)).clamp_min(1e-8)).mean()}
+        if c.perceptual:
+            some = math.ceil(c.perceptual_share * len(x))
+            values["perceptual"] = lite_distance(y[:some], x[:some], c.scales)
+            loss = loss + c.perceptual * values["perceptual"]
+        return loss, {k: v.detach() for k, v in values.items()}
 
     def encoded(self, video_BFCHW: Tensor) -> Tensor:
         """What the encoder puts out for each frame, (B * F, codes, H, W)."""

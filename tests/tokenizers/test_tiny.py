@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from hwm.commands.training import train_recipe
+from hwm.config import Config, config_from_json, to_json
 from hwm.data.clips import fake_batch
+from hwm.data.mixture import DataConfig
+from hwm.data.store import Header, Writer
 from hwm.errors import HwmError
 from hwm.loading import copy_weights, load_tokenizer, weights_fingerprint
+from hwm.networks.efficientnet import EfficientNetLite0, fold
+from hwm.objectives import reconstruction
+from hwm.recipes import Recipe
 from hwm.tokenizers.pixels import Pixels
 from hwm.tokenizers.tiny import FSQ, TinyContinuous, TinyTokenizer
 from hwm.train.checkpoint import save_model
+from hwm.train.config import TrainConfig
 from hwm.types import ActionSpec, Batch, DataSpec, LatentSpec
+from tests.networks.test_efficientnet import random_weights
 
+NEWER = ("decoder_width", "perceptual", "scales", "perceptual_share", "encoder_of")
+"""Fields of a config that tokenizers saved earlier lack."""
 LEVELS = (8, 8, 8, 5, 5, 5)
 SPEC = DataSpec(LatentSpec((32, 48), channels=3), {"toy": ActionSpec(1, ("a",), (0.0,), (1.0,))}, "pixels-32x48")
 
@@ -236,3 +252,169 @@ def test_it_begins_from_weights_of_another_number_of_codes(tmp_path: Path, token
         assert torch.equal(value, same)
     with pytest.raises(HwmError, match="do not fit"):
         copy_weights(tmp_path, continuous(width=16))
+
+
+# ---------------------------------------------------------------- how they are trained
+def smooth_batch(count: int = 8, seed: int = 0) -> Batch:
+    coarse = torch.rand(count, 3, 4, 6, generator=torch.Generator().manual_seed(seed))
+    return Batch(F.interpolate(coarse, (32, 48), mode="bilinear")[:, None], torch.zeros(count, 1, 1, 1), "toy")
+
+
+def edged_batch() -> Batch:
+    """Pictures of hard edges, which errors of pixels alone leave soft."""
+    coarse = torch.rand(8, 3, 8, 12, generator=torch.Generator().manual_seed(1)).round()
+    return Batch(F.interpolate(coarse, (32, 48), mode="nearest")[:, None], torch.zeros(8, 1, 1, 1), "toy")
+
+
+@pytest.fixture(scope="module")
+def random_eyes() -> EfficientNetLite0:
+    model = EfficientNetLite0()
+    fold(model, random_weights())
+    return model.requires_grad_(False).eval()
+
+
+@pytest.fixture
+def eyes(random_eyes: EfficientNetLite0, monkeypatch: pytest.MonkeyPatch) -> EfficientNetLite0:
+    """A perceptual network of random weights in place of the installed one."""
+    monkeypatch.setattr(reconstruction, "load_efficientnet", lambda device: random_eyes)
+    return random_eyes
+
+
+@pytest.mark.parametrize("make", [TinyTokenizer.tiny, TinyContinuous.tiny])
+def test_configs_of_before_the_perceptual_loss_are_read(make: Callable[[], Config]) -> None:
+    """What was saved without the newer fields is what it was: the same parameters and the same loss."""
+    old = {k: v for k, v in to_json(make()).items() if k not in NEWER}
+    assert {f.name for f in dataclasses.fields(make())} - set(old) == set(NEWER)
+    config = config_from_json(old)
+    assert config == make()
+    torch.manual_seed(0)
+    module = config.build(SPEC).eval()
+    assert module.id == module.name
+    batch = smooth_batch()
+    loss, values = module.loss(batch)
+    x = batch.latents[:, 0] * 2 - 1
+    codes, cost = module.codes(module.encoder(x))
+    error = module.decoder(codes) - x
+    torch.testing.assert_close(loss, error.abs().mean() + 4 * error.square().mean() + cost)
+    assert set(values) == {"psnr"}
+
+
+def test_without_a_perceptual_loss_no_weights_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(device: object) -> None:
+        raise HwmError("not installed")
+
+    monkeypatch.setattr(reconstruction, "load_efficientnet", missing)
+    continuous().loss(smooth_batch())
+    with pytest.raises(HwmError, match="not installed"):
+        continuous(perceptual=0.1).loss(smooth_batch())
+    seeing = continuous(perceptual=0.1)
+    assert seeing.decode(seeing.encode(smooth_batch().latents)).shape == (8, 1, 3, 32, 48)
+
+
+def test_the_perceptual_loss_is_a_share_of_the_batch(eyes: EfficientNetLite0) -> None:
+    batch, share = smooth_batch(), 0.375
+    plain, tokenizer = continuous(), continuous(perceptual=0.5, scales=3, perceptual_share=share)
+    loss, values = tokenizer.loss(batch)
+    made = (tokenizer.decoder(tokenizer.encoder(batch.latents[:, 0] * 2 - 1)) + 1) / 2
+    apart = eyes.distance(made, batch.latents[:, 0], 3).detach()
+    assert values["perceptual"].item() == pytest.approx(apart[:3].mean().item(), rel=1e-4)
+    assert (loss - plain.loss(batch)[0]).item() == pytest.approx(0.5 * apart[:3].mean().item(), rel=1e-3)
+    held_out = tokenizer.validation_loss(batch)[1]["perceptual"]
+    assert held_out.item() == pytest.approx(apart.mean().item(), rel=1e-4), "of all pictures"
+    assert not any("eye" in name or "stages" in name for name in tokenizer.state_dict())
+
+
+@pytest.mark.parametrize("make", [TinyTokenizer, TinyContinuous])
+def test_the_perceptual_loss_makes_pictures_look_more_alike(make: Any, eyes: EfficientNetLite0) -> None:
+    batch, apart = edged_batch(), []
+    for weight in (0.0, 4.0):
+        torch.manual_seed(0)
+        tokenizer = make.Config(width=8, down=8, perceptual=weight, perceptual_share=1.0).build(SPEC)
+        optimizer = torch.optim.Adam(tokenizer.parameters(), 5e-3)
+        for _ in range(30):
+            tokenizer.loss(batch)[0].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        shown = tokenizer.eval().decode(tokenizer.encode(batch.latents))
+        apart.append(eyes(shown, batch.latents).mean().item())
+    assert apart[1] < 0.9 * apart[0], apart
+
+
+def test_a_decoder_may_be_wider_than_the_encoder(tmp_path: Path, tokenizer: TinyTokenizer) -> None:
+    wide = replace(TinyTokenizer.tiny(), decoder_width=16).build(SPEC)
+    count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
+    assert count(wide.encoder) == count(tokenizer.encoder)
+    assert count(wide.decoder) > 3 * count(tokenizer.decoder)
+    video = torch.rand(1, 1, 3, 32, 48)
+    assert wide.decode(wide.encode(video)).shape == video.shape
+    save_model(tmp_path, tokenizer)
+    copy_weights(tmp_path, wide)
+    theirs = tokenizer.encoder.state_dict()
+    assert all(torch.equal(v, theirs[k]) for k, v in wide.encoder.state_dict().items() if not k.startswith("6."))
+
+
+def test_numbers_out_of_place_are_refused() -> None:
+    for config in (dict(perceptual=-0.1), dict(perceptual_share=0.0), dict(perceptual_share=1.5), dict(squared=-1.0)):
+        with pytest.raises(HwmError, match="not negative"):
+            TinyContinuous.Config(**config)
+    with pytest.raises(HwmError, match="multiples of 8"):
+        TinyContinuous.Config(decoder_width=12).build(SPEC)
+    with pytest.raises(HwmError, match="NAME@FINGERPRINT"):
+        TinyContinuous.Config(encoder_of="runs/tok")
+
+
+# ---------------------------------------------------------------- a decoder by itself
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    header = Header(
+        embodiment="toy", action_names=("a",), actions_per_step=1, fps=10.0, latent=LatentSpec((32, 48), channels=3),
+        dtype="uint8", tokenizer="pixels-32x48",
+    )  # fmt: skip
+    writer = Writer(tmp_path / "pictures", header)
+    frames = (smooth_batch(12).latents[:, 0] * 255).round().to(torch.uint8).numpy()
+    writer.add("one", np.zeros((12, 1, 1), np.float32), frames)
+    writer.finish()
+    return tmp_path / "pictures"
+
+
+def decoder_run(pictures: Path, encoder_of: str, **train: Any) -> Recipe:
+    return Recipe(
+        model=replace(TinyTokenizer.tiny(), encoder_of=encoder_of, decoder_width=16),
+        data=DataConfig(stores=(str(pictures),), steps=1),
+        train=TrainConfig(**{"steps": 4, "batch_size": 4, "warmup": 0, "dtype": "float32", "ema": 0.9, **train}),
+    )
+
+
+def test_a_decoder_trained_by_itself_leaves_latents_as_they_were(
+    tmp_path: Path, tokenizer: TinyTokenizer, pictures: Path
+) -> None:
+    save_model(tmp_path / "first", tokenizer)
+    first = load_tokenizer(tmp_path / "first")
+    recipe = decoder_run(pictures, first.id, only=("*",), weight_decay=0.5)
+    trained = train_recipe(recipe, tmp_path / "second", str(tmp_path / "first"))
+    second = load_tokenizer(tmp_path / "second")
+    assert isinstance(second, TinyTokenizer)
+    assert all(torch.equal(v, tokenizer.encoder.state_dict()[k]) for k, v in second.encoder.state_dict().items())
+    began = decoder_run(pictures, first.id).model.build(SPEC)
+    assert not torch.equal(second.decoder[0].weight, began.decoder[0].weight)
+    video = torch.rand(1, 2, 3, 32, 48)
+    ids = first.encode(video)
+    assert torch.equal(second.encode(video), ids)
+    assert torch.equal(second.decode(ids), trained.decode(ids))
+    assert second.id == first.id
+    assert second.answers_to(first.id), "stores of the first are read by the second"
+    train_recipe(recipe.but(train=dict(steps=6)), tmp_path / "second")  # goes on without --init
+    (tmp_path / "second").rename(tmp_path / "first2")
+    third = decoder_run(pictures, first.id)
+    copy_weights(tmp_path / "first2", third.model.build(SPEC))  # a decoder trained so can be begun from as well
+
+
+def test_a_decoder_by_itself_begins_from_the_encoder_that_it_names(
+    tmp_path: Path, tokenizer: TinyTokenizer, pictures: Path
+) -> None:
+    save_model(tmp_path / "first", tokenizer)
+    recipe = decoder_run(pictures, "runs/other@01234567")
+    with pytest.raises(HwmError, match=rf"01234567 is to be kept, but .*@{weights_fingerprint(tokenizer)}"):
+        train_recipe(recipe, tmp_path / "run", str(tmp_path / "first"))
+    with pytest.raises(HwmError, match=r"keeps weights of runs/other@01234567: .*--init"):
+        train_recipe(recipe, tmp_path / "run")
