@@ -36,11 +36,11 @@ def record(args: list[str]) -> None:
 
     store = record_sim(options.out, options)
     minutes = store.steps / store.header.fps / 60
-    print(f"{store.path}: {len(store.episodes)} rooms, {store.steps:,} steps, {minutes:.1f} minutes")
+    print(f"{store.path}: {len(store.episodes)} episodes, {store.steps:,} steps, {minutes:.1f} minutes")
 
 
 record_help = (
-    "Record the simulated humanoid (extra `sim`): random rooms, egocentric video, 25 actions a frame. "
+    "Record the simulated humanoid (extra `sim`) in random rooms or in one home: egocentric video, 25 actions a frame. "
     "The same command goes on after a kill."
 )
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from hwm.errors import HwmError
+from hwm.sim.worlds import World
 
-#: seeds of rooms from here on are held out: `record` never mixes the two ranges in one store
+#: seeds of rooms and takes from here on are held out: `record` never mixes the two ranges in one store
 HELD_OUT_FROM = 1_000_000
 
 
@@ -17,16 +18,19 @@ class SimRecording:
     """What to record.
 
     Attributes:
-        minutes: of simulated time, over all rooms.
-        seconds: a room's episode.
-        first_seed: the rooms are those of seeds first_seed, first_seed + 1, ...
-        held_out: take the rooms from the range kept for evaluation.
-        size: side of the picture in pixels.
+        world: rooms: another room for every episode; home: takes in one home of three rooms, in which loose objects,
+            light, start and behaviour vary.
+        minutes: of simulated time, over all episodes.
+        seconds: of an episode.
+        first_seed: the episodes are those of seeds first_seed, first_seed + 1, ...
+        held_out: take the seeds from the range kept for evaluation.
+        size: side of the picture in pixels; edges are smooth where a tokenizer's pictures are half as large.
         every: keep every n-th frame of the 30 a second, with the actions of all of them.
         crf, preset: quality and effort of the video encoder (x264).
-        processes: rooms rendered at once; 0 is one a core.
+        processes: episodes rendered at once; 0 is one a core.
     """
 
+    world: World = "rooms"
     minutes: float = 10.0
     seconds: float = 30.0
     first_seed: int = 0
@@ -49,16 +53,16 @@ class SimRecording:
             raise HwmError(f"first seed {self.first_seed} and processes {self.processes} must not be negative")
 
     def seeds(self) -> list[int]:
-        """Seeds of the rooms, all below `HELD_OUT_FROM` or none.
+        """Seeds of the episodes, all below `HELD_OUT_FROM` or none.
 
         Raises:
-            HwmError: so many training rooms that they would reach the held-out ones.
+            HwmError: so many for training that they would reach the held-out ones.
         """
-        rooms = max(1, round(self.minutes * 60 / self.seconds))
+        count = max(1, round(self.minutes * 60 / self.seconds))
         first = self.first_seed + (HELD_OUT_FROM if self.held_out else 0)
-        if not self.held_out and first + rooms > HELD_OUT_FROM:
+        if not self.held_out and first + count > HELD_OUT_FROM:
             raise HwmError(f"seeds from {HELD_OUT_FROM:,} are held out; choose a smaller first seed or --held-out")
-        return list(range(first, first + rooms))
+        return list(range(first, first + count))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,4 +13,5 @@ def origin_of(store: Store, episode: Episode, steps: int) -> Origin | None:
     seed = episode.info.get("seed")
     if store.header.embodiment != "sim_g1" or not isinstance(seed, int):
         return None
-    return Origin(seed, np.asarray(store.actions[episode.start : episode.start + steps], np.float32))
+    actions = np.asarray(store.actions[episode.start : episode.start + steps], np.float32)
+    return Origin(seed, actions, episode.info.get("world", "rooms"))

@@ -1,4 +1,4 @@
-"""Recording the simulated humanoid: many rooms in parallel, resumably, as a store of video and actions."""
+"""Recording the simulated humanoid: many episodes in parallel, resumably, as a store of video and actions."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ from hwm.data.store import Header, Store, Writer
 from hwm.errors import HwmError
 from hwm.pictures.video import write_video
 from hwm.progress import track
+from hwm.sim.worlds import World
 
 FPS = 30
+_WORLDS: dict[World, str] = {"rooms": "random rooms", "home": "takes in one home of three rooms"}
 Job: TypeAlias = "tuple[str, int, SimRecording]"
 
 
 def record_sim(out: str | Path, config: SimRecording) -> Store:
-    """Record rooms into a store; the same call goes on after a kill.
+    """Record episodes into a store; the same call goes on after a kill.
 
     Raises:
-        HwmError: MuJoCo or a way to render is missing (the message names the packages), a room failed, or `out` was
+        HwmError: MuJoCo or a way to render is missing (the message names the packages), an episode failed, or `out` was
             begun with other settings.
     """
     from hwm.sim.robot import ACTION_NAMES
@@ -39,65 +41,70 @@ def record_sim(out: str | Path, config: SimRecording) -> Store:
         action_names=tuple(ACTION_NAMES),
         actions_per_step=config.every,
         fps=FPS / config.every,
-        source="MuJoCo, Unitree G1 upper body on a wheeled base, random rooms",
+        source=f"MuJoCo, Unitree G1 upper body on a wheeled base, {_WORLDS[config.world]}",
     )
     writer = Writer(out, header)
     writer.same_as_before(
         "recording",
-        {"seconds": config.seconds, "size": config.size, "every": config.every, "held_out": config.held_out},
+        {name: getattr(config, name) for name in ("world", "seconds", "size", "every", "held_out")},
     )
     done = writer.done()
-    jobs = [(str(out), seed, config) for seed in config.seeds() if room_name(seed) not in done]
+    jobs = [(str(out), seed, config) for seed in config.seeds() if episode_name(config.world, seed) not in done]
     unit = config.seconds * FPS / config.every
-    for _ in track(_record_all(jobs, config.processes), len(jobs), "recording rooms", scale=unit, unit="frames"):
+    for _ in track(_record_all(jobs, config.processes), len(jobs), "recording episodes", scale=unit, unit="frames"):
         pass
     return writer.finish()
 
 
 def _record_all(jobs: list[Job], processes: int) -> Iterator[int]:
-    """Seeds of the rooms as they are finished, several at once."""
+    """Seeds of the episodes as they are finished, several at once."""
     count = min(processes or os.cpu_count() or 1, len(jobs))
     # one renderer a process, as contexts of two simulators in one disturb each other; fresh processes now and then, as
     # drivers of graphics leak
     for i in range(0, len(jobs), 8 * max(1, count)):
         part = jobs[i : i + 8 * count]
         with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
-            rooms = [pool.submit(_record_room, job) for job in part]
+            under_way = [pool.submit(_record_episode, job) for job in part]
             try:
-                for room in as_completed(rooms):
-                    yield room.result()
+                for episode in as_completed(under_way):
+                    yield episode.result()
             except BrokenProcessPool as error:
                 raise HwmError(
-                    "a process that records rooms was killed, perhaps for want of memory. The same command goes on "
+                    "a process that records was killed, perhaps for want of memory. The same command goes on "
                     "from there; use fewer processes"
                 ) from error
             finally:
                 # not shutdown(cancel_futures=True): with pending work it can wait for ever (seen on Python 3.11)
-                for room in rooms:
-                    room.cancel()
+                for episode in under_way:
+                    episode.cancel()
 
 
-def room_name(seed: int) -> str:
-    return f"room_{seed:07d}"
+def episode_name(world: World, seed: int) -> str:
+    """Name of the episode of a seed: a room of its own, or a take in the home."""
+    return f"{'take' if world == 'home' else 'room'}_{seed:07d}"
 
 
-def _record_room(job: Job) -> int:
+def _record_episode(job: Job) -> int:
     out, seed, config = job
     from hwm.sim.episode import simulate_episode
 
+    name = episode_name(config.world, seed)
     try:
-        frames, actions, _ = simulate_episode(seed, config.seconds, size=config.size, every=config.every)
+        frames, actions, _ = simulate_episode(
+            seed, config.seconds, size=config.size, every=config.every, world=config.world
+        )
     except (ImportError, RuntimeError, ValueError) as error:
-        raise HwmError(f"room {seed}: {error}") from error
+        raise HwmError(f"{name}: {error}") from error
     header_k = config.every
     # actions[t] leads to simulated frame t; the first kept frame has only the command in force at the start
     head = np.repeat(actions[:1], header_k, 0)[None]
     steps = len(frames)
     body = actions[1 : 1 + (steps - 1) * header_k].reshape(steps - 1, header_k, -1)
     writer = Writer(out, _header_of(out))
-    video = writer.partial / f".{room_name(seed)}.{os.getpid()}.mp4"
+    video = writer.partial / f".{name}.{os.getpid()}.mp4"
     write_video(video, frames, FPS / config.every, config.crf, config.preset)
-    writer.add(room_name(seed), np.concatenate([head, body]), video=video, info={"seed": seed, "frames_per_step": 1})
+    info = {"seed": seed, "world": config.world, "frames_per_step": 1}
+    writer.add(name, np.concatenate([head, body]), video=video, info=info)
     return seed
 
 

@@ -56,7 +56,9 @@ class Replay:
                 "embodiment": self.start.embodiment,
                 "latents": pack(latents.astype(np.int32) if latents.dtype == np.int64 else latents),
                 "actions": pack(self.start.actions),
-                "origin": None if origin is None else {"seed": origin.seed, "actions": pack(origin.actions)},
+                "origin": None
+                if origin is None
+                else {"seed": origin.seed, "world": origin.world, "actions": pack(origin.actions)},
             },
             "actions": pack(self.actions),
             "hashes": list(self.hashes),
@@ -82,7 +84,9 @@ class Replay:
                     latents=latents if latents.is_floating_point() else latents.long(),
                     actions=unpack(start["actions"]),
                     embodiment=str(start["embodiment"]),
-                    origin=None if origin is None else Origin(int(origin["seed"]), unpack(origin["actions"])),
+                    origin=None
+                    if origin is None
+                    else Origin(int(origin["seed"]), unpack(origin["actions"]), origin.get("world", "rooms")),
                 ),
                 actions=unpack(plain["actions"]),
                 hashes=tuple(int(h) for h in plain["hashes"]),

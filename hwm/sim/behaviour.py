@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hwm.sim.building import Furniture, LooseObject
 from hwm.sim.kinematics import ARM_SLICES, ArmSolver
 from hwm.sim.robot import index_of
-from hwm.sim.room import Furniture, LooseObject
 
 if TYPE_CHECKING:
     from hwm.sim.simulator import HumanoidSim
@@ -58,6 +58,11 @@ def squat(joints: np.ndarray, depth: float, lean: float = 0.0) -> None:
 class Behaviour:
     """An endless iterator of 25-dimensional commands for one simulator."""
 
+    stretch = (3.0, 6.0)
+    """Least and most seconds of random commands in a row."""
+    arrived = 0.25
+    """Metres from a way point at which the next one is headed for."""
+
     def __init__(self, sim: HumanoidSim, seed: int, random_share: float = 0.5) -> None:
         self.sim, self.room = sim, sim.room
         self.rng = np.random.default_rng([seed, 2])
@@ -99,26 +104,16 @@ class Behaviour:
         if self.room.is_free(position + ahead * direction, margin):
             return forward
         if not self.room.is_free(position, margin):  # already too close: only away is allowed
-            closer = self._clearance(position + 0.05 * direction) < self._clearance(position)
+            closer = self.room.clearance(position + 0.05 * direction) < self.room.clearance(position)
             return 0.0 if closer else forward
         return 0.0
-
-    def _clearance(self, point: np.ndarray) -> float:
-        """Distance of a floor point to the nearest wall or piece of furniture."""
-        room = self.room
-        gaps = [room.half_x - 0.05 - abs(point[0]), room.half_y - 0.05 - abs(point[1])]
-        for piece in room.furniture:
-            dx = max(abs(point[0] - piece.x) - piece.half_x, 0.0)
-            dy = max(abs(point[1] - piece.y) - piece.half_y, 0.0)
-            gaps.append(float(np.hypot(dx, dy)))
-        return float(min(gaps))
 
     def _blocks(self) -> Iterator[None]:
         """Random commands and scripted skills in turn, with equal time on average."""
         random_time = scripted_time = 0
         while True:
             if random_time * (1 - self.random_share) <= scripted_time * self.random_share:
-                duration = self._frames(3.0, 6.0)
+                duration = self._frames(*self.stretch)
                 random_time += duration
                 yield from self._random_commands(duration)
             else:
@@ -146,10 +141,11 @@ class Behaviour:
         position, yaw = self.sim.pose()
         heading = np.array([np.cos(yaw), np.sin(yaw)])
         turn = self._turn_rate()
-        if self._clearance(position + 0.9 * heading) < 0.3:
+        if self.room.clearance(position + 0.9 * heading) < 0.3:
             forward = rng.uniform(-0.5, 0.2)
             if rng.random() < 0.6:  # turn towards the middle of the room
-                towards = wrap(np.arctan2(-position[1], -position[0]) - yaw)
+                middle = self.room.middle(position) - position
+                towards = wrap(np.arctan2(middle[1], middle[0]) - yaw)
                 turn = float(np.sign(towards) * rng.uniform(0.6, 1.5))
         if abs(forward) < 0.1 and abs(turn) < 0.3:
             turn = float(rng.choice([-1, 1]) * rng.uniform(0.5, 1.5))
@@ -194,17 +190,19 @@ class Behaviour:
             yield
 
     # ------------------------------------------------------------------ scripted skills
+    def _skills(self, holding: bool) -> dict[str, float]:
+        """How often each skill is chosen, by the name of its method; with or without something in a hand."""
+        if holding:
+            return {"place": 0.5, "tour": 0.3, "wave": 0.1, "crouch": 0.1}
+        return {"fetch": 0.72, "tour": 0.1, "wave": 0.09, "crouch": 0.09}
+
     def _skill(self) -> Iterator[None]:
         """One scripted skill, chosen at random."""
         target = self.target
-        holding = [hand for hand in (0, 1) if self.sim.held[hand] is not None]
-        if holding:
-            choices, weights = [self._place, self._tour, self._wave, self._crouch], [0.5, 0.3, 0.1, 0.1]
-        else:
-            choices, weights = [self._fetch, self._tour, self._wave, self._crouch], [0.72, 0.1, 0.09, 0.09]
-        skill = choices[int(self.rng.choice(len(choices), p=weights))]
+        shares = self._skills(any(held is not None for held in self.sim.held))
+        name = list(shares)[int(self.rng.choice(len(shares), p=list(shares.values())))]
         target.forward = target.turn = 0.0
-        yield from skill()
+        yield from getattr(self, f"_{name}")()
         target.forward = target.turn = 0.0
         target.near_table = False
 
@@ -272,7 +270,7 @@ class Behaviour:
         """Drive to a random free place."""
         self._rest()
         for _ in range(20):
-            goal = self.rng.uniform(-0.7, 0.7, 2) * [self.room.half_x, self.room.half_y]
+            goal = self.room.wander(self.rng, 0.7)
             if self.room.is_free(goal, 0.45):
                 break
         yield from self._drive(goal, None, limit=self._frames(2.5, 4.5))
@@ -288,7 +286,7 @@ class Behaviour:
         if self._way_is_free(start, goal, 0.24):
             return [goal]
         for _ in range(40):
-            middle = self.rng.uniform(-0.6, 0.6, 2) * [self.room.half_x, self.room.half_y]
+            middle = self.room.wander(self.rng, 0.6)
             if (
                 self.room.is_free(middle, 0.45)
                 and self._way_is_free(start, middle)
@@ -317,7 +315,7 @@ class Behaviour:
                 target.joints[NECK] = rng.uniform(-0.1, 0.6)
             offset = points[0] - position
             distance = float(np.hypot(*offset))
-            close = 0.03 if len(points) == 1 and facing is not None else 0.25
+            close = 0.03 if len(points) == 1 and facing is not None else self.arrived
             target.near_table = facing is not None and len(points) == 1 and distance < 0.8
             if distance < close:
                 points.pop(0)
@@ -344,7 +342,7 @@ class Behaviour:
     def _stand_point(self, table: Furniture, spot: np.ndarray, hand: int) -> tuple[np.ndarray, float]:
         """Where to stand and which way to face so that a spot on a table is before one hand."""
         inward = np.array(table.inward)
-        depth = table.half_x if inward[0] else table.half_y
+        depth, _ = table.reach
         ahead = -inward
         left = np.array([-ahead[1], ahead[0]])
         edge = np.array([table.x, table.y]) + inward * depth
@@ -360,7 +358,7 @@ class Behaviour:
             inside = abs(spot[0] - piece.x) < piece.half_x and abs(spot[1] - piece.y) < piece.half_y
             if piece.table and inside and piece.height - 0.02 < spot[2] < piece.height + 0.2:
                 inward = np.array(piece.inward)
-                depth = piece.half_x if inward[0] else piece.half_y
+                depth, _ = piece.reach
                 from_edge = depth - (spot[:2] - [piece.x, piece.y]) @ inward
                 return piece if from_edge < 0.34 else None
         return None
@@ -443,7 +441,7 @@ class Behaviour:
         tables = [piece for piece in self.room.furniture if piece.table]
         table = tables[int(rng.integers(len(tables)))]
         inward = np.array(table.inward)
-        depth, length = (table.half_x, table.half_y) if inward[0] else (table.half_y, table.half_x)
+        depth, length = table.reach
         along = np.array([-inward[1], inward[0]])
         spot = np.array([table.x, table.y]) + inward * (depth - 0.14) + along * rng.uniform(-0.7, 0.7) * length
         place, facing = self._stand_point(table, spot, hand)

@@ -5,11 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 from hwm.sim.behaviour import FPS, Behaviour
+from hwm.sim.living import HomeBehaviour
 from hwm.sim.simulator import HumanoidSim
+from hwm.sim.worlds import World
+
+_BEHAVIOURS: dict[World, type[Behaviour]] = {"rooms": Behaviour, "home": HomeBehaviour}
+
+
+def behaviour(sim: HumanoidSim, seed: int) -> Behaviour:
+    """What the robot does in the world of a simulator: an endless iterator of commands."""
+    return _BEHAVIOURS[sim.world](sim, seed)
 
 
 def simulate_episode(
-    seed: int, seconds: float, size: int = 256, every: int = 1
+    seed: int, seconds: float, size: int = 256, every: int = 1, world: World = "rooms"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Frames (M, size, size, 3) uint8, actions (N, 25) float32 and states (N, 25) float32 of one episode at 30 Hz.
 
@@ -25,11 +34,11 @@ def simulate_episode(
     frames = np.empty(((count - 1) // every + 1, size, size, 3), np.uint8)
     actions = np.empty((count, 25), np.float32)
     states = np.empty((count, 25), np.float32)
-    with HumanoidSim(seed, size) as sim:
-        behaviour = Behaviour(sim, seed)
+    with HumanoidSim(seed, size, world=world) as sim:
+        commands = behaviour(sim, seed)
         actions[0], states[0], frames[0] = sim.home, sim.state(), sim.frame()
         for t in range(1, count):
-            actions[t] = next(behaviour)
+            actions[t] = next(commands)
             states[t] = sim.step(actions[t])
             if t % every == 0:
                 frames[t // every] = sim.frame()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hwm.sim import patterns
-from hwm.sim.graphics import import_mujoco
-from hwm.sim.robot import ROBOT_BIT, WORLD_BIT
+from hwm.sim.building import Builder, Furniture, Place, gap
 
 if TYPE_CHECKING:
     import mujoco
@@ -17,57 +17,27 @@ if TYPE_CHECKING:
 WALL_HALF_HEIGHT = 1.35
 
 
-@dataclass(frozen=True)
-class Furniture:
-    """Axis-aligned footprint of a piece of furniture: centre, half sizes, height, the wall it stands at."""
-
-    x: float
-    y: float
-    half_x: float
-    half_y: float
-    height: float
-    inward: tuple[float, float]
-    """Unit vector from its wall into the room."""
-    table: bool = True
-
-
-@dataclass(frozen=True)
-class LooseObject:
-    """A free body and the radius of its bounding sphere."""
-
-    name: str
-    radius: float
-    on_table: bool
-
-
 @dataclass
-class Room:
-    """What the behaviour must know of a room, and the textures to fill in after compiling."""
+class Room(Place):
+    """One rectangular room around the origin."""
 
-    half_x: float
-    half_y: float
-    furniture: list[Furniture] = field(default_factory=list)
-    objects: list[LooseObject] = field(default_factory=list)
-    textures: dict[str, np.ndarray] = field(default_factory=dict)
+    half_x: float = 3.0
+    half_y: float = 3.0
 
-    def fill_textures(self, model: mujoco.MjModel) -> None:
-        """Copy the pixels of all textures into a compiled model."""
-        for name, pixels in self.textures.items():
-            texture = model.texture(name).id
-            start = int(model.tex_adr[texture])
-            model.tex_data[start : start + pixels.size] = pixels.ravel()
+    def starts(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
+        yield rng.uniform(-0.6, 0.6, 2)
+        while True:
+            yield rng.uniform(-1.0, 1.0, 2)
 
-    def is_free(self, point: np.ndarray, margin: float) -> bool:
-        """Whether a disc of radius ``margin`` around a floor point touches no wall and no furniture."""
-        x, y = float(point[0]), float(point[1])
-        if abs(x) > self.half_x - 0.05 - margin or abs(y) > self.half_y - 0.05 - margin:
-            return False
-        for piece in self.furniture:
-            dx = max(abs(x - piece.x) - piece.half_x, 0.0)
-            dy = max(abs(y - piece.y) - piece.half_y, 0.0)
-            if dx * dx + dy * dy < margin * margin:
-                return False
-        return True
+    def wander(self, rng: np.random.Generator, share: float) -> np.ndarray:
+        return rng.uniform(-share, share, 2) * [self.half_x, self.half_y]
+
+    def clearance(self, point: np.ndarray) -> float:
+        walls = min(self.half_x - 0.05 - abs(point[0]), self.half_y - 0.05 - abs(point[1]))
+        return float(min([walls, *(gap(piece, point) for piece in self.furniture)]))
+
+    def middle(self, point: np.ndarray) -> np.ndarray:
+        return np.zeros(2)
 
 
 def add_room(spec: mujoco.MjSpec, rng: np.random.Generator) -> Room:
@@ -77,14 +47,12 @@ def add_room(spec: mujoco.MjSpec, rng: np.random.Generator) -> Room:
     return room
 
 
-class _RoomBuilder:
+class _RoomBuilder(Builder):
     """Adds the parts of a room one after the other."""
 
     def __init__(self, spec: mujoco.MjSpec, rng: np.random.Generator, room: Room) -> None:
-        self.mujoco = import_mujoco(rendering=False)
-        self.geom = self.mujoco.mjtGeom
-        self.spec, self.rng, self.room = spec, rng, room
-        self.world = spec.worldbody
+        super().__init__(spec, rng, room)
+        self.room = room
         self.hue = rng.uniform()
 
     def build(self) -> None:
@@ -101,26 +69,6 @@ class _RoomBuilder:
         self._lights()
 
     # ------------------------------------------------------------------ helpers
-    def _material(self, pixels: np.ndarray, repeat: tuple[float, float] = (1, 1)) -> str:
-        """A material that shows the given pixels; they are copied in after compiling."""
-        mujoco = self.mujoco
-        name = f"texture{len(self.room.textures)}"
-        self.room.textures[name] = pixels
-        self.spec.add_texture(
-            name=name, type=mujoco.mjtTexture.mjTEXTURE_2D, builtin=mujoco.mjtBuiltin.mjBUILTIN_FLAT,
-            width=pixels.shape[1], height=pixels.shape[0], nchannel=3, rgb1=[1, 1, 1], rgb2=[1, 1, 1],
-        )  # fmt: skip
-        material = self.spec.add_material(name=name, texrepeat=list(repeat), specular=0.05, shininess=0.1)
-        roles = [""] * int(mujoco.mjtTextureRole.mjNTEXROLE)
-        roles[int(mujoco.mjtTextureRole.mjTEXROLE_RGB)] = name
-        material.textures = roles
-        return name
-
-    def _fixed(self, kind: int, position: list[float], size: list[float], solid: bool = True, **look: object) -> None:
-        """A geom of the world that nothing moves."""
-        mask = {"contype": WORLD_BIT, "conaffinity": ROBOT_BIT} if solid else {"contype": 0, "conaffinity": 0}
-        self.world.add_geom(type=kind, pos=position, size=size, **mask, **look)
-
     def _wall_frame(self, wall: int) -> tuple[np.ndarray, np.ndarray, float, float, list[float]]:
         """Inward normal, direction along the wall, its distance, its half length, its quaternion."""
         angle = wall * np.pi / 2
@@ -227,14 +175,7 @@ class _RoomBuilder:
         placed: list[np.ndarray] = []
         for k in range(on_tables):
             table = tables[k % len(tables)]
-            inward = np.array(table.inward)
-            along = np.array([-inward[1], inward[0]])
-            depth, length = (table.half_x, table.half_y) if inward[0] else (table.half_y, table.half_x)
-            for _ in range(30):
-                spot = np.array([table.x, table.y]) + inward * (depth - rng.uniform(0.07, 0.24))
-                spot = spot + along * rng.uniform(-0.8, 0.8) * length
-                if all(np.hypot(*(spot - other)) > 0.17 for other in placed):
-                    break
+            spot = self._on_table(table, placed)
             placed.append(spot)
             self._object(spot, table.height, rng.uniform(0.032, 0.05, 3), float(hues[k]), True)
         on_floor = int(rng.integers(3, 6))
@@ -245,29 +186,6 @@ class _RoomBuilder:
                     break
             placed.append(spot)
             self._object(spot, 0.0, rng.uniform(0.09, 0.17, 3), float(hues[on_tables + k]), False)
-
-    def _object(self, spot: np.ndarray, level: float, size: np.ndarray, hue: float, on_table: bool) -> None:
-        rng, geom = self.rng, self.geom
-        kind = [geom.mjGEOM_BOX, geom.mjGEOM_CYLINDER, geom.mjGEOM_SPHERE, geom.mjGEOM_CAPSULE][int(rng.integers(4))]
-        rest, radius = {
-            geom.mjGEOM_BOX: (size[2], float(np.linalg.norm(size))),
-            geom.mjGEOM_CYLINDER: (size[1], float(np.hypot(size[0], size[1]))),
-            geom.mjGEOM_SPHERE: (size[0], float(size[0])),
-            geom.mjGEOM_CAPSULE: (size[0] + size[1], float(size[0] + size[1])),
-        }[kind]
-        angle = rng.uniform(0, np.pi)
-        name = f"object{len(self.room.objects)}"
-        body = self.world.add_body(
-            name=name, pos=[float(spot[0]), float(spot[1]), level + float(rest) + 0.005],
-            quat=[np.cos(angle / 2), 0, 0, np.sin(angle / 2)],
-        )  # fmt: skip
-        body.add_freejoint(name=name)
-        body.add_geom(
-            name=name, type=kind, size=list(size), rgba=[*patterns.colour(hue, 0.9, rng.uniform(0.75, 1.0)), 1],
-            contype=WORLD_BIT, conaffinity=WORLD_BIT | ROBOT_BIT, condim=6, friction=[1.0, 0.02, 0.004],
-            density=150 if on_table else 40,
-        )  # fmt: skip
-        self.room.objects.append(LooseObject(name, radius, on_table))
 
     def _lights(self) -> None:
         rng, room = self.rng, self.room

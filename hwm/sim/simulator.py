@@ -1,24 +1,33 @@
-"""``HumanoidSim``: one robot in one random room, stepped by 25-dimensional actions at 30 Hz."""
+"""``HumanoidSim``: one robot in a random room or in the home, stepped by 25-dimensional actions at 30 Hz."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from hwm.sim import robot
+from hwm.sim.building import Place
 from hwm.sim.graphics import NO_OPENGL, import_mujoco
+from hwm.sim.home import add_home
 from hwm.sim.robot import ACTION_NAMES, BASE_JOINTS, JOINT_NAMES, SIDES
 from hwm.sim.room import add_room
+from hwm.sim.worlds import World
 
 FPS = 30
 SUBSTEPS = 6  # physics at 180 Hz
 _GRASP_AT, _RELEASE_AT = 0.6, 0.4  # hand closure
 _GRASP_REACH = 0.07  # metres from the grip point to the surface of the object's bounding sphere
 
+_WORLDS: dict[World, Callable[[Any, np.random.Generator], Place]] = {"rooms": add_room, "home": add_home}
+
 
 class HumanoidSim:
-    """A simulated wheeled humanoid in a random room.
+    """A simulated wheeled humanoid in one of two kinds of worlds.
+
+    ``rooms`` is another room for each seed. ``home`` is one home of three rooms, in which loose objects,
+    light and start vary by seed.
 
     Everything is a function of ``seed`` and of the actions: two simulators with the same seed that are
     given the same actions draw the same pixels. Call ``close`` (or use ``with``) before the next
@@ -27,17 +36,15 @@ class HumanoidSim:
 
     action_names = ACTION_NAMES
 
-    def __init__(self, seed: int, size: int = 256, render: bool = True) -> None:
-        self.seed, self.size = seed, size
+    def __init__(self, seed: int, size: int = 256, render: bool = True, world: World = "rooms") -> None:
+        if world not in _WORLDS:
+            raise ValueError(f"there is no world {world!r}; there are {', '.join(_WORLDS)}")
+        self.seed, self.size, self.world = seed, size, world
         self._mujoco: Any = import_mujoco(rendering=render)
         rng = np.random.default_rng([seed, 1])
         spec = self._empty_world(size)
-        self.room = add_room(spec, rng)
-        position = rng.uniform(-0.6, 0.6, 2)
-        for _ in range(50):
-            if self._spot_is_clear(spec, position):
-                break
-            position = rng.uniform(-1.0, 1.0, 2)
+        self.room = _WORLDS[world](spec, rng)
+        position = self._start_position(spec, rng)
         robot.add_robot(spec, position)
         self._add_grasps(spec)
         self.model = spec.compile()
@@ -67,11 +74,13 @@ class HumanoidSim:
         spec.stat.extent, spec.stat.center = 4.0, [0, 0, 1]
         return spec
 
-    def _spot_is_clear(self, spec: Any, position: np.ndarray) -> bool:
-        if not self.room.is_free(position, 0.5):
-            return False
+    def _start_position(self, spec: Any, rng: np.random.Generator) -> np.ndarray:
+        """A floor point with room around it, or the last of many that have none."""
         places = [spec.body(item.name).pos[:2] for item in self.room.objects]
-        return all(np.hypot(*(place - position)) > 0.5 for place in places)
+        for _, position in zip(range(51), self.room.starts(rng), strict=False):
+            if self.room.is_free(position, 0.5) and all(np.hypot(*(place - position)) > 0.5 for place in places):
+                break
+        return position
 
     def _add_grasps(self, spec: Any) -> None:
         """One switched-off weld for each hand and object; closing a hand around an object turns it on."""
@@ -167,6 +176,18 @@ class HumanoidSim:
         base = self.data.qpos[self._base_qpos]
         return self._start + base[:2], float(base[2])
 
+    def place(self, position_xy: np.ndarray, yaw: float) -> None:
+        """Put the base anywhere, at rest; nothing else moves, and nothing is checked for being free.
+
+        Args:
+            position_xy: floor position in metres, (2,).
+            yaw: heading in radians.
+        """
+        offset = np.asarray(position_xy, np.float64) - self._start
+        self.data.qpos[self._base_qpos] = [offset[0], offset[1], yaw]
+        self.data.qvel[self._base_dof] = 0.0
+        self._mujoco.mj_forward(self.model, self.data)
+
     def object_position(self, name: str) -> np.ndarray:
         """World position of a loose object."""
         return np.array(self.data.body(name).xpos)
@@ -227,7 +248,26 @@ class HumanoidSim:
         if self.renderer is None:
             raise RuntimeError("this simulator is closed, or was made with render=False")
         self.renderer.update_scene(self.data, robot.CAMERA_NAME, self._view)
+        if self.room.shadow:
+            self._add_shadows(self.renderer.scene)
         return np.array(self.renderer.render())
+
+    def _add_shadows(self, scene: Any) -> None:
+        """A soft dark spot below the base and each loose object, fainter the higher this is lifted."""
+        base, _ = self.pose()
+        material = self.model.material(self.room.shadow).id
+        below = [(np.array([*base, 0.0]), 1.6 * robot.BASE_RADIUS)]
+        below += [(self.object_position(item.name), 1.5 * item.radius) for item in self.room.objects]
+        for point, radius in below:
+            level = self.room.level(point)
+            dark = 0.8 * np.exp(-max(point[2] - level - radius, 0.0) / 0.2)
+            spot = scene.geoms[scene.ngeom]
+            self._mujoco.mjv_initGeom(
+                spot, self._mujoco.mjtGeom.mjGEOM_BOX, np.array([radius, radius, 5e-4]),
+                np.array([point[0], point[1], level + 0.003]), np.eye(3).ravel(), np.array([1, 1, 1, dark], np.float32),
+            )  # fmt: skip
+            spot.matid = material
+            scene.ngeom += 1
 
     def close(self) -> None:
         """Free the OpenGL context."""

@@ -1,10 +1,10 @@
 """The true simulator in the place of a recording's step, to be shown or measured beside a model's dream.
 
-The simulator is put into the room of a recording and goes through all its actions again, without drawing. Where a store
-keeps its actions in half precision, that is not quite what was recorded. Against the camera of the shipped held-out
-rooms, `tests/interact/test_twin.py` finds 28 to 37 dB PSNR (median 34) at its twelve starts, of which the video codec
-is the larger part: beside a simulator with the unrounded actions it is 40 to 49 dB at eleven starts, and 29 dB at one
-where the robot had touched furniture.
+The simulator is put into the world of a recording and goes through all its actions again, without drawing. Where a
+store keeps its actions in half precision, that is not quite what was recorded. Against the camera of the shipped
+held-out rooms, `tests/interact/test_twin.py` finds 28 to 37 dB PSNR (median 34) at its twelve starts, of which the
+video codec is the larger part: beside a simulator with the unrounded actions it is 40 to 49 dB at eleven starts, and
+29 dB at one where the robot had touched furniture.
 
 An OpenGL context belongs to one thread, and two simulators of a process can spoil each other's. So `Twin` is for
 scripts that use one at a time.
@@ -21,6 +21,7 @@ import numpy as np
 from hwm.errors import HwmError
 from hwm.sim.graphics import choose_backend
 from hwm.sim.simulator import HumanoidSim
+from hwm.sim.worlds import World
 
 FINER = 2
 """Drawn so many times finer and averaged, as tokenizers see recordings: edges are smooth in both."""
@@ -28,10 +29,11 @@ FINER = 2
 
 @dataclass(frozen=True)
 class Origin:
-    """How the simulator gets to a start: the room, and all actions since its beginning, (N, K, A)."""
+    """How the simulator gets to a start: its seed and world, and all actions since its beginning, (N, K, A)."""
 
     seed: int
     actions: np.ndarray
+    world: World = "rooms"
 
 
 @cache
@@ -50,7 +52,7 @@ class Twin:
     """The simulator at a start. Close it, or use `with`, before the next one of the process is made.
 
     Args:
-        origin: room and actions so far.
+        origin: seed, world and actions so far.
         size: side of its frames in pixels.
 
     Raises:
@@ -61,7 +63,7 @@ class Twin:
     def __init__(self, origin: Origin, size: int) -> None:
         self.size = size
         try:
-            self._sim = HumanoidSim(origin.seed, size * FINER)
+            self._sim = HumanoidSim(origin.seed, size * FINER, world=origin.world)
         except (ImportError, RuntimeError, ValueError) as error:
             raise HwmError(str(error)) from error
         try:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwm.data import record
-from hwm.data.record import HELD_OUT_FROM, SimRecording, record_sim, room_name
+from hwm.data.record import HELD_OUT_FROM, SimRecording, episode_name, record_sim
 from hwm.data.store import Store, StoreError
 from hwm.errors import HwmError
 from hwm.pictures.video import read_video
@@ -54,7 +54,9 @@ def test_settings_without_sense_are_refused(change: dict, message: str) -> None:
         SimRecording(**change)
 
 
-def pretend(seed: int, seconds: float, size: int, every: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pretend(
+    seed: int, seconds: float, size: int, every: int, world: str = "rooms"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """An episode without a simulator: actions[t] = t."""
     count = round(seconds * 30)
     frames = np.zeros(((count - 1) // every + 1, size, size, 3), np.uint8)
@@ -68,14 +70,14 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     import hwm.sim.episode
 
     monkeypatch.setattr(hwm.sim.episode, "simulate_episode", pretend)
-    monkeypatch.setattr(record, "_record_all", lambda jobs, processes: map(record._record_room, jobs))
+    monkeypatch.setattr(record, "_record_all", lambda jobs, processes: map(record._record_episode, jobs))
     return monkeypatch
 
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_actions_lead_to_their_frame(tmp_path: Path, in_this_process, every: int) -> None:
     store = record_sim(tmp_path / "r", SimRecording(minutes=2 / 60, seconds=1, size=16, every=every))
-    assert [e.id for e in store.episodes] == [room_name(0), room_name(1)]
+    assert [e.id for e in store.episodes] == [episode_name("rooms", 0), episode_name("rooms", 1)]
     assert [e.info["seed"] for e in store.episodes] == [0, 1]
     assert store.header.fps == pytest.approx(30 / every)
     for e in store.episodes:
@@ -95,9 +97,9 @@ def test_a_failed_room_is_named_and_the_rest_is_kept(tmp_path: Path, in_this_pro
 
     with in_this_process.context() as patch:
         patch.setattr("hwm.sim.episode.simulate_episode", broken)
-        with pytest.raises(HwmError, match="room 1: no headless OpenGL was found"):
+        with pytest.raises(HwmError, match="room_0000001: no headless OpenGL was found"):
             record_sim(tmp_path / "r", config)
-    assert (tmp_path / "r" / ".partial" / room_name(0)).is_dir()
+    assert (tmp_path / "r" / ".partial" / "room_0000000").is_dir()
     capsys.readouterr()
     assert record_sim(tmp_path / "r", config).steps == 90
     assert "2/2" in capsys.readouterr().out  # the first room was not recorded again
@@ -123,7 +125,7 @@ def dies(job: record.Job) -> int:
 
 
 def test_a_killed_process_does_not_hang_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "_record_room", dies)
+    monkeypatch.setattr(record, "_record_episode", dies)
     with pytest.raises(HwmError, match="was killed, perhaps for want of memory"):
         list(record._record_all([(str(tmp_path / "begun"), seed, SimRecording()) for seed in range(2)], 1))
     assert (tmp_path / "begun").exists()
