@@ -33,7 +33,8 @@ from hwm.types import Tokenizer
 
 FIRST = (
     "masked_hwm_base", "flow_hwm_base", "genie_35m", "hma_discrete_base", "hma_continuous_base", "cosmos_ar_100m",
-    "next_block_base", "masked_hwm_shared", "flow_hwm_uvit", "cosmos_dv8x8x8_finetune", "cosmos_ar_4b",
+    "next_block_base", "masked_hwm_shared", "flow_hwm_uvit", "diffusion_lab", "cosmos_dv8x8x8_finetune",
+    "cosmos_ar_4b",
 )  # fmt: skip
 """A recipe of each family."""
 

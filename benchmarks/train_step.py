@@ -181,6 +181,12 @@ STEPS = {
     ),
     "flow_hwm_base": Step(own_loss, SMALL, on_cpu=dict(depth=4), clips=4),
     "flow_hwm_uvit": Step(own_loss, SMALL | dict(depth=3), on_cpu=dict(depth=5)),
+    "diffusion_lab": Step(
+        own_loss,
+        dict(widths=(16, 32), blocks=(1, 1), attention=(False, True), condition=32),
+        clips=2,
+        on_cpu=dict(widths=(160, 320, 480, 640)),
+    ),
     "cosmos_ar_100m": Step(every_token, SMALL_AR, changes=dict(factorized=False), on_cpu=dict(depth=8)),
     "cosmos_dv8x8x8_finetune": Step(volumes, dict(base=4, blocks=1, z=8)),
 }

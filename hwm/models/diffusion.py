@@ -106,7 +106,7 @@ class Diffusion(WorldModel, name="diffusion"):
             "sigma_std": 1.2,
         }
 
-    adamw_only = ("read", "shown", "level", "context_level", "enter", "enter_past", "leave")
+    adamw_only = ("read", "shown", "level", "context_level")
 
     @classmethod
     def tiny(cls) -> Config:

@@ -13,7 +13,7 @@ from hwm.devices import Runtime
 
 
 class Halves:
-    """Copies in half precision of what the Linear layers of a module's units read.
+    """Copies in half precision of what the Linear layers and convolutions of a module's units read.
 
     Autocast casts each of these weights in every pass, and its gradient back, a kernel each: half of the casts of a
     block. Here all are cast at once, before the passes of an update, and gradients in one go after each. The numbers
@@ -31,8 +31,8 @@ class Halves:
         if runtime.format == "float32" or recomputation != "none" or processes > 1:
             return
         made: dict[int, nn.Parameter] = {}
-        # a subclass may read its weight otherwise than by a product
-        for layer in (m for unit in module.units() for m in unit.modules() if type(m) is nn.Linear):
+        # a subclass may read its weight otherwise than by a product or a convolution
+        for layer in (m for unit in module.units() for m in unit.modules() if type(m) in (nn.Linear, nn.Conv2d)):
             for name, p in layer.named_parameters(recurse=False):
                 if id(p) not in made:
                     made[id(p)] = nn.Parameter(torch.empty_like(p, dtype=runtime.dtype), p.requires_grad)

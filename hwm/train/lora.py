@@ -1,8 +1,9 @@
 """Fine-tuning by low-rank updates (LoRA, arXiv 2106.09685), through peft.
 
 A hidden matrix W (out, in) stays as it is, and W + B A is used: A (rank, in) begins at random, B (out, rank) at zero,
-and both are trained. The product is not scaled (alpha is the rank): under Adam a scale does much what the learning rate
-does, says the paper, and so a state dict says all that there is to know.
+and both are trained. The kernel of a convolution is such a matrix, with a row for each channel that it makes. The
+product is not scaled (alpha is the rank): under Adam a scale does much what the learning rate does, says the paper, and
+so a state dict says all that there is to know.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from hwm.train.optim import train_only
 
 A, B, BASE = ".lora_A.default.weight", ".lora_B.default.weight", ".base_layer."
 """What peft calls the parts of a layer in a state dict."""
+KINDS = (nn.Linear, nn.Conv2d)
+"""Layers that get updates."""
 
 
 def choose(module: Trainable, only: Sequence[str], rank: int) -> None:
@@ -50,7 +53,7 @@ def adapt(module: Trainable, rank: int, whole: Sequence[nn.Parameter] = ()) -> N
     """
     peft, own = _peft(), {id(p) for p in whole}
     # what a subclass computes need not be linear in its weight, and could then not be merged
-    inside = {m for unit in module.units() for m in unit.modules() if type(m) is nn.Linear and id(m.weight) not in own}
+    inside = {m for unit in module.units() for m in unit.modules() if type(m) in KINDS and id(m.weight) not in own}
     names = [name for name, m in module.named_modules() if m in inside]
     if not names:
         raise HwmError(
@@ -78,10 +81,16 @@ def merged(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         layer, base, field = name.rpartition(BASE)
         if base and layer + A in weights:
             update = field == "weight"
-            out[f"{layer}.{field}"] = value + weights[layer + B] @ weights[layer + A] if update else value
+            out[f"{layer}.{field}"] = value + _product(weights, layer) if update else value
         elif not name.endswith((A, B)):
             out[name] = value
     return out
+
+
+def _product(weights: Mapping[str, Tensor], layer: str) -> Tensor:
+    """B A, in the shape of the layer's matrix or kernel."""
+    a, b = weights[layer + A], weights[layer + B]
+    return (b.flatten(1) @ a.flatten(1)).view(b.shape[0], *a.shape[1:])
 
 
 def _peft() -> Any:

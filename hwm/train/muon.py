@@ -1,4 +1,5 @@
-"""Muon (Jordan et al., 2024): steps of hidden matrices whose singular values are all near one.
+"""Muon (Jordan et al., 2024): steps of hidden matrices whose singular values are all near one. The kernel of a
+convolution is a matrix with a row for each channel that it makes.
 
 Shape suffixes: N matrices of one shape, R rows, C columns.
 """
@@ -30,7 +31,7 @@ class Muon(torch.optim.Optimizer):
     are orthogonalised together.
 
     Args:
-        params: matrices, whole or divided among processes (then a step is to be taken by all of them).
+        params: matrices and kernels, whole or divided among processes (then a step is to be taken by all of them).
         lr: size of a step, as AdamW's: the root mean square of a whole step's entries is about a fifth of it.
         weight_decay: share of `lr` by which weights shrink in a step.
         momentum: of the mean of gradients, in Nesterov's form.
@@ -73,10 +74,11 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(_own(params), decay)
         for alike in _alike(params):
             step_NRC = torch.stack([whole(grads[i].lerp(means[i], momentum)) for i in alike])  # type: ignore[union-attr]
-            step_NRC = orthogonal(step_NRC.to(self.format)) * keep
+            step_NRC = orthogonal(step_NRC.flatten(2).to(self.format)) * keep
             for i, step_RC in zip(alike, step_NRC, strict=True):
-                size = 0.2 * math.sqrt(max(params[i].shape))
-                own_part(params[i]).add_(part_like(step_RC, params[i]), alpha=-lr * size)
+                size = 0.2 * math.sqrt(max(step_RC.shape))
+                step = step_RC.view(params[i].shape)
+                own_part(params[i]).add_(part_like(step, params[i]), alpha=-lr * size)
 
     def _ignore_bad(self, means: list[Tensor], grads: list[Tensor], decay: float) -> tuple[Any, Any]:
         """Factors of a step and of the weights, with which nothing changes where the device says that a gradient is

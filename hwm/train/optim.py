@@ -29,8 +29,9 @@ def optimizers(
 ) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for the hidden matrices or Adafactor for all matrices and AdamW for the rest.
 
-    Muon (Jordan et al., 2024) suits the matrices between hidden features; embeddings, heads, biases and norms
-    (`module.adamw_only`, and whatever is not a Linear weight) stay with AdamW. Weight decay applies to matrices only,
+    Muon (Jordan et al., 2024) suits the matrices between hidden features, and the kernels of convolutions in the
+    module's units; embeddings, heads, biases and norms (`module.adamw_only`, and whatever else there is) stay with
+    AdamW. Weight decay applies to matrices only,
     and to no biases, norms, embedding tables or learned positions.
 
     Adafactor (arXiv 1804.04235) keeps a row and a column of second moments for each matrix, and no first moments: next
@@ -83,14 +84,24 @@ def _not_adamw(module: Trainable, kind: str) -> list[Tensor]:
     return [p for p in _hidden(module) if p.requires_grad] if kind == "muon" else []
 
 
+def _kernels(module: Trainable) -> dict[str, Tensor]:
+    """The kernels of convolutions inside the module's units, by the names of these."""
+    inside = {m for unit in module.units() for m in unit.modules() if isinstance(m, nn.Conv2d)}
+    return {n: m.weight for n, m in module.named_modules() if m in inside}
+
+
 def _linear(module: nn.Module) -> dict[str, Tensor]:
     """The matrices of Linear layers, by the names of these."""
     return {n: m.weight for n, m in module.named_modules() if isinstance(m, nn.Linear)}
 
 
 def _hidden(module: Trainable) -> list[Tensor]:
-    """The matrices between hidden features."""
-    return [p for n, p in _linear(module).items() if not n.startswith(module.adamw_only) and ".lora_" not in n]
+    """The matrices and kernels between hidden features."""
+    return [
+        p
+        for n, p in (_linear(module) | _kernels(module)).items()
+        if not n.startswith(module.adamw_only) and ".lora_" not in n
+    ]
 
 
 def _slowed(module: Trainable) -> set[int]:

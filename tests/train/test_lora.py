@@ -84,7 +84,7 @@ def test_updates_compute_what_the_merged_matrix_does_in_every_family(name: str) 
     expected.backward()
     own, theirs = dict(low.named_parameters()), dict(plain.named_parameters())
     layers = [key.removesuffix(A) for key in own if key.endswith(A)]
-    inside = {m for unit in plain.units() for m in unit.modules() if isinstance(m, torch.nn.Linear)}
+    inside = {m for unit in plain.units() for m in unit.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)}
     assert layers == [key for key, m in plain.named_modules() if m in inside], "each hidden matrix has its update"
     moved = 0
     for layer in layers:
@@ -93,9 +93,9 @@ def test_updates_compute_what_the_merged_matrix_does_in_every_family(name: str) 
             assert b.grad is None or not b.grad.any()
             continue
         moved += 1
-        for update, chained in ((a, b.T @ gradient), (b, gradient @ a.T)):
-            assert update.grad is not None, layer
-            assert (update.grad - chained).norm() < 1e-4 * chained.norm(), layer
+        gradient, (grad_a, grad_b) = gradient.flatten(1), (p.grad.flatten(1) for p in (a, b))
+        for update, chained in ((grad_a, b.flatten(1).T @ gradient), (grad_b, gradient @ a.flatten(1).T)):
+            assert (update - chained).norm() < 1e-4 * chained.norm(), layer
     assert moved > 0.7 * len(layers)
     assert all(p.grad is None for key, p in own.items() if not key.endswith((A, B)))
 
@@ -109,6 +109,19 @@ def test_training_begins_at_the_model_as_it_was(name: str) -> None:
     again = merged(model.state_dict())
     assert list(again) == list(weights)
     assert all(torch.equal(v, weights[k]) for k, v in again.items())
+
+
+def test_convolutions_have_updates_and_keep_their_kernel() -> None:
+    model = build("diffusion")
+    choose(model, (), 3)
+    shapes = {key: tuple(p.shape) for key, p in model.named_parameters() if "down.0.0.conv1" in key and ".lora_" in key}
+    assert sorted(shapes.values()) == [(3, 16, 3, 3), (16, 3, 1, 1)]
+    for key, p in model.named_parameters():
+        if key.endswith(B):
+            torch.nn.init.normal_(p, std=0.1)
+    again = build("diffusion")
+    again.load_state_dict(merged(model.state_dict()))
+    torch.testing.assert_close(loss_of(again), loss_of(model))
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.booleans())

@@ -57,6 +57,20 @@ def test_steps_are_those_of_pytorch_in_bfloat16(at_once: int, monkeypatch: pytes
         assert torch.allclose(made.state[p]["momentum_buffer"], plain.state[q]["momentum_buffer"], atol=1e-6)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_kernel_is_a_matrix_with_a_row_for_each_channel_it_makes(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    kernel = nn.Parameter(torch.randn(24, 8, 3, 3).contiguous(memory_format=layout))
+    matrix = nn.Parameter(kernel.detach().reshape(24, 72).clone())
+    one, other = Muon([kernel], **OPTIONS), Muon([matrix], **OPTIONS)
+    for _ in range(2):
+        kernel.grad = torch.randn(24, 8, 3, 3).contiguous(memory_format=layout)
+        matrix.grad = kernel.grad.reshape(24, 72)
+        one.step()
+        other.step()
+    torch.testing.assert_close(kernel.detach().reshape(24, 72), matrix.detach())
+
+
 @pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 16)])
 def test_float32_is_exact_where_bfloat16_is_not(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)

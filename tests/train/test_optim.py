@@ -54,6 +54,13 @@ def test_muon_trains_hidden_matrices_and_decay_spares_vectors() -> None:
     assert {name for name, _ in groups("adamw", Toy(Toy.Config(), SPEC)).values()} == {"AdamW"}
 
 
+def test_muon_trains_kernels_between_hidden_features_and_no_others() -> None:
+    found = groups("muon", build("diffusion"))
+    muons = {name for name, (kind, _) in found.items() if kind == "Muon"}
+    assert {"unet.down.0.0.conv1.weight", "unet.middle.0.conv2.weight", "unet.middle.0.modulation.weight"} <= muons
+    assert not muons & {"enter.weight", "enter_past.weight", "leave.weight", "read.arm.weight", "level.read.weight"}
+
+
 def test_adafactor_trains_matrices_as_fast_as_adamw_and_keeps_next_to_nothing() -> None:
     torch.manual_seed(0)
     found = groups("adafactor", Toy(Toy.Config(), SPEC))
@@ -182,7 +189,7 @@ def test_a_name_of_no_weight_is_refused() -> None:
 
 def test_a_model_of_hidden_matrices_alone() -> None:
     module = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False))
-    module.adamw_only, module.mup_width = (), 1.0  # type: ignore[assignment]
+    module.adamw_only, module.mup_width, module.units = (), 1.0, tuple  # type: ignore[assignment]
     made = optimizers(module, "muon", 0.1, 0.0, (0.9, 0.95))  # type: ignore[arg-type]
     assert [type(o).__name__ for o in made] == ["Muon"]
 
@@ -193,7 +200,7 @@ def test_muon_updates_are_a_fifth_of_those_of_adamw_whatever_the_shape(shape: tu
     for kind in ("adamw", "muon"):
         torch.manual_seed(0)
         module = torch.nn.Sequential(torch.nn.Linear(*shape, bias=False))
-        module.adamw_only, module.mup_width = (), 1.0  # type: ignore[assignment]
+        module.adamw_only, module.mup_width, module.units = (), 1.0, tuple  # type: ignore[assignment]
         before = module[0].weight.detach().clone()
         made = optimizers(module, kind, 1e-2, 0.0, (0.9, 0.95))  # type: ignore[arg-type]
         module(torch.randn(1024, shape[0])).square().sum().backward()
