@@ -191,7 +191,7 @@ def run_download(o: DownloadOptions) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions(ExactComputing):
-    """Compare a tokenizer's reconstruction of video with the video: PSNR, SSIM, and codebook usage.
+    """Compare a tokenizer's reconstruction of video with the video: PSNR, SSIM, perceptual distance, codebook usage.
 
     Attributes:
         source: a video file, or a folder of them; pictures are resized to the tokenizer's size.
@@ -235,6 +235,9 @@ def run_report(o: ReportOptions) -> None:
         print(f"  PSNR {report.psnr:.2f} dB (worst frame {report.psnr_worst:.2f}), SSIM {report.ssim:.4f}")
         if report.psnr_copy is not None:
             print(f"  the frame before each latent step, repeated: PSNR {report.psnr_copy:.2f} dB")
+        if report.perceptual is not None:
+            copy = f", of the frame before {report.perceptual_copy:.4f}" if report.perceptual_copy is not None else ""
+            print(f"  perceptual distance {report.perceptual:.4f}{copy} (EfficientNet-Lite0)")
         if c := report.codes:
             print(
                 f"  codebook usage {c.usage:.2%}: {c.different:,} of {c.vocab:,} ids in {c.cells:,} cells, perplexity "

