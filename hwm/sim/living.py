@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hwm.sim.behaviour import FPS, Behaviour, wrap
-from hwm.sim.home import Home
+from hwm.sim.plan import Home
 from hwm.sim.routes import Routes
 
 if TYPE_CHECKING:

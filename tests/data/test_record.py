@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwm.data import record
+from hwm.data.origin import origin_of
 from hwm.data.record import HELD_OUT_FROM, SimRecording, episode_name, record_sim
 from hwm.data.store import Store, StoreError
 from hwm.errors import HwmError
@@ -105,7 +106,27 @@ def test_a_failed_room_is_named_and_the_rest_is_kept(tmp_path: Path, in_this_pro
     assert "2/2" in capsys.readouterr().out  # the first room was not recorded again
 
 
-@pytest.mark.parametrize("change", [{"held_out": True}, {"size": 32}, {"seconds": 2.0}, {"every": 2}])
+def test_takes_in_the_home_say_their_world(tmp_path: Path, in_this_process) -> None:
+    config = SimRecording(world="home", minutes=2 / 60, seconds=1, size=16, held_out=True)
+    store = record_sim(tmp_path / "r", config)
+    assert [e.id for e in store.episodes] == ["take_1000000", "take_1000001"]
+    assert [(e.info["seed"], e.info["world"]) for e in store.episodes] == [(1_000_000, "home"), (1_000_001, "home")]
+    assert "one home of three rooms" in store.header.source
+    origin = origin_of(store, store.episodes[1], 5)
+    assert origin is not None
+    assert (origin.seed, origin.world, len(origin.actions)) == (1_000_001, "home", 5)
+    rooms = record_sim(tmp_path / "rooms", SimRecording(minutes=1 / 60, seconds=1, size=16))
+    assert "random rooms" in rooms.header.source
+    assert rooms.episodes[0].info["world"] == "rooms"
+    del rooms.episodes[0].info["world"]  # as of stores that were recorded when there was one kind of world
+    origin = origin_of(rooms, rooms.episodes[0], 5)
+    assert origin is not None
+    assert origin.world == "rooms"
+
+
+@pytest.mark.parametrize(
+    "change", [{"world": "home"}, {"held_out": True}, {"size": 32}, {"seconds": 2.0}, {"every": 2}]
+)
 def test_other_settings_do_not_resume(tmp_path: Path, in_this_process, change: dict) -> None:
     def broken(*args: object, **kwargs: object) -> object:
         raise RuntimeError("stop")

@@ -14,7 +14,8 @@ if importlib.util.find_spec("mujoco") is None:  # not imported here: the OpenGL 
 from hwm.sim import HumanoidSim, graphics, simulate_episode
 from hwm.sim.behaviour import wrap
 from hwm.sim.episode import behaviour
-from hwm.sim.home import DOOR_HALF, Home
+from hwm.sim.home import DOOR_HALF
+from hwm.sim.plan import Home
 from hwm.sim.robot import BASE_RADIUS
 from hwm.sim.routes import Routes
 
