@@ -31,7 +31,7 @@ from hwm.errors import HwmError, unknown
 from hwm.interact.comparison import Comparison
 from hwm.interact.limits import Action, Limits
 from hwm.interact.session import Session, World, advance
-from hwm.interact.starts import Gallery, Start
+from hwm.interact.starts import Start, spread
 from hwm.interact.tasks import TASKS, Task
 from hwm.plugins import import_object
 from hwm.progress import track
@@ -344,8 +344,8 @@ def spread_starts(world: World, count: int, steps: int) -> list[str]:
     if world.gallery is None:
         raise HwmError("there is no store to take starts from: open the world with one")
     gallery, group = world.gallery, world.model.group
-    places = Gallery(gallery.store, gallery.past + steps * group, count).places
-    return [f"{gallery.name}:{episode.id}@{step}" for episode, step in places]
+    places = spread(gallery.store, gallery.past + steps * group, count)
+    return [f"{gallery.name}:{episode.id}@{step}" for ((episode, step),) in places]
 
 
 def recording(world: World, start: Start, steps: int) -> np.ndarray | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,9 +16,11 @@ from hwm.devices import device_of
 from hwm.errors import HwmError
 from hwm.pictures.video import frame_size, read_video, to_video
 from hwm.sim.twin import Origin
-from hwm.types import ActionSpec, Tokenizer
+from hwm.types import ActionSpec, Tokenizer, split_digits
 
 MOST_PIXELS, MOST_FRAMES = 1 << 25, 3000
+CHOICES = 6
+"""Steps that each start of a gallery is chosen from."""
 
 
 @dataclass(frozen=True)
@@ -42,29 +44,87 @@ class Start:
     episode: str = ""
 
 
+Place: TypeAlias = "tuple[Episode, int]"
+"""An episode, and the first step of a start in it."""
+
+
+def spread(store: Store, past: int, count: int, choices: int = 1) -> list[list[Place]]:
+    """Starts spread evenly over the episodes of a store and over time, with as many steps to choose from at each.
+
+    The choices lie in the middle half of the time that a start stands for, so that the recording goes on after it.
+
+    Raises:
+        HwmError: no episode is as long as a start.
+    """
+    candidates = np.unique(np.linspace(0, len(store.episodes) - 1, 16 * count).round().astype(int))
+    episodes = [e for i in candidates if (e := store.episodes[i]).steps >= past]
+    if not episodes:
+        raise HwmError(f"{store.path}: no episode has the {past} steps of a start")
+    if len(episodes) > count:
+        episodes = [episodes[i] for i in np.linspace(0, len(episodes) - 1, count).round().astype(int)]
+    places = []
+    for i in range(count):
+        episode = episodes[i % len(episodes)]
+        parts = (i // len(episodes) + 0.25 + 0.5 * (np.arange(choices) + 0.5) / choices) / -(-count // len(episodes))
+        steps = (parts * (episode.steps - past)).round().astype(int) // store.clip_steps * store.clip_steps
+        places.append([(episode, int(step)) for step in steps])
+    return places
+
+
+def variety(latents_NFHWC: np.ndarray) -> np.ndarray:
+    """How much there is to see in each of N short sequences of latents, as (N,) numbers without a unit.
+
+    The cells of a view are points in the space of a latent's channels. Before a bare wall they lie close together; a
+    view of many things, and one that soon becomes another, fills a large volume. Measured is the logarithm of that
+    volume, of all cells and again of the upper half of the first step: what stands in a room, rather than its floor.
+    """
+    n, _, h, _, c = latents_NFHWC.shape
+    x = latents_NFHWC.astype(np.float64)
+    x = (x - x.mean((0, 1, 2, 3))) / np.maximum(x.std((0, 1, 2, 3)), 1e-6)
+
+    def volume(cells_NPC: np.ndarray) -> np.ndarray:
+        off = cells_NPC - cells_NPC.mean(1, keepdims=True)
+        covariance = off.transpose(0, 2, 1) @ off / off.shape[1]
+        logarithm: np.ndarray = np.linalg.slogdet(covariance + 0.05 * np.eye(c))[1]
+        return logarithm
+
+    return volume(x.reshape(n, -1, c)) + volume(x[:, 0, : (h + 1) // 2].reshape(n, -1, c))
+
+
 class Gallery:
-    """Starts of a store: `name:7` is the seventh of them, `name:EPISODE@STEP` any step of an episode.
+    """Starts of a store: `name:7` is the eighth of them, `name:EPISODE@STEP` any step of an episode.
+
+    They are spread over episodes and time; at each place the step with the most to see and somewhere to go (`variety`
+    of its last step and of what the recording shows a second later) is taken, and the best start is `name:0`.
 
     Args:
         store: an encoded store of the model's tokenizer.
         past: true steps of a start.
-        count: starts in the gallery, spread evenly over the episodes and over time.
+        count: starts in the gallery.
         name: the store's name in the names of its starts.
     """
 
     def __init__(self, store: Store, past: int, count: int = 12, name: str = "start") -> None:
         self.store, self.past, self.name = store, past, name
-        candidates = np.unique(np.linspace(0, len(store.episodes) - 1, 16 * count).round().astype(int))
-        episodes = [e for i in candidates if (e := store.episodes[i]).steps >= past]
-        if not episodes:
-            raise HwmError(f"{store.path}: no episode has the {past} steps of a start")
-        if len(episodes) > count:
-            episodes = [episodes[i] for i in np.linspace(0, len(episodes) - 1, count).round().astype(int)]
-        self.places: list[tuple[Episode, int]] = []
-        for i in range(count):
-            episode = episodes[i % len(episodes)]
-            room, part = episode.steps - past, (i // len(episodes) + 0.5) / -(-count // len(episodes))
-            self.places.append((episode, round(part * room) // store.clip_steps * store.clip_steps))
+        choices = spread(store, past, count, CHOICES)
+        seen = np.stack([self._seen(place) for places in choices for place in places])
+        found = variety(seen).reshape(count, CHOICES)
+        best = found.argmax(1)
+        self.places = [choices[i][best[i]] for i in np.argsort(-found.max(1), kind="stable")]
+
+    def _seen(self, place: Place) -> np.ndarray:
+        """The last step of a start, and what the recording shows a second later, (2, H, W, C) of cells' values."""
+        episode, step = place
+        last = episode.start + step + self.past - 1
+        later = min(last + max(1, round(self.store.header.fps)), episode.stop - 1)
+        latent = self.store.header.latent
+        assert latent is not None
+        assert self.store.latents is not None
+        x = np.stack([self.store.latents[i] for i in (last, later)])
+        if latent.vocab is None:
+            return x
+        levels = latent.levels or (latent.vocab,)
+        return split_digits(torch.from_numpy(x.astype(np.int64)), levels).numpy() / np.array(levels)
 
     def __len__(self) -> int:
         return len(self.places)

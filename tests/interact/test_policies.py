@@ -52,7 +52,7 @@ def toy(tmp_path: Path) -> World:
     """A toy world whose gallery's recordings go on for a while."""
     world = build_world("masked_hwm", past=3, window_stride=2, learned_steps=1)
     arm = {"embodiment": "arm", "action_names": ("shoulder", "elbow", "wrist"), "latent": toy_spec().latent}
-    world.gallery = Gallery(make_store(tmp_path / "store", [20, 18], **arm, tokenizer=""), 3, count=4)
+    world.gallery = Gallery(make_store(tmp_path / "store", [40, 36], **arm, tokenizer=""), 3, count=4)
     limits = world.limits["arm"]  # wide enough for the recording
     world.limits["arm"] = replace(limits, low=limits.low - 9, high=limits.high + 9)
     return world

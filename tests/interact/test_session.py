@@ -12,16 +12,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwm.data.store import Store
+from hwm.data.store import Store, Writer
 from hwm.errors import HwmError
 from hwm.interact.export import write_store
 from hwm.interact.replay import Replay, pack
 from hwm.interact.session import Session, World, advance, mix
-from hwm.interact.starts import Gallery, cropped, start_of_file
+from hwm.interact.starts import Gallery, cropped, spread, start_of_file
 from hwm.objectives.maskgit import MaskGITSampler
 from hwm.pictures.video import read_video, write_video
-from hwm.types import Batch
-from tests.conftest import make_frames, make_store
+from hwm.sim.twin import Origin
+from hwm.types import Batch, LatentSpec
+from tests.conftest import make_arrays, make_frames, make_header, make_store
 from tests.interact.conftest import a_start, build_world
 
 
@@ -134,6 +135,20 @@ def test_a_replay_file_shows_the_same_again(world: World, tmp_path: Path) -> Non
     assert other.play(replace(recorded, actions=changed)) == 3
 
 
+def test_a_replay_keeps_where_the_simulator_was(tmp_path: Path) -> None:
+    replay = played(build_world(), 2).replay()
+    there = replace(replay, start=replace(replay.start, origin=Origin(7, np.ones((3, 2, 25), np.float32), "home")))
+    there.save(tmp_path / "a.json")
+    origin = Replay.load(tmp_path / "a.json").start.origin
+    assert origin is not None
+    assert (origin.seed, origin.world, origin.actions.shape) == (7, "home", (3, 2, 25))
+    plain = there.to_json()
+    del plain["start"]["origin"]["world"]  # as in files of earlier versions
+    origin = Replay.from_json(plain).start.origin
+    assert origin is not None
+    assert origin.world == "rooms"
+
+
 def test_replays_say_what_is_wrong(tmp_path: Path) -> None:
     world = build_world()
     plain = played(world, 2).replay().to_json()
@@ -216,18 +231,53 @@ def test_starts_are_checked() -> None:
             world.start(replace(good, **change))
 
 
-def test_gallery_spreads_over_episodes(tmp_path: Path) -> None:
+def test_starts_spread_over_episodes(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", [12, 9, 2])
+    places = [[(e.id, step) for e, step in choices] for choices in spread(store, 4, 4)]
+    assert places == [[("e0", 2)], [("e1", 1)], [("e0", 6)], [("e1", 4)]]
+    several = [[(e.id, step) for e, step in choices] for choices in spread(store, 4, 2, choices=3)]
+    assert several == [[("e0", 3), ("e0", 4), ("e0", 5)], [("e1", 2), ("e1", 2), ("e1", 3)]]
+    with pytest.raises(HwmError, match="no episode has the 20 steps"):
+        spread(store, 20, 4)
+
+
+def test_starts_can_be_asked_for(tmp_path: Path) -> None:
     gallery = Gallery(make_store(tmp_path / "s", [12, 9, 2]), past=4, count=4)
-    assert [(e.id, step) for e, step in gallery.places] == [("e0", 2), ("e1", 1), ("e0", 6), ("e1", 4)]
+    assert sorted(e.id for e, _ in gallery.places) == ["e0", "e0", "e1", "e1"]
     store = gallery.store
+    episode, step = gallery.place("start:1")
     start = gallery["start:1"]
-    rows = slice(store.episodes[1].start + 1, store.episodes[1].start + 5)
+    rows = slice(episode.start + step, episode.start + step + 4)
     assert np.array_equal(start.latents.numpy(), np.asarray(store.latents[rows]))  # type: ignore[index]
     assert np.array_equal(start.actions, store.actions[rows])
     assert np.array_equal(gallery["e0@8"].actions, store.actions[8:12])
     for bad in ("start:4", "e0@9", "e9@0", "e2@0", "../x", "start:-1"):
         with pytest.raises(HwmError, match="there is no start"):
             gallery[bad]
+
+
+@pytest.mark.parametrize("kind", [{"vocab": 27, "levels": (3, 3, 3)}, {"vocab": 9}, {"channels": 3}])
+def test_the_first_start_has_something_to_see(tmp_path: Path, kind: dict[str, Any]) -> None:
+    """Of a robot that stands before a bare wall, looks at a room, and goes about it, the latter is the best start."""
+    rng = np.random.default_rng(0)
+    writer = Writer(tmp_path / "s", make_header(latent=LatentSpec(grid=(4, 4), **kind)))
+    wall, steps = 4, 24
+    actions, noise = make_arrays(writer.header, steps, seed=1)
+    assert noise is not None
+
+    def add(name: str, latents: np.ndarray) -> None:
+        writer.add(name, actions, latents.astype(noise.dtype), None, {"frames_per_step": 1})
+
+    room = rng.permutation(noise[0].ravel()).reshape(noise[0].shape)
+    add("at_the_wall", np.full_like(noise, wall))
+    add("turns_to_a_room", np.where(np.arange(steps).reshape(-1, *[1] * room.ndim) < 12, wall, room))
+    add("goes_about", noise)
+    gallery = Gallery(writer.finish(), past=4, count=3)
+    found = [(e.id, step) for e, step in gallery.places]
+    assert [name for name, _ in found] == ["goes_about", "turns_to_a_room", "at_the_wall"]
+    assert found[1][1] + 4 > 12 - 10  # at the end of the start it sees the room, or will within a second
+    assert gallery["start:0"].episode == "goes_about"
+    assert np.array_equal(gallery["at_the_wall@3"].latents.numpy(), np.full_like(noise[:4], wall))
 
 
 def test_own_pictures_and_videos_begin_a_session(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,36 +14,38 @@ from hwm.assets import STORES
 from hwm.data.store import Store
 from hwm.errors import HwmError
 from hwm.interact import twin as twins
-from hwm.interact.starts import Gallery
+from hwm.interact.starts import Gallery, spread
 from hwm.interact.twin import TwinProcess
 from hwm.pictures.video import read_video, to_uint8, to_video
 from hwm.sim import twin as simulated_twins
 from hwm.sim.twin import FINER, Origin, Twin, available
+from hwm.sim.worlds import World
 
 SIZE = 32
 
 simulated = pytest.mark.skipif(not available(), reason="the extra `sim` or a way to draw is missing")
 
 
-def episode(seed: int = 3, steps: int = 12, per_step: int = 3) -> tuple[Origin, np.ndarray]:
+def episode(seed: int = 3, steps: int = 12, per_step: int = 3, world: World = "rooms") -> tuple[Origin, np.ndarray]:
     """An episode as it is recorded, but unrounded and unencoded: its origin, and the last frame."""
     from hwm.sim.episode import simulate_episode
 
     seconds = (1 + (steps - 1) * per_step) / 30
-    frames, actions, _ = simulate_episode(seed, seconds, SIZE * FINER, every=per_step)
+    frames, actions, _ = simulate_episode(seed, seconds, SIZE * FINER, per_step, world)
     head = np.repeat(actions[:1], per_step, 0)[None]
-    origin = Origin(seed, np.concatenate([head, actions[1:].reshape(steps - 1, per_step, -1)]))
+    origin = Origin(seed, np.concatenate([head, actions[1:].reshape(steps - 1, per_step, -1)]), world)
     return origin, frames[-1].reshape(SIZE, FINER, SIZE, FINER, 3).mean((1, 3)).round().astype(np.uint8)
 
 
 @simulated
-def test_with_all_digits_of_the_actions_it_is_the_recording() -> None:
-    origin, last = episode()
+@pytest.mark.parametrize("world", ["rooms", "home"])
+def test_with_all_digits_of_the_actions_it_is_the_recording(world: World) -> None:
+    origin, last = episode(world=world)
     with Twin(origin, SIZE) as twin:
         assert np.array_equal(twin.frame(), last)
         twin.step(np.repeat(origin.actions[-1:, 0], 3, 0) + 0.3)
         assert not np.array_equal(twin.frame(), last)
-    with Twin(Origin(origin.seed, origin.actions[:-6]), SIZE) as earlier:
+    with Twin(replace(origin, actions=origin.actions[:-6]), SIZE) as earlier:
         assert not np.array_equal(earlier.frame(), last)
 
 
@@ -52,8 +55,8 @@ def test_it_shows_what_the_camera_showed() -> None:
     """With actions of half precision, against video that went through a codec: the figures of `twin`'s docstring."""
     store, past, size = Store(STORES["mini_heldout"]), 6, 128
     gallery, psnr = Gallery(store, past), []
-    for name in gallery.names():
-        (where, step), origin = gallery.place(name), gallery[name].origin
+    for ((where, step),) in spread(store, past, 12):
+        origin = gallery[f"{where.id}@{step}"].origin
         assert origin is not None
         number = (step + past - 1) * int(where.info["frames_per_step"])
         (camera,) = read_video(store.video(where), start=number, stop=number + 1)
@@ -73,7 +76,11 @@ def test_mistakes_of_the_caller() -> None:
             with pytest.raises(HwmError, match="25 finite numbers"):
                 twin.step(wrong)
         assert np.array_equal(twin.frame(), before)
-    for wrong_origin in (Origin(-1, origin.actions), Origin(0, np.zeros((3, 2, 7)))):
+    for wrong_origin in (
+        Origin(-1, origin.actions),
+        Origin(0, np.zeros((3, 2, 7))),
+        replace(origin, world="garden"),  # type: ignore[arg-type]
+    ):
         with pytest.raises(HwmError):
             Twin(wrong_origin, SIZE)
     origin, again = episode(steps=2)  # what failed left no context behind that spoils the next
