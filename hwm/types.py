@@ -124,12 +124,16 @@ class Batch:
         following: (B, K, A), the actions that lead from the last step of `actions` to the one after it, for models that
             condition a step on what follows it. NaN in clips whose recording ends there; None where all do, and where
             nothing is recorded, as in play.
+        prompt: how many steps at the start of a training clip are only looked back on, shown as they are in
+            prediction: a loss learns nothing from what they hold, which may be of the model's own making. 0 leaves it
+            to the model what it learns from.
     """
 
     latents: Tensor
     actions: Tensor
     embodiment: str
     following: Tensor | None = None
+    prompt: int = 0
 
     @property
     def missing(self) -> int:
@@ -151,6 +155,7 @@ class Batch:
             latents=self.latents[:, start:latents_to],
             actions=self.actions[:, start:actions_to],
             following=self.following if ends else self.actions[:, actions_to],
+            prompt=max(0, self.prompt - start),
         )
 
     def to(self, device: torch.device | str) -> Batch:

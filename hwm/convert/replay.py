@@ -43,7 +43,7 @@ def training(model: MaskedModel, clip: Batch, masked_ids_BTS: Tensor) -> tuple[T
     """
     masked_BTS = masked_ids_BTS == model.vocab
     drawn = (*model.split(masked_ids_BTS.masked_fill(masked_BTS, 0)), Cells(model.split(masked_BTS)[1]))
-    vars(model)["corrupt_and_mask"] = lambda ids_BTS: drawn  # what the loss would draw
+    vars(model)["corrupt_and_mask"] = lambda ids_BTS, prompt: drawn  # what the loss would draw
     try:
         loss, metrics = model.loss(clip)
     finally:

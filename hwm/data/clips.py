@@ -100,7 +100,8 @@ class Clips:
             store.header.latent_shape  # noqa: B018  raises the error that says what to do
         if episodes > len(store.episodes):
             raise HwmError(f"{store.path} has {len(store.episodes)} episodes, and the first {episodes} are wanted")
-        self.store, self.length, self.stride, self.part = store, length, stride, part
+        self.store, self.length, self.every, self.stride, self.part = store, length, every, stride, part
+        self.filter_overlaps, self.episodes = filter_overlaps, episodes
         self.steps = store.episodes[episodes - 1].stop if episodes else store.steps  # that windows are taken of
         span = (length - 1) * stride + 1
         begin = store.clip_steps
@@ -123,6 +124,17 @@ class Clips:
 
     def __len__(self) -> int:
         return len(self.starts)
+
+    def longer(self, steps: int) -> Clips:
+        """Windows of so many steps more, chosen alike.
+
+        Raises:
+            HwmError: no episode has so many.
+        """
+        return Clips(
+            self.store, self.length + steps, self.every, self.stride,
+            filter_overlaps=self.filter_overlaps, episodes=self.episodes, part=self.part,
+        )  # fmt: skip
 
     def spread(self, count: int) -> np.ndarray:
         """Indices of at most `count` windows, spread evenly over all."""

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import numpy as np
 import torch
@@ -161,7 +161,7 @@ class Mixture:
     def __init__(self, clips: list[Clips], exponent: float = 1 / 3, motion: float = 0.0, workers: int = 0) -> None:
         if not clips:
             raise HwmError("a mixture of no stores")
-        self.clips, self.workers = clips, workers
+        self.clips, self.exponent, self.motion, self.workers = clips, exponent, motion, workers
         weights = np.array([len(c) for c in clips], np.float64) ** exponent
         self.weights = weights / weights.sum()
         self.cumulative = [np.cumsum((0.05 + c.motion()) ** motion) if motion else None for c in clips]
@@ -214,6 +214,14 @@ class Mixture:
         found = (warning(store, (action.mean, action.std)) for store, action in known)
         return [text for text in found if text]
 
+    def longer(self, steps: int) -> Mixture:
+        """The same mixture of windows of so many steps more.
+
+        Raises:
+            HwmError: a store has no episode of so many.
+        """
+        return Mixture([c.longer(steps) for c in self.clips], self.exponent, self.motion, self.workers)
+
     def draw(self, seed: int, step: int, size: int) -> tuple[int, np.ndarray]:
         """Which store, and which of its windows, make up the global batch of a step."""
         rng = np.random.default_rng((seed, step))
@@ -249,10 +257,16 @@ class Mixture:
                 yield c.batch(part)
 
 
+class Batches(Protocol):
+    """What batches are drawn from: a `Mixture`, or what draws from several."""
+
+    def batch(self, seed: int, step: int, size: int, rank: int = 0, world: int = 1) -> Batch: ...
+
+
 class Stream(IterableDataset):  # type: ignore[type-arg]
     """The batches of a mixture from a step on, for a dataloader whose workers take turns."""
 
-    def __init__(self, mixture: Mixture, seed: int, start: int, size: int, rank: int, world: int) -> None:
+    def __init__(self, mixture: Batches, seed: int, start: int, size: int, rank: int, world: int) -> None:
         self.mixture, self.seed, self.start, self.size, self.rank, self.world = mixture, seed, start, size, rank, world
 
     def __iter__(self) -> Iterator[Batch]:
@@ -265,7 +279,7 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
 
 
 def loader(
-    mixture: Mixture,
+    mixture: Batches,
     *,
     seed: int,
     start: int,

@@ -45,6 +45,8 @@ class WorldModel(Trainable):
     #: the batch's axis in every tensor of a cache (any, where there are no caches). None, in a model that does not
     #: override `stack_caches` and `split_cache` either: each rollout is computed by itself.
     cache_axis: int | None = None
+    #: whether `loss` leaves `Batch.prompt` out of what it learns from: what training on own rollouts needs
+    heeds_prompt = False
 
     def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
         if name is not None:
@@ -163,6 +165,17 @@ class WorldModel(Trainable):
         generator: Generator = None,
     ) -> Prediction:
         """Predict every missing step, `horizon` at a time, each from the model's own earlier predictions."""
+        return self._roll_out(batch, sampler=sampler, logits=logits, use_cache=use_cache, generator=generator)
+
+    def _roll_out(
+        self,
+        batch: Batch,
+        *,
+        sampler: Any = None,
+        logits: bool = False,
+        use_cache: bool = True,
+        generator: Generator = None,
+    ) -> Prediction:
         done, total = batch.latents.shape[1], batch.actions.shape[1]
         latents, parts, cache, cached_start = batch.latents, [], None, -1
         while done < total:
@@ -174,6 +187,44 @@ class WorldModel(Trainable):
             latents, done = torch.cat([latents, part.latents], 1), stop
             parts.append(part)
         return join(parts)
+
+    @torch.no_grad()
+    def with_own_steps(self, batch: Batch, count: int, *, sampler: Any = None, generator: Generator = None) -> Batch:
+        """A training clip that looks back on what the model makes of it, as play does: the last `count` steps before
+        the `horizon` that are learned from are a rollout's, which those before them begin.
+
+        Weights, mode and random numbers are those of now, but for dropout, which a rollout has none of.
+
+        Args:
+            batch: a true clip, `count` steps longer than those that the model trains on.
+            count: of steps to make, a multiple of `group`; none leave the clip as it is.
+            sampler: as of `predict`.
+
+        Returns:
+            the clip without its first `count` steps, of the usual length: true steps, if any are left, own steps, and
+            the true ones to learn from, before which all is its prompt.
+
+        Raises:
+            HwmError: the clip has no step to begin from.
+        """
+        if not count:
+            return batch
+        total = batch.latents.shape[1]
+        stop = total - self.config.horizon
+        start = stop - count
+        if start < 1 or count % self.group:
+            raise HwmError(
+                f"a clip of {total} steps is too short for {self.name} to make {count} steps, in multiples of "
+                f"{self.group}, before its horizon of {self.config.horizon}"
+            )
+        training = self.training
+        self.eval()
+        try:
+            own = self._roll_out(batch.window(0, start, stop), sampler=sampler, generator=generator).latents
+        finally:
+            self.train(training)
+        latents = torch.cat([batch.latents[:, :start], own, batch.latents[:, stop:]], 1)
+        return replace(batch, latents=latents, prompt=stop).window(count, total, total)
 
     def teacher_forced(self, batch: Batch, prompt: int) -> Prediction:
         """The most likely token of each cell of the steps from `prompt` on, and its logits, given all the truth before.
@@ -213,6 +264,11 @@ class WorldModel(Trainable):
             raise HwmError(f"latents have a grid of {spec.grid}, got shape {tuple(batch.latents.shape)}")
         if batch.missing < 0:
             raise HwmError(f"{batch.latents.shape[1]} latent steps but only {batch.actions.shape[1]} steps of actions")
+        if batch.prompt > max(0, batch.latents.shape[1] - self.config.horizon):
+            raise HwmError(
+                f"a prompt of {batch.prompt} of {batch.latents.shape[1]} steps leaves none of the last "
+                f"horizon = {self.config.horizon} to learn from"
+            )
 
     def check_window(self, past: int, missing: int) -> None:
         """Raise `HwmError` where this model does not predict `missing` steps from `past`."""

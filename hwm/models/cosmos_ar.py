@@ -173,6 +173,7 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
             return Yarn(self.yarn_scale, self.yarn_fast, self.yarn_slow, *self.yarn_grid)
 
     cache_axis = 0
+    heeds_prompt = True
     adamw_only = ("tok_embeddings", "output", "actions")
     fresh = ("actions",)
 
@@ -357,18 +358,19 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
         return states_BLD[:, -(steps - prompt) * cells :].unflatten(1, (-1, cells))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean cross-entropy of every token of the steps after the first, in nats; nothing of the clip is missing."""
+        """Mean cross-entropy of every token of the steps after the first, or after the prompt, in nats; nothing of the
+        clip is missing."""
         self.check(batch)
-        steps = batch.latents.shape[1]
+        steps, first = batch.latents.shape[1], max(1, batch.prompt)
         self.check_clip(steps)
-        shown, target_BHS = batch.window(0, steps, steps), batch.latents[:, 1:].flatten(2)
+        shown, target_BHS = batch.window(0, steps, steps), batch.latents[:, first:].flatten(2)
         if most := self.config.max_corrupt:
             ids_BTS = shown.latents.flatten(2)
             corrupted_BTS = corrupt(ids_BTS, corruption_rate(len(ids_BTS), most, ids_BTS.device), self.vocab)
             shown = replace(shown, latents=corrupted_BTS.view_as(shown.latents))
         if self.config.own_past:
             shown = replace(shown, latents=self.with_own_guesses(shown))
-        states_BHSD = self.clip_states(shown, 1)
+        states_BHSD = self.clip_states(shown, first)
         loss, accuracy = self.output.loss(states_BHSD, target_BHS)
         return loss, {"accuracy": accuracy}
 

@@ -7,7 +7,8 @@ of keys and values, d head width.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,8 @@ class TokenCache(NamedTuple):
 class Decoder:
     """Feeds a model the tokens of a sequence pass after pass, with room for the keys and values of all its tokens.
 
-    Under autocast it computes with weights that are cast once, with the same results (`CastProducts`).
+    Under autocast it computes with weights that are cast once, with the same results (`CastProducts`). Weights that are
+    divided among processes stay where they are: blocks put them together when they are called, and are only called.
 
     Args:
         grid: steps, rows and columns of the whole sequence.
@@ -54,15 +56,16 @@ class Decoder:
         self.grid, self.batch, self.actions_BTD = grid, batch, actions_BTD
         self.device = model.tok_embeddings.weight.device
         kind = self.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        divided = any(hasattr(p, "full_tensor") for p in model.layers.parameters())
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and not divided else None
         self.model: Decodable = model.kept.network(model, dtype)
-        self.arithmetic = torch.autocast(kind, enabled=False)
+        self.arithmetic: AbstractContextManager[Any] = nullcontext() if divided else torch.autocast(kind, enabled=False)
         self.text = text.to(batch, model.tok_embeddings.weight) if text else None
         self.length = cache.length if cache else 0
         with self.arithmetic:
-            told = [self._text_keys(layer) for layer in self.model.layers]
+            told = [None if divided else self._text_keys(layer) for layer in self.model.layers]
         self.step = None
-        if (kind == "cuda") if fixed is None else fixed:
+        if (kind == "cuda" and not divided) if fixed is None else fixed:
             self.step = model.kept.step(self, self.model, grid, batch, self.text, told, actions_BTD)
             self.memory = self.step.plain
         else:

@@ -68,6 +68,7 @@ class Diffusion(WorldModel, name="diffusion"):
     """
 
     cache_axis = 0  # it keeps none
+    heeds_prompt = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(WorldModel.Config):

@@ -70,6 +70,7 @@ class FlowModel(WorldModel):
     """
 
     cache_axis = 0  # it keeps none
+    heeds_prompt = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(WorldModel.Config):

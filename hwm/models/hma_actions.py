@@ -72,7 +72,7 @@ class ActionModel(CausalModel):
         """A training clip as it is shown: (B, T) of its actions are made unknown, as is drawn on the host.
 
         All of a clip with probability `action_drop`. Where actions are predicted, each other clip has a share of its
-        own, U(0, 1), and each of its actions but the first is unknown with that probability.
+        own, U(0, 1), and each of its actions but the first, or those of the prompt, is unknown with that probability.
         """
         c, (B, T), device = self.config, batch.latents.shape[:2], batch.latents.device
         batch = batch.window(0, T, T)
@@ -80,7 +80,7 @@ class ActionModel(CausalModel):
         hidden_BT, following = nothing_B1.expand(B, T), batch.following
         if c.action_loss:
             some_BT = torch.rand(B, T) < torch.rand(B, 1)
-            some_BT[:, 0] = False
+            some_BT[:, : max(1, batch.prompt)] = False
             hidden_BT = hidden_BT | some_BT
         actions = batch.actions.masked_fill(sent(hidden_BT, device)[..., None, None], torch.nan)
         if following is not None:
@@ -96,7 +96,7 @@ class ActionModel(CausalModel):
         return loss, metrics
 
     def loss_of_actions(self, x_TBXD: Tensor, batch: Batch, hidden_BT: Tensor) -> Tensor:
-        """Mean error of the actions that were hidden, those that lead to the first step apart.
+        """Mean error of the actions that were hidden, but for those that lead to the first step, or to the prompt.
 
         Args:
             x_TBXD: states of all steps of the clip, made without the hidden actions.
@@ -104,10 +104,11 @@ class ActionModel(CausalModel):
             hidden_BT: on the host.
         """
         true_BTE = self.trunk.stem(batch.embodiment).normalised(batch.actions[:, : len(x_TBXD)]).flatten(2)
-        which = Cells(hidden_BT[:, 1:], x_TBXD.device)
-        states_ND = which.of(self.action_states(x_TBXD))
+        first = max(1, batch.prompt)
+        which = Cells(hidden_BT[:, first:], x_TBXD.device)
+        states_ND = which.of(self.action_states(x_TBXD)[:, first - 1 :])
         head = self.action_heads[module_key(batch.embodiment)]
-        error_N = self.action_error(head, states_ND, which.of(true_BTE[:, 1:]))
+        error_N = self.action_error(head, states_ND, which.of(true_BTE[:, first:]))
         return error_N.sum() / max(1, len(error_N))
 
     def action_states(self, x_TBXD: Tensor) -> Tensor:

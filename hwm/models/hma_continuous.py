@@ -99,6 +99,7 @@ class HMAContinuous(ActionModel, name="hma_continuous"):
 
     adamw_only = ("embed", "out", "head", "trunk.stems", "action")
     cache_axis = 1
+    heeds_prompt = True
 
     @classmethod
     def tiny(cls) -> Config:
@@ -201,9 +202,11 @@ class HMAContinuous(ActionModel, name="hma_continuous"):
         whole clip, and nothing of it is missing."""
         self.check(batch)
         x_BTSE = self.tokens(batch.latents)
-        (B, T, S, _), c = x_BTSE.shape, self.config
+        (B, T, S, _), c, first = x_BTSE.shape, self.config, max(1, batch.prompt)
         self.check_clip(T)
-        _, ratio_BT = clip_rates(B, T, max_corrupt=0.0, non_mlm=c.non_mlm, prompt=c.prompt, fully_masked=c.fully_masked)
+        _, ratio_BT = clip_rates(
+            B, T, max_corrupt=0.0, non_mlm=c.non_mlm, prompt=c.prompt, fully_masked=c.fully_masked, first=first
+        )
         cells = Cells(cosine_mask(ratio_BT, S) & (ratio_BT > 0)[..., None], x_BTSE.device)
         whole = batch.window(0, T, T)
         shown, hidden_BT = self.forget(whole) if c.action_drop or c.action_loss else (whole, None)
@@ -211,7 +214,7 @@ class HMAContinuous(ActionModel, name="hma_continuous"):
         x_TBXD, _ = self.states(window, self.hidden(x_BTSE, cells.mask[..., None]))
         condition_BTSD = self.conditions(x_TBXD, 0)
         error_N, bound_N = self.denoising(cells.of(x_BTSE), cells.of(condition_BTSD))
-        metrics = {"error": error_N.mean(), "bound": bound_N.mean(), "masked": cells.mask[:, 1:].float().mean()}
+        metrics = {"error": error_N.mean(), "bound": bound_N.mean(), "masked": cells.mask[:, first:].float().mean()}
         loss = (error_N + bound_N).mean()
         if c.action_loss and hidden_BT is not None:
             metrics["action_error"] = of_actions = self.loss_of_actions(x_TBXD, batch, hidden_BT)

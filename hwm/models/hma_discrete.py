@@ -72,12 +72,12 @@ class HMADiscrete(ActionModel, CausalMaskedModel, name="hma_discrete"):
         if not c.action_loss:
             return super().loss(shown)
         ids_BTS = self.tokens(batch.latents)
-        past_BPS, shown_BHS, cells = self.corrupt_and_mask(ids_BTS)
+        past_BPS, shown_BHS, cells = self.corrupt_and_mask(ids_BTS, batch.prompt)
         steps, new = ids_BTS.shape[1], past_BPS.shape[1]
         window = self.window(self.actions_of(shown), shown.embodiment, steps)
         x_TBXD, _ = self.states(window, torch.cat([past_BPS, shown_BHS], 1), F.pad(cells.mask, (0, 0, new, 0)))
         hidden_BHSD = self.out(x_TBXD[new:, :, : self.trunk.cells])
-        loss, accuracy = self.head.loss(hidden_BHSD, self.split(ids_BTS)[1], cells, c.label_smoothing)
+        loss, accuracy = self.head.loss(hidden_BHSD, self.split(ids_BTS, batch.prompt)[1], cells, c.label_smoothing)
         of_actions = self.loss_of_actions(x_TBXD, batch, hidden_BT)
         metrics = {"accuracy": accuracy, "masked": cells.mask.float().mean(), "action_error": of_actions.detach()}
         return loss + c.action_loss * of_actions, metrics

@@ -63,6 +63,7 @@ class MaskedModel(WorldModel):
     blocks: nn.ModuleList
     parallel = False
     cache_axis = 1
+    heeds_prompt = True
     adamw_only = ("embed", "head")
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
@@ -123,8 +124,8 @@ class MaskedModel(WorldModel):
         """The inverse of `tokens`; also of logits (..., V)."""
         return ids_BTS.unflatten(2, self.spec.latent.grid)
 
-    def split(self, ids_BTS: Tensor) -> tuple[Tensor, Tensor]:
-        """A training clip as the past it shows and the steps it asks for."""
+    def split(self, ids_BTS: Tensor, prompt: int = 0) -> tuple[Tensor, Tensor]:
+        """A training clip as the past it shows and the steps it asks for, none of which is of the `prompt`."""
         c = self.config
         past = ids_BTS.shape[1] - c.horizon // self.group
         if past < 1:
@@ -134,10 +135,10 @@ class MaskedModel(WorldModel):
             )
         return ids_BTS[:, :past], ids_BTS[:, past:]
 
-    def corrupt_and_mask(self, ids_BTS: Tensor) -> tuple[Tensor, Tensor, Cells]:
+    def corrupt_and_mask(self, ids_BTS: Tensor, prompt: int = 0) -> tuple[Tensor, Tensor, Cells]:
         """The past shown (B, P, S), the future shown (B, H, S), and where it is masked, of (B, H, S)."""
         c, batch = self.config, ids_BTS.shape[0]
-        past_BPS, future_BHS = self.split(ids_BTS)
+        past_BPS, future_BHS = self.split(ids_BTS, prompt)
         # In the parallel layout each target is the only missing step of a window of its own.
         windows = future_BHS.flatten(0, 1)[:, None] if self.parallel else future_BHS
         shown, masked = maskgit.mask_future(windows, self.vocab, non_mlm=c.non_mlm, fully_masked=c.fully_masked)
@@ -153,12 +154,12 @@ class MaskedModel(WorldModel):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy of masked tokens in nats; the batch is a whole clip, and nothing of it is missing."""
         self.check(batch)
-        ids_BTS, steps = self.tokens(batch.latents), batch.latents.shape[1]
+        ids_BTS, steps, prompt = self.tokens(batch.latents), batch.latents.shape[1], batch.prompt // self.group
         actions = self.actions_of(batch.window(0, steps, steps))
-        past_BPS, shown_BHS, cells = self.corrupt_and_mask(ids_BTS)
+        past_BPS, shown_BHS, cells = self.corrupt_and_mask(ids_BTS, prompt)
         past_BPS = self.as_learned_from(past_BPS, actions, batch.embodiment)
         hidden_BHSD = self.states_of_clip(past_BPS, actions, batch.embodiment, shown_BHS, cells.mask)
-        loss, accuracy = self.head.loss(hidden_BHSD, self.split(ids_BTS)[1], cells, self.config.label_smoothing)
+        loss, accuracy = self.head.loss(hidden_BHSD, self.split(ids_BTS, prompt)[1], cells, self.config.label_smoothing)
         return loss, {"accuracy": accuracy, "masked": cells.mask.float().mean()}
 
     @torch.no_grad()

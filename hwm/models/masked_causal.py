@@ -72,19 +72,20 @@ class CausalMaskedModel(CausalModel, MaskedModel):
     ) -> tuple[Tensor, CausalCache]:
         """States of the cells (T - first, B, S, D) of the steps after those of the cache; see `CausalStack`."""
 
-    def split(self, ids_BTS: Tensor) -> tuple[Tensor, Tensor]:
-        """All steps of a training clip but the first are guessed."""
+    def split(self, ids_BTS: Tensor, prompt: int = 0) -> tuple[Tensor, Tensor]:
+        """All steps of a training clip are guessed but its prompt, which is the first at least."""
         self.check_clip(ids_BTS.shape[1])
-        return ids_BTS[:, :1], ids_BTS[:, 1:]
+        first = max(1, prompt)
+        return ids_BTS[:, :first], ids_BTS[:, first:]
 
-    def corrupt_and_mask(self, ids_BTS: Tensor) -> tuple[Tensor, Tensor, Cells]:
-        c, (batch, steps), device = self.config, ids_BTS.shape[:2], ids_BTS.device
+    def corrupt_and_mask(self, ids_BTS: Tensor, prompt: int = 0) -> tuple[Tensor, Tensor, Cells]:
+        c, (batch, steps), device, first = self.config, ids_BTS.shape[:2], ids_BTS.device, max(1, prompt)
         rate_BT, ratio_BT = clip_rates(
             batch, steps, max_corrupt=c.max_corrupt, non_mlm=c.non_mlm, prompt=c.prompt, fully_masked=c.fully_masked,
-            least_kept=c.least_kept,
+            least_kept=c.least_kept, first=first,
         )  # fmt: skip
-        past_BPS, shown_BHS = self.split(corrupt_digits(ids_BTS, sent(rate_BT, device), self.levels))
-        ratio_BH = ratio_BT[:, 1:]
+        past_BPS, shown_BHS = self.split(corrupt_digits(ids_BTS, sent(rate_BT, device), self.levels), prompt)
+        ratio_BH = ratio_BT[:, first:]
         masked_BHS = cosine_mask(ratio_BH, ids_BTS.shape[2]) & (ratio_BH > 0)[..., None]
         return past_BPS, shown_BHS, Cells(masked_BHS, device)
 

@@ -144,9 +144,9 @@ class MaskedHWM(MaskedModel, name="masked_hwm"):
         init_weights(self)
         self.head.init()
 
-    def split(self, ids_BTS: Tensor) -> tuple[Tensor, Tensor]:
+    def split(self, ids_BTS: Tensor, prompt: int = 0) -> tuple[Tensor, Tensor]:
         """In the parallel layout all steps but the last are past, and all but the first are asked for."""
-        return (ids_BTS[:, :-1], ids_BTS[:, 1:]) if self.parallel else super().split(ids_BTS)
+        return (ids_BTS[:, :-1], ids_BTS[:, max(1, prompt) :]) if self.parallel else super().split(ids_BTS)
 
     def as_learned_from(self, past_BPS: Tensor, actions_BTKA: Tensor, embodiment: str) -> Tensor:
         return self.with_own_guesses(past_BPS, actions_BTKA, embodiment) if self.config.own_past else past_BPS

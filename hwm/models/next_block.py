@@ -98,6 +98,7 @@ class NextBlock(WorldModel, name="next_block"):
 
     adamw_only = ("embed", "head")
     cache_axis = 0  # it keeps none
+    heeds_prompt = True
 
     @classmethod
     def tiny(cls) -> Config:

@@ -148,6 +148,7 @@ def clip_rates(
     prompt: int = 8,
     fully_masked: float = 0.0,
     least_kept: float = 0.25,
+    first: int = 1,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """How strongly each step of a training clip is corrupted and masked, as documented for the released training code;
@@ -156,7 +157,7 @@ def clip_rates(
     1. Every digit of every token, of the first step too, is replaced with probability u, u ~ U(0, max_corrupt).
     2. With probability `non_mlm` a clip is "closer to autoregressive": the first masked step f is uniform on
        prompt..T-1, and from f on every digit is also replaced with probability 1 - c, where c starts at
-       U(least_kept, 1) and is multiplied by a U(0.9, 1) at f and at every step after it. Else f = 1.
+       U(least_kept, 1) and is multiplied by a U(0.9, 1) at f and at every step after it. Else f = `first`.
     3. Each step from f on has its own mask ratio cos(pi/2 U(0, 1)).
 
     The release draws u and f once a batch; here each clip draws its own. Both replacements of a digit are uniform, so
@@ -164,6 +165,7 @@ def clip_rates(
 
     Args:
         fully_masked: share of the masked steps that are masked whole. 0 in the release.
+        first: the first step that may be masked, 1 in the release.
 
     Returns:
         rate (B, T): the probability that a digit is replaced. ratio (B, T): that a token is masked; 0 before f.
@@ -172,11 +174,11 @@ def clip_rates(
     def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         return low + (high - low) * torch.rand(*shape, generator=generator)
 
-    step_T, prompt = torch.arange(steps), max(1, min(prompt, steps - 1))
+    step_T, prompt = torch.arange(steps), max(first, min(prompt, steps - 1))
     keep_B1 = 1 - uniform(batch, 1, high=max_corrupt)
     autoregressive_B1 = uniform(batch, 1) < non_mlm
     drawn_B1 = (prompt + (uniform(batch, 1) * (steps - prompt)).long()).clamp(max=steps - 1)
-    late_BT = step_T >= torch.where(autoregressive_B1, drawn_B1, 1)
+    late_BT = step_T >= torch.where(autoregressive_B1, drawn_B1, first)
     shrink_BT = torch.where(late_BT, uniform(batch, steps, low=0.9), 1.0).cumprod(1)
     drift_BT = torch.where(autoregressive_B1 & late_BT, uniform(batch, 1, low=least_kept) * shrink_BT, 1.0)
     ratio_BT = torch.cos(math.pi / 2 * uniform(batch, steps))

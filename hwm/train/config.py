@@ -48,6 +48,10 @@ class TrainConfig(Computing):
             `trunk.stems.*`, or `fresh` for all that a model has for each robot by itself. Empty trains all.
         lora: rank of low-rank updates that are trained beside the hidden matrices, which stay as they are (LoRA, arXiv
             2106.09685; `hwm.train.lora`), like all else that `only` does not name; 0 trains the weights themselves.
+        own_rollouts: share of the updates in which the context ends in steps that the model made itself, as in play
+            (`hwm.train.own`); what is learned from is true. 0 trains on true context alone.
+        rollout_steps: the most of such steps; each of these updates makes 1 to so many.
+        rollout_sampler: words `NAME=VALUE` that change the model's own sampler for them.
     """
 
     steps: int = 1000
@@ -77,9 +81,12 @@ class TrainConfig(Computing):
     track: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     lora: int = 0
+    own_rollouts: float = 0.0
+    rollout_steps: int = 8
+    rollout_sampler: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "val_batches"):
+        for name in ("steps", "batch_size", "accumulate", "val_batches", "rollout_steps"):
             if getattr(self, name) < 1:
                 raise HwmError(f"train.{name} must be at least 1, got {getattr(self, name)}")
         for name in (
@@ -98,5 +105,7 @@ class TrainConfig(Computing):
         ):
             if getattr(self, name) < 0:
                 raise HwmError(f"train.{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.own_rollouts <= 1:
+            raise HwmError(f"train.own_rollouts is a share of the updates, 0 to 1, got {self.own_rollouts}")
         if not 0 <= self.ema < 1:
             raise HwmError(f"train.ema is a decay between 0 and 1, got {self.ema}")

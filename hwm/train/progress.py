@@ -60,7 +60,7 @@ class Meter:
         """The values to log, with throughput since the last line; also shows them."""
         memory = peak_memory(self.device)
         if step == self.mark_step:  # all of it was left out
-            self.note(f"update {step}/{self.total}  loss {values['loss']:.4f}")
+            self.note(f"update {step}/{self.total}  {loss_of(values)}")
             return values | {"memory_bytes": memory}
         now = time.perf_counter()
         seconds = (now - self.mark) / (step - self.mark_step)
@@ -72,7 +72,7 @@ class Meter:
         pauses = self.pauses / max(1, step - self.start)
         left = (self.total - step) * (statistics.median(self.recent) + pauses)
         text = (
-            f"update {step}/{self.total}  loss {values['loss']:.4f}  {out['tokens_per_second']:,.0f} tokens/s  "
+            f"update {step}/{self.total}  {loss_of(values)}  {out['tokens_per_second']:,.0f} tokens/s  "
             f"{out.get('utilisation', 0):.0%} of peak  {memory / 2**30:.1f} GiB  {clock(left)} left"
         )
         if self.terminal:
@@ -105,6 +105,11 @@ class Meter:
     def close(self) -> None:
         if self.terminal:
             print(flush=True)
+
+
+def loss_of(values: dict[str, float]) -> str:
+    """The loss of an update in words: that on true context, or that on own rollouts."""
+    return f"loss {values['loss']:.4f}" if "loss" in values else f"loss on own rollouts {values['own_loss']:.4f}"
 
 
 def clock(seconds: float) -> str:

@@ -55,7 +55,9 @@ def divide(module: Trainable, world: World, ways: int, dtype: torch.dtype) -> No
     for unit in module.units():
         fully_shard(unit, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, mp_policy=policy)
-    register_fsdp_forward_method(module, "validation_loss")
+    for method in ("validation_loss", "with_own_steps"):
+        if hasattr(module, method):
+            register_fsdp_forward_method(module, method)
     module.to_empty(device=world.device)
     set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
 

@@ -35,6 +35,7 @@ from hwm.train.halves import Halves
 from hwm.train.loggers import Logger
 from hwm.train.lora import choose
 from hwm.train.optim import MovingAverage, gradient_norm, heeds, learning_rate, optimizers
+from hwm.train.own import OwnRollouts
 from hwm.train.parallel import Parallel, never_trained
 from hwm.train.progress import Meter
 from hwm.types import Batch, DataSpec
@@ -71,6 +72,7 @@ class Trainer:
         self.module = module
         compiled = worth_compiling(module, self.world.device) if config.compile == "auto" else config.compile
         self.config = config = replace(config, dtype=self.runtime.format, compile=compiled)  # type: ignore[arg-type]
+        self.own = OwnRollouts(config, module, data) if config.own_rollouts else None
         choose(self.module, config.only, config.lora)
         self.divided = self.world.size > 1 and config.shard != 1
         if config.fit:
@@ -210,6 +212,8 @@ class Trainer:
         self.model.train()
         torch.manual_seed(c.seed * 1_000_003 + self.step * 997 + self.world.rank)  # masks and noise of this update
         sums, losses = self._passes(batches)
+        if self.own:
+            sums = self.own.named(sums, self.step)
         self.scale.unscale(p.grad for p in self.module.parameters() if p.grad is not None)
         sums["gradient_norm"] = norm = gradient_norm(self.module, c.clip)
         rate = learning_rate(self.step, peak=c.lr, warmup=c.warmup, total=c.steps, floor=c.floor)
@@ -230,6 +234,9 @@ class Trainer:
         with self.halves.used():
             for i in range(c.accumulate):
                 batch = next(batches).to(self.world.device)
+                if self.own:
+                    with self._autocast():  # its own: weights that are cast in it have no gradient
+                        batch = self.own.rolled_out(batch)
                 with self._no_sync(i), self._autocast():
                     loss, metrics = self.model(batch)
                 with self._no_sync(i):
@@ -322,7 +329,7 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         c = self.config
         return loader(
-            self.data,
+            self.own.clips if self.own else self.data,
             seed=c.seed,
             start=self.step * c.accumulate,
             size=c.batch_size * self.world.size,
@@ -361,8 +368,8 @@ class Trainer:
 
     def _never_trained(self) -> set[str] | None:
         """Before torch.compile, which would do its work for batches of one clip."""
-        batches = (batch.to(self.world.device) for batch in self.data.examples())
-        return never_trained(self.module, batches, self._autocast)
+        clips = self.own.examples() if self.own else self.data.examples()
+        return never_trained(self.module, (batch.to(self.world.device) for batch in clips), self._autocast)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return arithmetic(self.runtime, self.config.activation_checkpoint)
@@ -376,7 +383,7 @@ class Trainer:
     def _not_finite(self, verdict: Verdict) -> HwmError:
         c, world = self.config, self.world
         i, what = verdict.culprit()
-        batch = self.data.batch(
+        batch = (self.own.clips if self.own else self.data).batch(
             c.seed, verdict.step * c.accumulate + i, c.batch_size * world.size, world.rank, world.size
         )
         rank = f"_rank{world.rank}" if world.size > 1 else ""

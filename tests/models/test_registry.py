@@ -185,6 +185,7 @@ def test_two_processes_under_fsdp2_give_the_loss_of_one():
     assert done.returncode == 0, done.stderr[-3000:]
     for name in FAMILIES:
         assert f"{name}: sharded like whole" in done.stdout
+        assert f"{name}: own steps in halves" in done.stdout
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

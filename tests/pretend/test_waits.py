@@ -12,6 +12,7 @@ from hwm.config import registered
 from hwm.errors import HwmError
 from hwm.types import Batch, DataSpec, LatentSpec, check_ids
 from tests.models.test_registry import clip, window
+from tests.models.toys import toy_batch
 from tests.pretend.device import pretending
 from tests.pretend.tensors import Card
 from tests.pretend.test_families import CASES, on
@@ -43,6 +44,18 @@ def test_the_host_does_not_wait_in_a_step(card, case):
         model(batch)[0].backward()
     assert not card.waits
     assert sum(card.uploads.values()) == UPLOADS.get(case, UPLOADS.get(model.name, 0)), card.uploads
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_host_does_not_wait_in_a_step_on_own_rollouts(card, case):
+    model = on(card, case)
+    past, group = model.config.past, model.group
+    batch = toy_batch(model.spec, past + model.config.horizon + group).to(card.device)
+    for _ in range(2):
+        card.forget()
+        torch.manual_seed(0)
+        model(model.with_own_steps(batch, group))[0].backward()
+    assert not card.waits
 
 
 @pytest.mark.parametrize("case", CASES)
