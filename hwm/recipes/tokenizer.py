@@ -37,9 +37,9 @@ def tiny_continuous_tokenizer() -> Recipe:
 
 @recipe
 def tokenizer_home() -> Recipe:
-    """For the simulated home: 128x128 pictures <-> 16x16 cells of 8 numbers, trained by a perceptual loss as well."""
+    """For the simulated home: 128x128 pictures <-> 16x16 cells of 8 numbers, by a perceptual loss too."""
     return tiny_tokenizer().but(
-        model=TinyContinuous.Config(down=8, perceptual=0.15),
+        model=TinyContinuous.Config(down=8, decoder_width=64, perceptual=0.15),
         data=dict(stores=("data/home_pixels",), val_stores=("data/home_pixels_heldout",)),
         train=dict(steps=3000, lr=2e-3, warmup=100, ema=0.995),
     )
