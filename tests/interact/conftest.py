@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from hwm.interact.limits import Limits
 from hwm.interact.session import World
 from hwm.interact.starts import Start
 from hwm.plugins import own
-from hwm.types import DataSpec, Tokenizer
+from hwm.types import ActionSpec, DataSpec, Tokenizer
 from tests.interact.pages import address, browser, model, page  # noqa: F401  fixtures
 from tests.models.toys import toy_batch, toy_spec
 
@@ -46,18 +47,22 @@ class Painter(Tokenizer):
         return video[:, :, None].expand(-1, -1, 3, -1, -1).repeat_interleave(self.latent.stride, 1)
 
 
-def build_world(name: str = "masked_hwm", **config: Any) -> World:
-    """A toy model of a family, seeded, in float64 so that batches round alike."""
+def spec_of(spec: DataSpec, names: tuple[str, ...]) -> DataSpec:
+    """The spec with an arm of other actions, if any are named."""
+    zeros, ones = (0.0,) * len(names), (1.0,) * len(names)
+    return replace(spec, actions=spec.actions | {"arm": ActionSpec(2, names, zeros, ones)}) if names else spec
+
+
+def build_world(name: str = "masked_hwm", names: tuple[str, ...] = (), **config: Any) -> World:
+    """A toy model of a family, seeded, in float64 so that batches round alike; of an arm with the actions named."""
     torch.manual_seed(0)
     made = registered(name).tiny()
     if config:
-        from dataclasses import replace
-
         made = replace(made, **config)
     try:
-        model = made.build(toy_spec())
+        model = made.build(spec_of(toy_spec(), names))
     except HwmError:
-        model = made.build(toy_spec(channels=4))
+        model = made.build(spec_of(toy_spec(channels=4), names))
     with torch.no_grad():
         for parameter in model.parameters():  # as built, some families hardly depend on what they see
             parameter.add_((0.5 if parameter.dim() > 1 else 0.05) * torch.randn_like(parameter))

@@ -166,15 +166,15 @@ def motion(frames: np.ndarray) -> dict[str, float]:
 
 
 @contextmanager
-def toy_server(folder: Path, port: int = 0) -> Iterator[str]:
-    """A server of another robot in this process; its address."""
+def toy_server(folder: Path, port: int = 0, **options: Any) -> Iterator[str]:
+    """A server of another robot in this process, made by `make_server`; its address."""
     import uvicorn
 
     from hwm.interact.server import application
     from hwm.interact.shared import LOCAL
     from tests.interact.test_server import make_server
 
-    server = make_server(folder)
+    server = make_server(folder, **options)
     server.hosts = LOCAL
     running = uvicorn.Server(uvicorn.Config(application(server), log_level="warning", timeout_graceful_shutdown=3))
     listening = socket.create_server(("127.0.0.1", port))

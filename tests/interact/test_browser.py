@@ -202,13 +202,36 @@ def test_the_true_simulator_side_by_side(page: Any) -> None:
     wait(page, "document.getElementById('twin').hidden")
 
 
-def test_a_robot_of_other_actions_has_sliders_alone(browser: Any, tmp_path: Path) -> None:
-    with toy_server(tmp_path) as address, page_of(browser, address) as page:
-        assert page.locator(".cap").count() == 0
-        page.get_by_text("Every joint").click()
-        assert page.locator("#joints input").count() == 3
-        page.get_by_label("elbow").fill("0.5")
-        wait(page, "hwm.n > 2 && Math.abs(hwm.applied.elbow - 0.5) < 0.05")
+def test_a_robot_of_other_actions_has_keys_and_open_sliders(browser: Any, tmp_path: Path) -> None:
+    """Seven joints and a velocity: a pair of keys for each, a slider for each in sight, nothing to be opened first."""
+    names = (*(f"joint_{i}" for i in range(1, 8)), "rail_velocity")
+    with toy_server(tmp_path, names=names) as address, page_of(browser, address) as page:
+        sliders = page.locator("#joints input")
+        assert sliders.evaluate_all("all => all.map((one) => one.ariaLabel)") == [
+            "rail velocity",
+            *(f"joint {i}" for i in range(1, 8)),
+        ]
+        assert all(sliders.nth(i).is_visible() for i in range(len(names)))
+        assert page.locator("#joints summary").all_inner_texts() == ["Base\n1", "Joint\n7"]
+        assert page.locator(".cap").count() == 2 * len(names)
+        assert not page.locator("#sticks").is_visible()
+        page.keyboard.press("?")
+        assert page.locator("#legend-moves tr").count() == 2 * len(names)
+        page.keyboard.press("Escape")
+        begin(page, 0)
+        before = page.evaluate("hwm.applied")
+        hold(page, "s", 3)  # lowers the second joint, which stays there, and no other
+        wait(page, "hwm.idle")
+        after = page.evaluate("hwm.applied")
+        assert after["joint_2"] < before["joint_2"] - 0.05
+        others = [name for name in names if name not in ("joint_2", "rail_velocity")]
+        assert [after[name] for name in others] == pytest.approx([before[name] for name in others], abs=1e-3)
+        page.keyboard.down("o")  # a velocity runs while its key is held
+        wait(page, "hwm.applied.rail_velocity > 0.2")
+        page.keyboard.up("o")
+        wait(page, "hwm.idle && hwm.applied.rail_velocity === 0")
+        page.get_by_label("joint 5", exact=True).fill("0.5")
+        wait(page, "Math.abs(hwm.applied.joint_5 - 0.5) < 0.05")
 
 
 def test_it_comes_back_when_the_server_does(browser: Any, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from hwm.data.store import Store
 from hwm.interact.engine import Engine, jpeg
+from hwm.interact.limits import Limits
 from hwm.interact.presets import Preset
 from hwm.interact.replay import Replay
 from hwm.interact.server import application
@@ -34,13 +35,14 @@ from tests.conftest import make_header, make_store
 from tests.interact.conftest import build_world
 from tests.models.toys import toy_spec
 
-ARM = {"embodiment": "arm", "action_names": ("shoulder", "elbow", "wrist"), "latent": toy_spec().latent}
+ARM: dict[str, Any] = {"embodiment": "arm", "action_names": ("shoulder", "elbow", "wrist"), "latent": toy_spec().latent}
 
 
-def make_server(folder: Path, **options: Any) -> Server:
-    world = build_world("masked_hwm", past=3, window_stride=2, learned_steps=1)
+def make_server(folder: Path, names: tuple[str, ...] = ARM["action_names"], **options: Any) -> Server:
+    world = build_world("masked_hwm", names, past=3, window_stride=2, learned_steps=1)
     assert make_header(**ARM).actions_per_step == 2
-    world.gallery = Gallery(make_store(folder / "store", [12, 9], **{**ARM, "tokenizer": ""}), 3, count=4)
+    store = make_store(folder / "store", [12, 9], **{**ARM, "action_names": names, "tokenizer": ""})
+    world.gallery, world.limits["arm"] = Gallery(store, 3, count=4), Limits.of_store(store)
     presets = {
         "plain": Preset("plain", "Plain", {}),
         "drawn": Preset("drawn", "Drawn", {"steps": 2, "temperature": 1.0}),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hwm.data.store import Store, Writer
 from hwm.errors import HwmError
 from hwm.interact.export import write_store
+from hwm.interact.limits import Limits
 from hwm.interact.replay import Replay, pack
 from hwm.interact.session import Session, World, advance, mix
 from hwm.interact.starts import Gallery, cropped, spread, start_of_file
@@ -213,6 +214,15 @@ def test_ramps_end_at_what_was_wanted_and_never_jump(wanted: list[float], count:
     assert (np.abs(np.diff(path, axis=0)) <= limits.change * 1.001 + 1e-6).all()
     reached = np.abs(target - first) <= limits.change * count
     assert np.allclose(path[-1][reached], target[reached], atol=1e-5)
+
+
+def test_velocities_rest_at_zero_and_places_stay() -> None:
+    names = ("LINEAR_VELOCITY", "rail_vel", "delta_x", "wheel speed", "joint_1", "unveiled", "gripper")
+    count = len(names)
+    low = np.full(count, -1.0)
+    low[1] = 0.2  # never still in the data
+    rest = Limits(names, low, np.ones(count), np.ones(count)).rest
+    np.testing.assert_allclose(rest, [0, 0.2, 0, 0, np.nan, np.nan, np.nan])
 
 
 def test_starts_are_checked() -> None:

@@ -141,8 +141,7 @@ async function begin(name) {
   if (twinOn) showTwin("The simulator is getting ready…");
   try {
     await loop.reset(name, gallery.seed);
-    $("hint").textContent = document.documentElement.classList.contains("touch") ? "Drag the left stick to drive" : "Hold W to drive. All keys: ?";
-    $("hint").hidden = command.moves.length === 0;
+    showHint();
   } catch (error) {
     if (!link.open) return;
     say(error.message, true);
@@ -150,6 +149,16 @@ async function begin(name) {
     if (loop.begun) gallery.mark(before);
     else if (gallery.current !== name) await begin(gallery.current);
   }
+}
+
+/** What to do first. */
+function showHint() {
+  const [first] = command.moves;
+  $("hint").hidden = !first;
+  if (!first) return;
+  const touch = document.documentElement.classList.contains("touch") && !$("sticks").hidden;
+  const what = first.group === "Drive" ? "drive" : `move ${plain(first.group)}`;
+  $("hint").textContent = touch ? "Drag the left stick to drive" : `Hold ${first.cap} to ${what}. All keys: ?`;
 }
 
 async function choosePreset(name) {

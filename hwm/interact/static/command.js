@@ -13,7 +13,7 @@ export class Command {
   constructor(actions, perStep) {
     this.actions = actions;
     this.perStep = perStep;
-    this.moves = movesOf(actions.map((action) => action.name));
+    this.moves = movesOf(actions);
     actions.forEach((action, i) => this.#at.set(action.name, i));
     this.wanted = actions.map((action) => action.rest ?? (action.low + action.high) / 2);
     this.applied = [...this.wanted];

@@ -1,7 +1,7 @@
 // Keys, and the keycaps on the page that light up with them and can be pressed themselves.
 
 import { $, el } from "./ui.js";
-import { PAGE_KEYS, SIDES } from "./moves.js";
+import { PAGE_KEYS } from "./moves.js";
 
 const TYPING = "input:not([type=range],[type=radio],[type=checkbox],[type=file],[type=button]), textarea, select";
 const ARROWS = ["ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight"];
@@ -39,11 +39,11 @@ export class Keyboard {
     this.#command = command;
     this.#byKey = new Map(command.moves.flatMap((move) => move.keys.map((key) => [key, move])));
     this.#caps.clear();
-    for (const [side, groups] of Object.entries(SIDES)) {
-      const made = groups.map((group) => this.#group(group)).filter((group) => group !== null);
-      $(`keys-${side}`).replaceChildren(...made);
+    for (const side of ["left", "right"]) {
+      const groups = new Set(command.moves.filter((move) => move.side === side).map((move) => move.group));
+      $(`keys-${side}`).replaceChildren(...[...groups].map((group) => this.#group(group)));
     }
-    $("stage").classList.toggle("keyless", command.moves.length === 0);
+    $("stage").classList.toggle("pairs", command.moves.some((move) => move.pair));
   }
 
   /** Light the keycaps of what is held. */
@@ -53,7 +53,6 @@ export class Keyboard {
 
   #group(title) {
     const moves = this.#command.moves.filter((move) => move.group === title);
-    if (!moves.length) return null;
     const caps = moves.map((move) => {
       const press = (strength, event) => {
         if (this.#command.press(move.id, "cap", strength)) this.#on.moved(strength ? event.timeStamp : null);
@@ -117,5 +116,6 @@ export function buildLegend(moves) {
   const row = ({ cap, pad, label }, group = null) =>
     el("tr", {}, el("th", { scope: "row" }, group ? `${group}: ${label}` : label), el("td", {}, el("kbd", {}, cap)), el("td", {}, pad ?? ""));
   $("legend-moves").replaceChildren(...moves.map((move) => row(move, move.group)));
+  $("legend-drive").hidden = !moves.some((move) => move.group === "Drive");
   $("legend-page").replaceChildren(...PAGE_KEYS.map((key) => row(key)));
 }

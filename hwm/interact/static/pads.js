@@ -8,6 +8,10 @@ const PAD_AXES = [
   [1, "forward", "backward"],
   [2, "waist-left", "waist-right"],
   [3, "look-up", "look-down"],
+  [0, "less-0", "more-0"],
+  [1, "more-1", "less-1"],
+  [2, "less-2", "more-2"],
+  [3, "more-3", "less-3"],
 ];
 const PAD_HELD = { 2: "left-hand", 1: "right-hand", 4: "left-arm-up", 6: "left-arm-down", 5: "right-arm-up", 7: "right-arm-down", 12: "stand", 13: "squat" };
 const PAD_PAGE = { 0: "home", 3: "undo", 8: "reset", 9: "pause" };
@@ -17,6 +21,7 @@ const SECOND_STICK = {
   "Right arm": [null, null, "right-arm-up", "right-arm-down"],
   Height: [null, null, "stand", "squat"],
 };
+const FIRST_STICK = ["left", "right", "forward", "backward"];
 
 const beyondRest = (value) => (Math.abs(value) < DEAD ? 0 : (Math.abs(value) - DEAD) / (1 - DEAD));
 
@@ -33,7 +38,7 @@ export class Pads {
   constructor(on) {
     this.#on = on;
     addEventListener("gamepadconnected", () => this.#poll());
-    new Stick($("stick-one"), (x, y) => this.#tilt(["left", "right", "forward", "backward"], x, y, "stick one"));
+    new Stick($("stick-one"), (x, y) => this.#tilt(FIRST_STICK, x, y, "stick one"));
     new Stick($("stick-two"), (x, y) => this.#tilt(SECOND_STICK[this.#second], x, y, "stick two"));
     $("stick-use").addEventListener("change", () => this.#command.release("stick two"));
     for (const button of $("sticks").querySelectorAll("button[data-move]")) {
@@ -49,6 +54,7 @@ export class Pads {
   build(command) {
     this.#command = command;
     const known = new Set(command.moves.map((move) => move.id));
+    $("sticks").hidden = ![FIRST_STICK, ...Object.values(SECOND_STICK)].flat().some((id) => known.has(id));
     const uses = Object.entries(SECOND_STICK).filter(([, moves]) => moves.some((id) => known.has(id)));
     $("stick-use").replaceChildren(...uses.map(([title], i) =>
       el("label", {}, el("input", { type: "radio", name: "stick-use", value: title, checked: i === 0 }), el("span", {}, title))));

@@ -2,14 +2,13 @@
 
 import { $, el, plain } from "./ui.js";
 
-const GROUPS = [
-  ["Base", /VELOCITY/],
-  ["Legs and hips", /^(HIP|KNEE|ANKLE|WAIST|TORSO)/],
-  ["Left arm", /^LEFT_(SHOULDER|ELBOW|WRIST|ARM)/],
-  ["Right arm", /^RIGHT_(SHOULDER|ELBOW|WRIST|ARM)/],
-  ["Neck", /^(NECK|HEAD)/],
-  ["Hands", /CLOSURE|HAND|GRIP|FINGER/],
-  ["Others", /(?:)/],
+const KNOWN = [
+  ["Base", /VELOCITY/i],
+  ["Legs and hips", /^(HIP|KNEE|ANKLE|WAIST|TORSO)/i],
+  ["Left arm", /^LEFT_(SHOULDER|ELBOW|WRIST|ARM)/i],
+  ["Right arm", /^RIGHT_(SHOULDER|ELBOW|WRIST|ARM)/i],
+  ["Neck", /^(NECK|HEAD)/i],
+  ["Hands", /CLOSURE|HAND|GRIP|FINGER/i],
 ];
 const UNITS = [
   [/LINEAR_VELOCITY/, "m/s"],
@@ -17,25 +16,43 @@ const UNITS = [
   [/_(PITCH|ROLL|YAW)$/, "rad"],
 ];
 
+/** The actions under titles, as title -> indices: parts of a body that are known by name, else those whose names begin
+ * with the same word. */
+function grouped(names) {
+  const words = names.map((name) => plain(name).match(/^[a-z]*/)[0]);
+  const shared = (word) => word && words.filter((other) => other === word).length > 1;
+  const capital = (word) => word[0].toUpperCase() + word.slice(1);
+  const groups = new Map(KNOWN.map(([title]) => [title, []]));
+  const others = [];
+  names.forEach((name, i) => {
+    const known = KNOWN.find(([, pattern]) => pattern.test(name))?.[0];
+    const title = known ?? (shared(words[i]) ? capital(words[i]) : null);
+    if (title !== null && !groups.has(title)) groups.set(title, []);
+    (groups.get(title) ?? others).push(i);
+  });
+  const filled = [...groups].filter(([, indices]) => indices.length).sort(([one], [other]) => (one === "Hands") - (other === "Hands"));
+  return others.length ? [...filled, [filled.length ? "Others" : "Actions", others]] : filled;
+}
+
 export class Sliders {
   #command;
   #rows = [];
-  #groups = [];
 
-  /** Build them in #joints; `changed()` is called when one is moved. */
+  /** Build them in #joints; `changed()` is called when one is moved. They are open from the beginning where the robot
+   * has no keys of its own. */
   constructor(command, changed) {
     this.#command = command;
-    const groups = new Map(GROUPS.map(([title]) => [title, []]));
-    command.actions.forEach((action, i) => {
-      groups.get(GROUPS.find(([, pattern]) => pattern.test(action.name))[0]).push(this.#row(action, i, changed));
-    });
-    const filled = [...groups].filter(([, rows]) => rows.length);
-    this.#groups = filled.map(([title, rows]) => {
+    const groups = grouped(command.actions.map((action) => action.name));
+    const needed = !command.moves.some((move) => !move.pair);
+    $("joints").replaceChildren(...groups.map(([title, indices]) => {
+      const rows = indices.map((i) => this.#row(command.actions[i], i, changed));
       const count = el("span", { class: "count" }, String(rows.length));
-      return el("details", { class: "group", open: filled.length === 1 || title === "Base", ontoggle: () => this.show() },
-        el("summary", {}, title, count), ...rows);
-    });
-    $("joints").replaceChildren(...this.#groups);
+      const open = needed || groups.length === 1 || title === "Base";
+      return el("details", { class: "group", open, ontoggle: () => this.show() }, el("summary", {}, title, count), ...rows);
+    }));
+    if (!needed) return;
+    $("panel-joints").open = true;
+    $("panel").firstElementChild.after($("panel-joints"));
   }
 
   #row(action, i, changed) {
