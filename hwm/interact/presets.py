@@ -38,12 +38,14 @@ class Preset:
         name, label: to choose it by, and to show.
         sampler: fields of the model's sampler that differ from its config's.
         figures: what was measured of it (`hwm presets --write`), or None.
+        about: what it trades for what, in one sentence.
     """
 
     name: str
     label: str
     sampler: Mapping[str, Any]
     figures: Mapping[str, Any] | None = None
+    about: str = ""
 
     def build(self, model: WorldModel) -> Any:
         """The model's sampler with these changes; raises `HwmError` for unknown fields and values of other types."""
@@ -51,18 +53,20 @@ class Preset:
 
     def describe(self) -> dict[str, Any]:
         """What a page shows of it."""
-        return {"name": self.name, "label": self.label, "figures": self.figures}
+        return {"name": self.name, "label": self.label, "about": self.about, "figures": self.figures}
 
 
 def load_presets(folder: Path, model: WorldModel) -> dict[str, Preset]:
-    """The presets beside a model's weights; one of the config's own sampler where there are none.
+    """The presets beside a model's weights; where there are none, the config's own sampler and the family's ways.
 
     Raises:
         HwmError: the file is damaged, or a preset does not fit the model.
     """
     path = folder / FILE
     if not path.exists():
-        return {"default": Preset("default", "Default", {})}
+        own = Preset("default", "Default", {}, about="As the model's configuration has it.")
+        ways = [Preset(name, way.label, way.sampler, about=way.about) for name, way in model.ways.items()]
+        return {preset.name: preset for preset in [own, *ways]}
     try:
         presets = [from_json(Preset, plain) for plain in json.loads(path.read_text())]
     except (OSError, ValueError, TypeError) as error:

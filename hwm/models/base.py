@@ -18,6 +18,21 @@ from hwm.models.caches import split, stack
 from hwm.types import Batch, DataSpec, Generator, Prediction
 
 
+@dataclass(frozen=True)
+class Way:
+    """A way to sample that a family offers to those who play its models.
+
+    Attributes:
+        label: what it is called.
+        about: what it trades for what, in one sentence.
+        sampler: fields of the model's sampler that differ from its config's.
+    """
+
+    label: str
+    about: str
+    sampler: Mapping[str, Any]
+
+
 class WorldModel(Trainable):
     """Predicts latent steps from the steps before them and the actions that lead to them.
 
@@ -41,6 +56,8 @@ class WorldModel(Trainable):
         renamed: ClassVar[Mapping[str, str]] = {"hop": "window_stride"}
 
     config: Any
+    #: by name, beside the config's own sampler
+    ways: ClassVar[Mapping[str, Way]] = {}
     group = 1  # latent steps that are predicted together at least
     #: the batch's axis in every tensor of a cache (any, where there are no caches). None, in a model that does not
     #: override `stack_caches` and `split_cache` either: each rollout is computed by itself.

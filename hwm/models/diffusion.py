@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwm.errors import HwmError
-from hwm.models.base import WorldModel
+from hwm.models.base import Way, WorldModel
 from hwm.nn.actions import module_key, standardised
 from hwm.nn.latents import latent_scale
 from hwm.nn.unet import UNet, groups
@@ -69,6 +69,23 @@ class Diffusion(WorldModel, name="diffusion"):
 
     cache_axis = 0  # it keeps none
     heeds_prompt = True
+    ways: ClassVar[Mapping[str, Way]] = {
+        "quick": Way(
+            "Quick",
+            "One step of sampling: the fastest, and a mean of what may come, blurred and soon still.",
+            {"steps": 1},
+        ),
+        "sharp": Way(
+            "Sharp",
+            "Twice the steps and time of the default: sharper and livelier, and further from the true pixels.",
+            {"steps": 6},
+        ),
+        "steady": Way(
+            "Steady",
+            "More noise on what is remembered: mends its own errors more freely, and forgets details sooner.",
+            {"context_noise": 0.2},
+        ),
+    }
 
     @dataclass(frozen=True, kw_only=True)
     class Config(WorldModel.Config):

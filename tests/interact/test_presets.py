@@ -27,6 +27,21 @@ def test_without_a_file_there_is_the_models_own_way(tmp_path: Path) -> None:
     assert preset.build(world.model) == world.model.config.sampler
 
 
+def test_without_a_file_there_are_the_familys_ways(tmp_path: Path, world: World) -> None:
+    """In terms of its own sampler, whatever that has: each differs from the others, and says what it trades."""
+    presets = load_presets(tmp_path, world.model)
+    assert list(presets) == ["default", *world.model.ways]
+    built = [preset.build(world.model) for preset in presets.values()]
+    assert all(one != other for i, one in enumerate(built) for other in built[:i])
+    assert all(preset.describe()["about"].endswith(".") for preset in presets.values())
+
+
+def test_ways_of_a_diffusion_are_steps_and_noise(tmp_path: Path) -> None:
+    presets = load_presets(tmp_path, build_world("diffusion").model)
+    assert presets["quick"].sampler == {"steps": 1}
+    assert presets["steady"].sampler["context_noise"] > 0
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [

@@ -99,14 +99,15 @@ const FIGURES = [
 
 /** The ways to compute, with what is known of them; `chosen(name)` is called with the one that is picked. */
 export function buildPresets(presets, current, chosen) {
-  $("presets").replaceChildren(...presets.map(({ name, label, figures }) => {
+  $("presets").replaceChildren(...presets.map(({ name, label, about, figures }) => {
     const known = FIGURES.filter(([key]) => typeof figures?.[key] === "number");
     const facts = known.map(([key, title, unit]) =>
       el("span", {}, el("b", {}, figures[key].toFixed(1)), ` ${unit} ${title}`.replace("  ", " ")));
     if (figures?.device) facts.push(el("span", {}, `on ${[figures.device, figures.dtype].filter(Boolean).join(", ")}`));
-    return el("label", { class: "preset" },
+    return el("label", { class: "preset", title: about || null },
       el("input", { type: "radio", name: "preset", value: name, checked: name === current, onchange: () => chosen(name) }),
       el("span", { class: "name" }, label),
+      el("span", { class: "about" }, about ?? ""),
       el("span", { class: "facts" }, ...(facts.length ? facts : ["not measured yet"])));
   }));
 }
