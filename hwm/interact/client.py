@@ -67,6 +67,7 @@ class Client:
 
     Attributes:
         welcome: what the server said first: `actions` with their ranges, `starts`, `presets`, `fps` and more.
+        likeness: how like the true simulator's the newest pictures were that were compared, where it runs.
 
     Raises:
         HwmError: nobody answers there, or it is no play server of this protocol, or all its sessions are taken. So
@@ -99,6 +100,7 @@ class Client:
             self.close()
             raise
         self.welcome: dict[str, Any] = first
+        self.likeness: dict[str, Any] = {}
 
     def reset(self, start: str = "start:0", seed: int = 0) -> Seen:
         """Begin anew, at a start of `welcome["starts"]`."""
@@ -175,6 +177,8 @@ class Client:
             raise HwmError(f"{self._where} is gone: {error}") from error
         while True:
             answer = self._receive()
+            if answer["type"] == "likeness":
+                self.likeness = answer
             if answer["type"] == "error" and answer.get("id") in (message["id"], None):
                 raise HwmError(f"{self._where}: {answer['message']}")
             if answer.get("id") == message["id"]:

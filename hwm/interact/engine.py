@@ -31,6 +31,7 @@ class Shown:
 
     Attributes:
         pictures: JPEG files of the frames, in order.
+        last: the last frame, (H, W, 3) uint8.
         n: steps since the start.
         applied: (A,) the command in force.
         actions: (G, K, A) of the step, none at a reset.
@@ -40,6 +41,7 @@ class Shown:
     """
 
     pictures: list[bytes]
+    last: np.ndarray
     n: int
     applied: np.ndarray
     actions: np.ndarray
@@ -178,14 +180,15 @@ class Engine:
         n, applied, actions, digest, waited, seconds, batch = known
         begun = time.perf_counter()
         try:
-            pictures = [jpeg(frame, job.quality) for frame in self.world.show(latents)]
+            frames = self.world.show(latents)
+            pictures = [jpeg(frame, job.quality) for frame in frames]
         except Exception as error:
             self._fail(job, error)
             return
         took = time.perf_counter() - begun
         self.counters.decode_seconds += took
         job.future.set_result(
-            Shown(pictures, n, applied, actions, digest, 1e3 * waited, 1e3 * seconds, 1e3 * took, batch)
+            Shown(pictures, frames[-1], n, applied, actions, digest, 1e3 * waited, 1e3 * seconds, 1e3 * took, batch)
         )
 
     def _fail(self, job: Job, error: Exception) -> None:

@@ -17,6 +17,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 from hwm.config import to_json
 from hwm.errors import HwmError, unknown
 from hwm.interact.engine import Shown, jpeg
+from hwm.interact.likeness import Likeness
 from hwm.interact.limits import Action, number, short
 from hwm.interact.replay import Replay
 from hwm.interact.session import Session
@@ -43,6 +44,7 @@ class Player:
         self.session.sampler = server.presets[self.preset].build(server.world.model)
         self.twin: TwinProcess | None = None
         self.twin_wanted, self.sent = False, 0
+        self.likeness, self.comparing = Likeness(), set[asyncio.Task[None]]()
         self.sending: asyncio.Queue[Coroutine[Any, Any, list[bytes]]] = asyncio.Queue(8)
         self.in_flight = 0
         self.allowance, self.heard = 2 * server.limits.rate, time.monotonic()
@@ -72,7 +74,8 @@ class Player:
         except (WebSocketDisconnect, RuntimeError, OSError):
             pass  # gone while something was sent to it
         finally:
-            writer.cancel()
+            for task in (writer, *self.comparing):
+                task.cancel()
             while not self.sending.empty():
                 self.sending.get_nowait().close()
             await self.stop_twin()
@@ -275,6 +278,7 @@ class Player:
                         await self.twin.step(action)
                     seen = await self.twin.frame()
                     pictures.append(("twin", await asyncio.to_thread(jpeg, seen, self.quality)))
+                    self.compare(shown, seen)
             except HwmError as error:
                 errors = await self.twin_failed(error)
         header = {
@@ -292,6 +296,18 @@ class Player:
         }
         text = json.dumps(header).encode()
         return [struct.pack(">I", len(text)) + text + b"".join(data for _, data in pictures), *errors]
+
+    def compare(self, shown: Shown, seen: np.ndarray) -> None:
+        """Say how like the truth the dream is, as soon as that is known; no frame waits for it."""
+
+        async def tell() -> None:
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self.server.eyes, self.likeness.see, shown.n, shown.last, seen)
+            await self.say({"type": "likeness", "n": shown.n, **{k: round(v, 4) for k, v in found.items()}})
+
+        task = asyncio.create_task(tell())
+        self.comparing.add(task)
+        task.add_done_callback(self.comparing.discard)
 
 
 async def _ready(parts: list[bytes]) -> list[bytes]:

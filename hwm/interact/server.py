@@ -32,6 +32,7 @@ def application(server: Server) -> FastAPI:
         await asyncio.gather(*(player.leave() for player in list(server.players.values())))
         await asyncio.to_thread(server.engine.close)
         server.files.shutdown()
+        server.eyes.shutdown(cancel_futures=True)
 
     app = FastAPI(title="hwm play", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     _guard(app, server)

@@ -85,6 +85,7 @@ class Server:
         self.thumbs: dict[str, bytes] = {}
         # files are read and made beside the engine, so that a long download holds up no step
         self.files = ThreadPoolExecutor(1, thread_name_prefix="files")
+        self.eyes = ThreadPoolExecutor(1, thread_name_prefix="eyes")  # compares dreams with the truth
 
     def start(self, name: str) -> str | Start:
         """A start of the gallery, or one that was uploaded."""

@@ -38,7 +38,12 @@ PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobil
 PATIENCE = 60_000  # ms; tests run beside others
 PRESETS = [
     {"name": "quick", "label": "Quick", "sampler": {}, "figures": {"psnr": 20.2, "fps": 23.0, "device": "a machine"}},
-    {"name": "careful", "label": "Careful", "sampler": {"steps": 2, "temperature": 1.0, "pick": "sample"}},
+    {
+        "name": "careful",
+        "label": "Careful",
+        "about": "Looks twice.",
+        "sampler": {"steps": 2, "temperature": 1.0, "pick": "sample"},
+    },
 ]
 
 

@@ -131,7 +131,10 @@ def test_presets_pace_and_quality(page: Any) -> None:
     assert "20.2 dB" in page.inner_text("#presets")
     assert "23.0 frames/s" in page.inner_text("#presets")
     assert "steps 1 " in page.inner_text("#sampler")
+    assert page.locator(".preset", has_text="Careful").get_attribute("title") == "Looks twice."
+    assert not page.get_by_text("Looks twice.").is_visible()
     page.get_by_label("Careful").check()
+    assert page.get_by_text("Looks twice.").is_visible()
     wait(page, "document.getElementById('sampler').textContent.includes('steps 2 · temperature 1 ')")
     page.get_by_label("As fast as possible").check()
     page.get_by_label("JPEG quality").fill("20")
@@ -198,7 +201,16 @@ def test_the_true_simulator_side_by_side(page: Any) -> None:
     dream, truth = canvas(page), canvas(page, "twin")
     assert truth.std() > 0.05
     assert 0.001 < np.abs(dream - truth).mean() < 0.3
+    wait(page, "hwm.likeness && hwm.likeness.n === hwm.n && hwm.idle")  # the last step's comes too
+    shown = page.evaluate("hwm.likeness")
+    assert shown["psnr"] == pytest.approx(-10 * np.log10(np.square(dream - truth).mean()), abs=2)
+    assert page.inner_text("#l-psnr") == f"{shown['psnr']:.1f}"
+    assert page.inner_text("#l-sharpness") == f"{100 * shown['sharpness']:.0f} %"
+    assert len(page.get_attribute("#l-psnr-line", "points").split()) == page.evaluate("hwm.n")
+    page.keyboard.press("Backspace")
+    wait(page, "!hwm.likeness || hwm.likeness.n <= hwm.n")
     button.click()
+    assert not page.locator("#likeness").is_visible()
     wait(page, "document.getElementById('twin').hidden")
 
 
@@ -230,7 +242,7 @@ def test_a_robot_of_other_actions_has_keys_and_open_sliders(browser: Any, tmp_pa
         wait(page, "hwm.applied.rail_velocity > 0.2")
         page.keyboard.up("o")
         wait(page, "hwm.idle && hwm.applied.rail_velocity === 0")
-        page.get_by_label("joint 5", exact=True).fill("0.5")
+        page.get_by_role("slider", name="joint 5").fill("0.5")
         wait(page, "Math.abs(hwm.applied.joint_5 - 0.5) < 0.05")
 
 

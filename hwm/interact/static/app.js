@@ -4,6 +4,7 @@ import { Command } from "./command.js";
 import { Figures } from "./figures.js";
 import { Gallery, buildPresets, showPreset } from "./gallery.js";
 import { Keyboard, buildLegend } from "./keyboard.js";
+import { Likeness } from "./likeness.js";
 import { Link } from "./link.js";
 import { Loop } from "./loop.js";
 import { Pads } from "./pads.js";
@@ -24,6 +25,7 @@ let drawing = Promise.resolve();
 let undrawn = 0; // frames that came and are not on the screen yet
 
 const figures = new Figures();
+const likeness = new Likeness();
 const views = { model: new Picture($("model-view")), twin: new Picture($("twin-view")) };
 const link = new Link({ welcome: greeted, frame, message, down });
 const loop = new Loop(link, {
@@ -43,6 +45,7 @@ async function greeted(message) {
   command = new Command(message.actions, message.actions_per_step);
   loop.connected(command, message.fps);
   takes.connected(message.session, message.fps);
+  likeness.connected(message.fps);
   keyboard.build(command);
   pads.build(command);
   buildLegend(command.moves);
@@ -86,6 +89,7 @@ function state(which, text) {
 
 function message(message) {
   if (message.type === "error" && !loop.refused(message.id, message.message)) say(message.message, true);
+  if (message.type === "likeness" && twinOn) likeness.take(message);
   if (message.type === "preset") showPreset(message.name, message.sampler);
 }
 
@@ -94,6 +98,8 @@ function frame(header, pictures) {
   const step = loop.arrived(header);
   if (header.kind === "reset") command.keepHome();
   if (header.kind !== "step") takes.wentBack(header.n, header.kind === "reset");
+  if (header.kind === "reset") likeness.clear();
+  if (header.kind === "undo") likeness.cut(header.n);
   const decoded = pictures.map(({ name, blob }) => ({ name, bitmap: createImageBitmap(blob) }));
   undrawn += 1;
   drawing = drawing
@@ -193,6 +199,7 @@ function showTwin(text) {
   $("stage").classList.toggle("twins", twinOn);
   $("twin-button").setAttribute("aria-pressed", String(twinOn));
   views.twin.clear();
+  likeness.clear();
   $("twin-hint").hidden = false;
   $("twin-hint").textContent = gallery.twin ? text : "There is no simulator for this start.";
 }
@@ -282,10 +289,12 @@ window.hwm = Object.freeze({
   get paused() { return loop.paused; },
   get replaying() { return loop.script !== null; },
   get fps() { return figures.fps; },
+  get stepsPerSecond() { return welcome?.fps ?? null; },
   get drawn() { return figures.drawn; },
   get latencies() { return [...figures.latencies]; },
   get keyLatencies() { return [...figures.keyLatencies]; },
   get server() { return figures.server; },
+  get likeness() { return likeness.last; },
 });
 
 link.connect();
