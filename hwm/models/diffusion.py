@@ -6,12 +6,11 @@ al. 2024, arXiv 2408.14837): noise on the known frames, whose level the model is
 errors of its own earlier frames.
 
 Shape suffixes: B batch, T step of the window, P past step, C channels, H W latent grid, K actions a step, A action
-dimension, D width, E width of the condition, F waves.
+dimension, D width, E width of the condition.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -24,14 +23,13 @@ from hwm.errors import HwmError
 from hwm.models.base import Way, WorldModel
 from hwm.nn.actions import module_key, standardised
 from hwm.nn.latents import latent_scale
+from hwm.nn.noise_level import ContextLevel, NoiseLevel
 from hwm.nn.unet import UNet, groups
+from hwm.objectives.context import check_levels, noised
 from hwm.objectives.draws import normal
 from hwm.objectives.edm import EDMSampler, draw_sigmas, preconditioning, solve
 from hwm.objectives.flow import column, guided
 from hwm.types import Batch, DataSpec, Generator, Prediction
-
-FAINT = 0.02  # noise on known frames that is as good as none, in standard deviations
-WAVES, SLOWEST, FASTEST = 32, 1 / 8, 4.0  # of a quarter of a level's logarithm, which most levels have between -1 and 1
 
 
 class Context(NamedTuple):
@@ -44,20 +42,6 @@ class Context(NamedTuple):
 
     video: Tensor
     condition: Tensor
-
-
-class Level(nn.Module):
-    """Levels of noise (B,) -> (B, E): waves of a quarter of their logarithm, as EDM has it, and a Linear."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.read = nn.Linear(2 * WAVES, width)
-
-    def forward(self, sigma_B: Tensor) -> Tensor:
-        place_F = torch.arange(WAVES, device=sigma_B.device, dtype=torch.float32) / (WAVES - 1)
-        angle_BF = 2 * math.pi * SLOWEST * (FASTEST / SLOWEST) ** place_F * (sigma_B.log() / 4)[:, None]
-        out: Tensor = self.read(torch.cat([angle_BF.cos(), angle_BF.sin()], 1).to(self.read.weight.dtype))
-        return out
 
 
 class Diffusion(WorldModel, name="diffusion"):
@@ -144,7 +128,7 @@ class Diffusion(WorldModel, name="diffusion"):
         })  # fmt: skip
         self.shown = nn.Linear(c.past + 1, c.condition, bias=False)  # which frames are known, and whether actions are
         self.actions = nn.Linear(c.condition, c.condition)
-        self.level, self.context_level = Level(c.condition), Level(c.condition)
+        self.level, self.context_level = NoiseLevel(c.condition), ContextLevel(c.condition)
         self.mix = nn.Linear(c.condition, c.condition)
         self.enter = nn.Conv2d(c.horizon * channels, width, 3, padding=1)
         self.enter_past = nn.Conv2d(c.past * channels, width, 3, padding=1, bias=False)
@@ -157,9 +141,7 @@ class Diffusion(WorldModel, name="diffusion"):
             raise HwmError(f"{self.name} needs continuous latents, and this data has ids of {latent.vocab}")
         if any(n % halvings for n in latent.grid):
             raise HwmError(f"a grid of {latent.grid} cannot be halved {len(c.widths) - 1} times: choose fewer widths")
-        low, high = c.context_noise
-        if not (0 < low <= high or low == high == 0):
-            raise HwmError(f"context_noise={c.context_noise} must be a least and a most level above 0, or two zeros")
+        check_levels(c.context_noise)
         if not (0 <= c.short_past < 1 and 0 <= c.dropped_actions < 1):
             raise HwmError(
                 f"short_past={c.short_past} and dropped_actions={c.dropped_actions} must be at least 0 and below 1"
@@ -203,7 +185,7 @@ class Diffusion(WorldModel, name="diffusion"):
         dtype = self.mix.weight.dtype
         h_BE = self.read[module_key(embodiment)](told_BTKA.flatten(1).to(dtype))
         h_BE = h_BE + self.shown(torch.cat([shown_BP, kept_B[:, None]], 1).to(dtype))
-        condition_BE = self.actions(F.silu(h_BE)) + self.context_level((level_B.square() + FAINT**2).sqrt())
+        condition_BE = self.actions(F.silu(h_BE)) + self.context_level(level_B)
         seen_BDHW = seen_BPCHW.flatten(1, 2).to(dtype).contiguous(memory_format=torch.channels_last)
         return Context(self.enter_past(seen_BDHW), condition_BE)
 
@@ -246,22 +228,17 @@ class Diffusion(WorldModel, name="diffusion"):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of true frames, given frames before them, all normalised, which need not be true themselves."""
         c, device, (size, past) = self.config, past_BPCHW.device, past_BPCHW.shape[:2]
-        level_B, shown_BP = self.draw_levels(size, device), self.draw_shown(size, past, device)
-        kept_B = (torch.rand(size, device=device) >= c.dropped_actions).float()
-        unclear_BPCHW = past_BPCHW + column(level_B, past_BPCHW) * torch.randn_like(past_BPCHW)
-        context = self.observe(unclear_BPCHW, actions_BTKA, embodiment, level_B, shown_BP=shown_BP, kept_B=kept_B)
+        unclear_BPCHW, level_B = noised(past_BPCHW, c.context_noise)
+        shown_BP, kept_B = self.draw_shown(size, past, device), torch.rand(size, device=device) >= c.dropped_actions
+        context = self.observe(
+            unclear_BPCHW, actions_BTKA, embodiment, level_B, shown_BP=shown_BP, kept_B=kept_B.float()
+        )
         data_BDHW, sigma_B = true_BTCHW.flatten(1, 2), draw_sigmas(size, device, c.sigma_mean, c.sigma_std)
         noisy_BDHW = data_BDHW + column(sigma_B, data_BDHW) * torch.randn_like(data_BDHW)
         p = preconditioning(sigma_B, data_BDHW)
         target_BDHW = p.target(data_BDHW, noisy_BDHW)
         loss = (self.made(context, p.scale * noisy_BDHW, sigma_B) - target_BDHW).square().mean()
         return loss, {"explained": 1 - loss.detach() / target_BDHW.square().mean()}
-
-    def draw_levels(self, size: int, device: torch.device) -> Tensor:
-        """Levels of the noise on known frames (B,)."""
-        low, high = self.config.context_noise
-        share_B = torch.rand(size, device=device)
-        return low * (high / low) ** share_B if low else torch.zeros_like(share_B)
 
     def draw_shown(self, size: int, past: int, device: torch.device) -> Tensor:
         """Which frames are shown (B, P): all, or in `short_past` of the rows the last few, any number as likely."""

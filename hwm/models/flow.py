@@ -22,8 +22,10 @@ from hwm.models.base import WorldModel
 from hwm.nn.dit import ActionTokens, Modulation, TimeEmbedding, modulated, patches, unpatched
 from hwm.nn.flow_streams import FlowBlock, FlowRow, KeysValues, Streams
 from hwm.nn.latents import latent_scale
+from hwm.nn.noise_level import ContextLevel
 from hwm.nn.rope import Table, rope_3d
 from hwm.nn.streams import FUTURE_ACTION, FUTURE_VIDEO, PAST_ACTION, PAST_VIDEO, STREAMS
+from hwm.objectives.context import check_levels, noised
 from hwm.objectives.draws import normal
 from hwm.objectives.flow import FlowSampler, guided, integrate
 from hwm.objectives.shortcut import OBJECTIVES, training_targets
@@ -38,6 +40,7 @@ class Context(NamedTuple):
         tables: stream -> rotary positions.
         last, led: where the model is conditioned on them directly, the last known step (B, 1, C, H, W), and of each
             missing step the sum of what led from there to it (B, H, 1, 1, D).
+        level: embedded level of the noise on the past video (B, D), where the model is told it.
         memory: keys and values of the context, a block each, where it does not depend on the flow time; else None.
     """
 
@@ -45,6 +48,7 @@ class Context(NamedTuple):
     tables: Mapping[str, Table]
     last: Tensor | None = None
     led: Tensor | None = None
+    level: Tensor | None = None
     memory: tuple[KeysValues, ...] | None = None
 
     def rows(self, part: slice) -> Context:
@@ -58,6 +62,7 @@ class Context(NamedTuple):
             self.tables,
             None if self.last is None else of(self.last),
             None if self.led is None else of(self.led),
+            None if self.level is None else of(self.level),
             None if self.memory is None else tuple((of(k), of(v)) for k, v in self.memory),
         )
 
@@ -81,6 +86,9 @@ class FlowModel(WorldModel):
             patch: cells of a patch, in rows and in columns.
             condition_dropout: share of the training examples whose condition (past video, and all actions) is hidden:
                 what the unconditional velocity of guided sampling is learned from.
+            context_noise: least and most noise on the past video in training, in standard deviations, a level a clip,
+                which is told beside the flow time (`hwm.objectives.context`); in sampling there is none. Two zeros add
+                none and tell none, as the paper has it.
             clean_context: the context is conditioned on the flow time of data, 1, instead of that of the noisy video.
                 Where nothing of the context depends on the sample then, it goes through the blocks once a prediction
                 instead of at every step of the solver. False in the paper.
@@ -103,6 +111,7 @@ class FlowModel(WorldModel):
         mlp_ratio: float = 4.0
         patch: int = 2
         condition_dropout: float = 0.15
+        context_noise: tuple[float, float] = (0.0, 0.0)
         clean_context: bool = False
         direct: bool = False
         any_horizon: bool = False
@@ -115,12 +124,13 @@ class FlowModel(WorldModel):
         }  # fmt: skip
         in_validation: ClassVar[Mapping[str, Any]] = {
             "condition_dropout": 0.0,
+            "context_noise": (0.0, 0.0),
             "any_horizon": False,
             "logit_normal_mean": 0.0,
             "self_consistency": 0.0,
         }
 
-    adamw_only = ("time", "span", "patch_past", "patch_future", "actions", "final")
+    adamw_only = ("time", "span", "context_level", "patch_past", "patch_future", "actions", "final")
 
     def __init__(self, config: Config, spec: DataSpec) -> None:
         super().__init__(config, spec)
@@ -134,12 +144,14 @@ class FlowModel(WorldModel):
                 f"condition_dropout={c.condition_dropout} and self_consistency={c.self_consistency} must be at least 0 "
                 "and below 1"
             )
+        check_levels(c.context_noise)
         self.objective = OBJECTIVES.get(c.objective)
         width = c.patch**2 * latent.channels
         self.patch_past = nn.Linear(width, c.dim)
         self.patch_future = nn.Linear((1 + c.direct) * width, c.dim)
         self.actions, self.time = ActionTokens(spec, c.dim), TimeEmbedding(c.dim)
         self.span = TimeEmbedding(c.dim) if self.objective else None  # of the step size; checkpoints name it so
+        self.context_level = ContextLevel(c.dim) if any(c.context_noise) else None
         self.blocks = nn.ModuleList(
             FlowBlock(row, c.dim, c.heads, c.mlp_ratio, last=i == c.depth - 1) for i, row in enumerate(self.rows())
         )
@@ -183,12 +195,15 @@ class FlowModel(WorldModel):
         mean, std = latent_scale(self.spec, latents_BTCHW.device)
         return (latents_BTCHW.float() - mean) / std
 
-    def observe(self, past_BPCHW: Tensor, actions_BTKA: Tensor, embodiment: str, kept_B: Tensor) -> Context:
+    def observe(
+        self, past_BPCHW: Tensor, actions_BTKA: Tensor, embodiment: str, kept_B: Tensor, level_B: Tensor | None = None
+    ) -> Context:
         """Embed the condition.
 
         Args:
             past_BPCHW: normalised latents.
             kept_B: 0 where an example's condition is hidden: mean pictures and mean actions are shown instead.
+            level_B: of the noise on the latents, of models that are told it; None is none.
         """
         (past, steps), per_step = (past_BPCHW.shape[1], actions_BTKA.shape[1]), actions_BTKA.shape[2]
         dtype, shown_BPCHW = self.patch_past.weight.dtype, past_BPCHW * kept_B.view(-1, 1, 1, 1, 1)
@@ -198,10 +213,12 @@ class FlowModel(WorldModel):
         x = {PAST_VIDEO: video.flatten(1, 3), FUTURE_ACTION: tokens[:, old:], PAST_ACTION: tokens[:, :old]}
         tables = self.tables(past, steps, per_step, past_BPCHW.device)
         x = {s: tokens_BLD.to(dtype) for s, tokens_BLD in x.items()}
+        told = self.context_level
+        level_BD = None if told is None else told(torch.zeros_like(kept_B) if level_B is None else level_B)
         if not self.config.direct:
-            return Context(x, tables)
+            return Context(x, tables, level=level_BD)
         led_BHD = x[FUTURE_ACTION].unflatten(1, (steps - past, per_step)).mean(2).cumsum(1)
-        return Context(x, tables, shown_BPCHW[:, -1:], led_BHD[:, :, None, None])
+        return Context(x, tables, shown_BPCHW[:, -1:], led_BHD[:, :, None, None], level_BD)
 
     def tables(self, past: int, steps: int, per_step: int, device: torch.device) -> dict[str, Table]:
         """Rotary positions of each stream: the last action that leads to a step has the time of its video."""
@@ -215,6 +232,11 @@ class FlowModel(WorldModel):
             FUTURE_ACTION: (acts[old:], (1, 1)),
         }
         return {s: rope_3d(times, cells, head, device, centred=True) for s, (times, cells) in places.items()}
+
+    def timed(self, context: Context, t_B: Tensor) -> Tensor:
+        """What the streams are conditioned on at these flow times (B, D)."""
+        c_BD: Tensor = self.time(t_B)
+        return c_BD if context.level is None else c_BD + context.level
 
     def velocity(self, context: Context, noisy_BHCHW: Tensor, t_B: Tensor, step_size_B: Tensor | None = None) -> Tensor:
         """The velocity (B, H, C, H, W) of the future steps at these flow times, in float32.
@@ -230,10 +252,10 @@ class FlowModel(WorldModel):
         dtype = self.patch_future.weight.dtype
         future = self.patch_future(grid.to(dtype))
         future_BLD = (future if context.led is None else future + context.led).flatten(1, 3).to(dtype)
-        c_BD = self.time(t_B)
+        c_BD = self.timed(context, t_B)
         if self.span is not None:
             c_BD = c_BD + self.span(torch.zeros_like(t_B) if step_size_B is None else step_size_B)
-        known = self.time(torch.ones_like(t_B)) if self.config.clean_context else c_BD
+        known = self.timed(context, torch.ones_like(t_B)) if self.config.clean_context else c_BD
         if context.memory is not None:
             x, times = {FUTURE_VIDEO: future_BLD}, {FUTURE_VIDEO: c_BD}
         else:
@@ -255,7 +277,10 @@ class FlowModel(WorldModel):
         x_BTCHW = self.normalised(batch.latents[:, : past + missing])
         data, device, size = x_BTCHW[:, past:], x_BTCHW.device, len(x_BTCHW)
         kept_B = (torch.rand(size, device=device) >= c.condition_dropout).float()
-        context = self.observe(x_BTCHW[:, :past], batch.actions[:, : past + missing], batch.embodiment, kept_B)
+        past_BPCHW, level_B = x_BTCHW[:, :past], None
+        if self.context_level is not None:
+            past_BPCHW, level_B = noised(past_BPCHW, c.context_noise)
+        context = self.observe(past_BPCHW, batch.actions[:, : past + missing], batch.embodiment, kept_B, level_B)
         # on average the share asked for, whatever the size
         share = c.self_consistency if self.objective else 0.0
         consistent = int(share * size + float(torch.rand(()))) if share else 0

@@ -63,11 +63,13 @@ class FlowHWM(FlowModel, name="flow_hwm"):
         first, others = VARIANTS[self.config.variant]
         return [FLOW_ROWS[first if i < self.config.unshared_layers else others] for i in range(self.config.depth)]
 
-    def observe(self, past_BPCHW: Tensor, actions_BTKA: Tensor, embodiment: str, kept_B: Tensor) -> Context:
-        context = super().observe(past_BPCHW, actions_BTKA, embodiment, kept_B)
+    def observe(
+        self, past_BPCHW: Tensor, actions_BTKA: Tensor, embodiment: str, kept_B: Tensor, level_B: Tensor | None = None
+    ) -> Context:
+        context = super().observe(past_BPCHW, actions_BTKA, embodiment, kept_B, level_B)
         if not self.settled:
             return context
-        x, times, memory = context.x, dict.fromkeys(CONTEXT, self.time(torch.ones_like(kept_B))), []
+        x, times, memory = context.x, dict.fromkeys(CONTEXT, self.timed(context, torch.ones_like(kept_B))), []
         for block in self.blocks:
             x, keys = block(x, times, context.tables)
             memory.append(keys)

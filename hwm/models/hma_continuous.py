@@ -26,8 +26,10 @@ from hwm.models.hma_trunk import HMAFields, Trunk
 from hwm.nn.causal import CausalCache, CausalWindow, mup_width
 from hwm.nn.denoiser import Denoiser
 from hwm.nn.layers import constant, init_weights
+from hwm.nn.noise_level import ContextLevel
 from hwm.objectives import diffusion
 from hwm.objectives.cells import Cells
+from hwm.objectives.context import check_levels, noised
 from hwm.objectives.draws import normal, uniform_like
 from hwm.objectives.maskgit import clip_rates, cosine_mask, masked_counts, remask
 from hwm.types import Batch, DataSpec, Generator, Prediction
@@ -70,6 +72,9 @@ class HMAContinuous(ActionModel, name="hma_continuous"):
             dim, depth, heads, mlp_ratio, mlp_drop: of the transformer, as in `MaskedModel.Config`.
             past, horizon, window_stride, prompt, non_mlm: as in `HMADiscrete.Config`.
             fully_masked: share of the masked steps that are masked whole in training, as at the first decoding step.
+            context_noise: least and most noise on the latents shown in training, in standard deviations, a level a
+                clip, which is told with every token (`hwm.objectives.context`); what is guessed is without it, and so
+                is what is shown in sampling. Two zeros add none and tell none, as published.
             patch: side of the squares of latent cells that are one token.
             head_depth, head_width: of the diffusion head.
             published_positions: as published models have it, the table of positions has a row for every latent cell,
@@ -90,14 +95,17 @@ class HMAContinuous(ActionModel, name="hma_continuous"):
         fully_masked: float = 0.0
         qkv_bias: bool = True
         mlp_bias: bool = False
+        context_noise: tuple[float, float] = (0.0, 0.0)
         patch: int = 2
         head_depth: int = 4
         head_width: int = 1024
         published_positions: bool = False
         sampler: MARSampler = field(default_factory=MARSampler)
-        in_validation: ClassVar[Mapping[str, Any]] = {"non_mlm": 0.0, "fully_masked": 0.0}
+        in_validation: ClassVar[Mapping[str, Any]] = {
+            "non_mlm": 0.0, "fully_masked": 0.0, "context_noise": (0.0, 0.0),
+        }  # fmt: skip
 
-    adamw_only = ("embed", "out", "head", "trunk.stems", "action")
+    adamw_only = ("embed", "context_level", "out", "head", "trunk.stems", "action")
     cache_axis = 1
     heeds_prompt = True
 
@@ -121,6 +129,8 @@ class HMAContinuous(ActionModel, name="hma_continuous"):
         self.mup_width = mup_width(c)
         self.mask_cell = nn.Parameter(torch.zeros(latent.channels))
         self.embed = nn.Linear(numbers, c.dim, bias=False)
+        check_levels(c.context_noise)
+        self.context_level = ContextLevel(c.dim) if any(c.context_noise) else None
         rows = latent.cells + c.action_tokens if c.published_positions else None
         self.trunk = Trunk(c, spec, self.cells, rows, nn.LayerNorm(c.dim, eps=1e-6))
         self.fresh = self.trunk.of_robots()  # type: ignore[misc]
@@ -167,11 +177,19 @@ class HMAContinuous(ActionModel, name="hma_continuous"):
 
     # ------------------------------------------------------------------ the transformer
     def states(
-        self, window: CausalWindow, x_BTSE: Tensor, *, keep: int = 0, first: int = 0
+        self, window: CausalWindow, x_BTSE: Tensor, level_B: Tensor | None = None, *, keep: int = 0, first: int = 0
     ) -> tuple[Tensor, CausalCache]:
-        """States of all tokens (T - first, B, X, D) of the steps after those of the window's cache; see `Trunk`."""
+        """States of all tokens (T - first, B, X, D) of the steps after those of the window's cache; see `Trunk`.
+
+        Args:
+            level_B: of the noise on the latents shown, of models that are told it; None is none.
+        """
+        x_TBSD = self.embed(x_BTSE.transpose(0, 1))
+        if self.context_level is not None:
+            level_B = x_BTSE.new_zeros(len(x_BTSE)) if level_B is None else level_B
+            x_TBSD = x_TBSD + self.context_level(level_B)[:, None]
         found: tuple[Tensor, CausalCache] = self.trunk(
-            self.embed(x_BTSE.transpose(0, 1)), window.actions, window.embodiment, window.cache, keep=keep, first=first
+            x_TBSD, window.actions, window.embodiment, window.cache, keep=keep, first=first
         )
         return found
 
@@ -211,7 +229,8 @@ class HMAContinuous(ActionModel, name="hma_continuous"):
         whole = batch.window(0, T, T)
         shown, hidden_BT = self.forget(whole) if c.action_drop or c.action_loss else (whole, None)
         window = self.window(self.actions_of(shown), batch.embodiment, T)
-        x_TBXD, _ = self.states(window, self.hidden(x_BTSE, cells.mask[..., None]))
+        seen_BTSE, level_B = (x_BTSE, None) if self.context_level is None else noised(x_BTSE, c.context_noise)
+        x_TBXD, _ = self.states(window, self.hidden(seen_BTSE, cells.mask[..., None]), level_B)
         condition_BTSD = self.conditions(x_TBXD, 0)
         error_N, bound_N = self.denoising(cells.of(x_BTSE), cells.of(condition_BTSD))
         metrics = {"error": error_N.mean(), "bound": bound_N.mean(), "masked": cells.mask[:, first:].float().mean()}

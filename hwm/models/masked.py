@@ -37,6 +37,8 @@ class MaskedModel(WorldModel):
             dim, depth, heads, mlp_ratio: width, blocks, attention heads, and how much wider the MLPs are.
             mlp_drop: dropout in the MLPs (0.4 in the released configs, of which the paper does not speak).
             max_corrupt: past and visible tokens are replaced at random at a rate of U(0, max_corrupt).
+            digit_moves: digits of ids shown in training are moved by one, up or down, at a rate of U(0, digit_moves),
+                drawn for each clip.
             non_mlm: probability of the training mode that is closer to autoregressive; see `maskgit.mask_future`.
             fully_masked: share of the future steps that are masked whole in training, as at the first decoding step.
             label_smoothing: of the cross-entropy.
@@ -50,13 +52,14 @@ class MaskedModel(WorldModel):
         mlp_ratio: float = 4.0
         mlp_drop: float = 0.0
         max_corrupt: float = 0.2
+        digit_moves: float = 0.0
         non_mlm: float = 0.5
         fully_masked: float = 0.0
         label_smoothing: float = 0.0
         factorized: bool = False
         sampler: MaskGITSampler = field(default_factory=MaskGITSampler)
         in_validation: ClassVar[Mapping[str, Any]] = {
-            "max_corrupt": 0.0, "non_mlm": 0.0, "fully_masked": 0.0, "label_smoothing": 0.0,
+            "max_corrupt": 0.0, "digit_moves": 0.0, "non_mlm": 0.0, "fully_masked": 0.0, "label_smoothing": 0.0,
         }  # fmt: skip
         retired: ClassVar[Mapping[str, Any]] = {"own_past": 0.0}
 
@@ -69,6 +72,10 @@ class MaskedModel(WorldModel):
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
         self.vocab = vocabulary(self.name, spec.latent, config.factorized)
+        if config.digit_moves and not spec.latent.levels:
+            raise HwmError(
+                f"digit_moves={config.digit_moves}: ids of {spec.latent.vocab} without levels have no digits"
+            )
         self.embed, self.head = self.make_embedding(), self.make_head()
 
     def make_embedding(self) -> nn.Module:
@@ -143,9 +150,17 @@ class MaskedModel(WorldModel):
         windows = future_BHS.flatten(0, 1)[:, None] if self.parallel else future_BHS
         shown, masked = maskgit.mask_future(windows, self.vocab, non_mlm=c.non_mlm, fully_masked=c.fully_masked)
         rate_B11 = maskgit.corruption_rate(batch, c.max_corrupt, ids_BTS.device)
-        past_BPS = maskgit.corrupt(past_BPS, rate_B11, self.vocab)
+        past_BPS = self.moved(maskgit.corrupt(past_BPS, rate_B11, self.vocab))
         shown_BHS = maskgit.corrupt(shown.view_as(future_BHS), rate_B11, self.vocab)
         return past_BPS, shown_BHS, Cells(masked.view(future_BHS.shape[:3]), ids_BTS.device)
+
+    def moved(self, ids_BPS: Tensor) -> Tensor:
+        """Ids that are shown, some of whose digits are moved by one."""
+        most = self.config.digit_moves
+        if not most:
+            return ids_BPS
+        rate_B = most * torch.rand(len(ids_BPS), device=ids_BPS.device)
+        return maskgit.move_digits(ids_BPS, rate_B, self.spec.latent.levels)
 
     def as_learned_from(self, past_BPS: Tensor, actions_BTKA: Tensor, embodiment: str) -> Tensor:
         """The past of a training clip, corrupted as it is, as the loss shows it."""

@@ -84,7 +84,8 @@ class CausalMaskedModel(CausalModel, MaskedModel):
             batch, steps, max_corrupt=c.max_corrupt, non_mlm=c.non_mlm, prompt=c.prompt, fully_masked=c.fully_masked,
             least_kept=c.least_kept, first=first,
         )  # fmt: skip
-        past_BPS, shown_BHS = self.split(corrupt_digits(ids_BTS, sent(rate_BT, device), self.levels), prompt)
+        ids_BTS = self.moved(corrupt_digits(ids_BTS, sent(rate_BT, device), self.levels))
+        past_BPS, shown_BHS = self.split(ids_BTS, prompt)
         ratio_BH = ratio_BT[:, first:]
         masked_BHS = cosine_mask(ratio_BH, ids_BTS.shape[2]) & (ratio_BH > 0)[..., None]
         return past_BPS, shown_BHS, Cells(masked_BHS, device)

@@ -15,10 +15,15 @@ TRAINING = {
     "max_corrupt": 0.9, "non_mlm": 1.0, "fully_masked": 0.9, "label_smoothing": 0.3, "own_past": 1.0, "mlp_drop": 0.5,
     "condition_dropout": 0.9, "any_horizon": True, "logit_normal_mean": -2.0, "self_consistency": 0.9,
     "action_drop": 0.9, "action_loss": 0.5, "context_noise": (0.5, 2.0), "short_past": 0.9, "dropped_actions": 0.9,
-    "sigma_mean": 1.0, "sigma_std": 0.3,
+    "sigma_mean": 1.0, "sigma_std": 0.3, "digit_moves": 0.9,
 }  # fmt: skip
 """Fields that change training alone, and values for them that no config of the tests has."""
-ROOM = {"masked_hwm": {"parallel": True}, "flow_hwm": {"objective": "shortcut"}, "flow_hwm_uvit": {"horizon": 2}}
+ROOM = {
+    "masked_hwm": {"parallel": True},
+    "flow_hwm": {"objective": "shortcut", "context_noise": (0.1, 0.2)},
+    "flow_hwm_uvit": {"horizon": 2, "context_noise": (0.1, 0.2)},
+    "hma_continuous": {"context_noise": (0.1, 0.2)},
+}
 """What some of them need to have an effect."""
 
 

@@ -345,3 +345,16 @@ def test_samples_draw_their_own_rates():
     kept = (visible[masked.any(-1).all(-1)] == 0).double().mean(-1)
     assert kept[:, 0].std() > 0.15  # of U(0.25, 1) it is 0.22
     assert (kept[:, 1] / kept[:, 0]).std() > 0.024
+
+
+def test_a_digit_moves_by_one_and_at_an_end_inward() -> None:
+    levels, ids = (2, 3, 5), torch.arange(30).repeat(4, 1, 1)
+    digits = split_digits(ids, levels)
+    moved = split_digits(maskgit.move_digits(ids, torch.tensor([1.0, 1.0, 0.0, 0.5]), levels), levels)
+    assert ((moved - digits)[:2].abs() == 1).all()
+    assert (moved >= 0).all()
+    assert (moved < torch.tensor(levels)).all()
+    assert torch.equal(moved[2], digits[2])
+    assert ((moved - digits)[3] != 0).float().mean().item() == pytest.approx(0.5, abs=0.15)
+    inside = (digits[:2, ..., 2] > 0) & (digits[:2, ..., 2] < 4)
+    assert ((moved - digits)[:2, ..., 2][inside] == 1).float().mean().item() == pytest.approx(0.5, abs=0.3)
