@@ -46,6 +46,7 @@ from hwm.recipes import find_recipe
 from hwm.tokenizers.cosmos import CosmosVideo
 from hwm.train.blocks import arithmetic, recompute
 from hwm.train.config import TrainConfig
+from hwm.train.onednn import use_onednn
 from hwm.train.optim import gradient_norm, optimizers
 from hwm.types import Batch, split_digits
 
@@ -230,6 +231,8 @@ def measure(name: str, part: Any, a: Any) -> dict[str, float]:
     recompute(model, how.activation_checkpoint)
     kind, loss_of = ("adamw", STEPS[name].baseline) if plain else (a.optimizer, own_loss)
     runtime = Runtime(device, part if part in FORMATS else "float32")
+    if not plain:
+        use_onednn(model, runtime)
     made = (
         [torch.optim.AdamW(model.parameters(), lr=1e-5)]
         if plain

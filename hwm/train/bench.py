@@ -18,6 +18,7 @@ from hwm.train.blocks import arithmetic, compile_blocks, recompute, worth_compil
 from hwm.train.flops import count_flops
 from hwm.train.halves import Halves
 from hwm.train.lora import choose
+from hwm.train.onednn import use_onednn
 from hwm.train.optim import gradient_norm, optimizers
 
 LONG = 10.0
@@ -83,6 +84,7 @@ def bench(name: str, recipe: Any, steps: int) -> Bench:
     module.zero_grad(set_to_none=True)
     if c.compile is True or (c.compile == "auto" and worth_compiling(module, device)):
         compile_blocks(module)
+    use_onednn(module, runtime)
     halves = Halves(module, runtime, c.activation_checkpoint)
     made = optimizers(module, c.optimizer, c.lr, c.weight_decay, c.betas, runtime.dtype)
     if device.type == "cuda":

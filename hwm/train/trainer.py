@@ -34,6 +34,7 @@ from hwm.train.flops import count_flops
 from hwm.train.halves import Halves
 from hwm.train.loggers import Logger
 from hwm.train.lora import choose
+from hwm.train.onednn import use_onednn
 from hwm.train.optim import MovingAverage, gradient_norm, heeds, learning_rate, optimizers
 from hwm.train.own import OwnRollouts
 from hwm.train.parallel import Parallel, never_trained
@@ -89,6 +90,8 @@ class Trainer:
         never = self._never_trained() if parallel else None
         if config.compile:
             compile_blocks(self.module)
+        if not self.divided:
+            use_onednn(self.module, self.runtime)
         self.halves = Halves(self.module, self.runtime, config.activation_checkpoint, self.world.size)
         self.optimizers = optimizers(
             self.module, config.optimizer, config.lr, config.weight_decay, config.betas, self.runtime.dtype
