@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import copy
 from itertools import chain
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 N = TypeVar("N", bound=nn.Module)
+
+
+class Updates:
+    """Counts what optimizers do in this process: their fused kernels change weights without counting a version."""
+
+    made = 0
+
+    @classmethod
+    def count(cls, *_: Any) -> None:
+        cls.made += 1
+
+
+register_optimizer_step_post_hook(Updates.count)
 
 
 class CastProducts(Generic[N]):
@@ -35,7 +49,7 @@ class CastProducts(Generic[N]):
         kept = {id(x): x for x in chain(network.parameters(), network.buffers())}
         kept |= {id(p): new for p, new in zip(self.sources, cast, strict=True)}
         self.network: N = copy.deepcopy(network, kept) if pairs else network
-        self.cast = cast
+        self.cast, self.versions, self.updates = cast, [_version(p) for p in self.sources], Updates.made
 
     def serves(self, network: N, dtype: torch.dtype) -> bool:
         """Whether this is of the network's tensors as they lie now, and of a type."""
@@ -43,9 +57,12 @@ class CastProducts(Generic[N]):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Cast the weights again, as they are now, to where they were cast before."""
-        for new, p in zip(self.cast, self.sources, strict=True):
-            new.copy_(p)
+        """Cast the weights that may have changed since they were cast, to where they were cast before."""
+        updates, versions = Updates.made, [_version(p) for p in self.sources]
+        for new, p, before, now in zip(self.cast, self.sources, self.versions, versions, strict=True):
+            if updates != self.updates or now is None or now != before:
+                new.copy_(p)
+        self.updates, self.versions = updates, versions
 
 
 def addresses(network: nn.Module) -> tuple[int, ...]:
@@ -55,3 +72,8 @@ def addresses(network: nn.Module) -> tuple[int, ...]:
 
 def _address(x: Tensor) -> int:
     return x.data_ptr() if type(x.data) is Tensor else id(x)
+
+
+def _version(x: Tensor) -> int | None:
+    """How often a tensor was changed in place, by a function that counts it; None: nobody counts."""
+    return None if x.is_inference() else x._version

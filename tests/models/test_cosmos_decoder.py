@@ -302,6 +302,38 @@ def test_weights_that_are_cast_once_give_what_autocast_gives() -> None:
         assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, partial(torch.optim.AdamW, fused=True)])
+def test_weights_are_cast_again_when_they_changed_and_only_then(optimizer: Any) -> None:
+    model, batch = build(actions=False), toy_batch(toy_spec(), 3)
+
+    def predicted() -> tuple[Tensor, list[tuple[int, ...]]]:
+        with torch.autocast("cpu", torch.bfloat16), Noted() as noted:
+            logits = model.predict(batch.window(0, 2, 3), sampler=GREEDY, logits=True).logits
+        return logits, [shapes[0] for name, shapes in noted.ran if "copy_" in name and shapes[0] in weights]
+
+    weights = {tuple(m.weight.shape) for m in model.modules() if isinstance(m, torch.nn.Linear)}
+    first, _ = predicted()
+    again, cast = predicted()
+    assert not cast
+    assert torch.equal(again, first)
+
+    linear = model.layers[0].attention.wq.weight
+    linear.grad = torch.randn_like(linear)
+    optimizer([linear], lr=0.1).step()
+    changed, cast = predicted()
+    assert tuple(linear.shape) in cast
+    assert not torch.equal(changed, first)
+    again, cast = predicted()
+    assert not cast
+
+    with torch.no_grad():
+        linear.mul_(-1)
+    changed, cast = predicted()
+    assert cast == [tuple(linear.shape)], "of what is changed otherwise that alone"
+    model.kept.forget()
+    assert torch.equal(predicted()[0], changed)
+
+
 def test_a_model_in_half_precision_knows_nothing_of_autocast() -> None:
     model, batch = build(dtype="bfloat16"), toy_batch(toy_spec(), 3).window(0, 2, 3)
     plain = model.predict(batch, sampler=GREEDY, logits=True).logits
