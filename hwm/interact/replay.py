@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hwm.devices import FORMATS
 from hwm.errors import HwmError
 from hwm.files import write_atomically
 from hwm.interact.starts import Start
@@ -32,6 +33,7 @@ class Replay:
         start: where it began, with the true latents and actions before it.
         actions: (N, K, A) of the steps taken.
         hashes: a checksum of the latents of each step: what a replay is compared with.
+        dtype: number format of the model's matrix products; None in older files, which do not say it.
     """
 
     model: str
@@ -41,6 +43,7 @@ class Replay:
     start: Start
     actions: np.ndarray
     hashes: tuple[int, ...]
+    dtype: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         origin = self.start.origin
@@ -62,6 +65,7 @@ class Replay:
             },
             "actions": pack(self.actions),
             "hashes": list(self.hashes),
+            "dtype": self.dtype,
         }
 
     @classmethod
@@ -90,7 +94,10 @@ class Replay:
                 ),
                 actions=unpack(plain["actions"]),
                 hashes=tuple(int(h) for h in plain["hashes"]),
+                dtype=plain.get("dtype"),
             )
+            if replay.dtype not in (None, *FORMATS):
+                raise ValueError(f"number formats are {', '.join(FORMATS)}, not {str(replay.dtype)[:20]!r}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise HwmError(f"this is not a replay file: {type(error).__name__}: {str(error)[:100]}") from None
         if replay.actions.size and (

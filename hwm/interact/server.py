@@ -122,7 +122,8 @@ def _sessions(server: Server) -> APIRouter:
         except (ValueError, RecursionError) as error:
             raise HwmError(f"this is not a replay file: {str(error)[:100]}") from None
         await player.begin(recorded)
-        return JSONResponse({"ok": True, "actions": recorded.actions.tolist(), "hashes": list(recorded.hashes)})
+        told = {"actions": recorded.actions.tolist(), "hashes": list(recorded.hashes), "dtype": recorded.dtype}
+        return JSONResponse({"ok": True, **told})
 
     return routes
 

@@ -268,6 +268,7 @@ class Session:
             start=replace(self._start, latents=self._start.latents.cpu()),
             actions=np.array(self.actions[self.prompt :], np.float32),
             hashes=tuple(self.hashes),
+            dtype=self.world.runtime.format,
         )
 
     def play(self, replay: Replay, on_frames: Callable[[np.ndarray], None] = lambda _: None) -> int | None:

@@ -124,6 +124,7 @@ def test_a_session_over_the_wire_is_a_session(server: Server, client: TestClient
         assert ask(socket, type="preset", name="drawn", sampler={"steps": 3})["sampler"]["steps"] == 3
         sent = client.post(f"/session/{sid}/replay", json=replay.to_json())
         assert sent.status_code == 200, sent.text
+        assert sent.json()["dtype"] == own.world.runtime.format
         assert answer(socket)["kind"] == "reset"
         actions = sent.json()["actions"]
         seen = [ask(socket, type="step", action=rows, exact=True)["hash"] for rows in actions]

@@ -150,6 +150,18 @@ def test_a_replay_keeps_where_the_simulator_was(tmp_path: Path) -> None:
     assert origin.world == "rooms"
 
 
+def test_a_replay_file_names_its_number_format() -> None:
+    world = build_world()
+    for dtype in ("float32", "bfloat16"):
+        of = World(world.model, world.tokenizer, world.limits, dtype=dtype)
+        plain = played(of, 1).replay().to_json()
+        assert Replay.from_json(plain).dtype == plain["dtype"] == dtype
+    del plain["dtype"]  # as older files have it
+    older = Replay.from_json(plain)
+    assert older.dtype is None
+    assert Session(of).play(older) is None
+
+
 def test_replays_say_what_is_wrong(tmp_path: Path) -> None:
     world = build_world()
     plain = played(world, 2).replay().to_json()
@@ -166,6 +178,8 @@ def test_replays_say_what_is_wrong(tmp_path: Path) -> None:
         (broken(actions={**plain["actions"], "dtype": "object"}), "arrays are"),
         (broken(actions={**plain["actions"], "data": "?"}), "not a replay"),
         (broken(actions=nan), "not a finite"),
+        (broken(dtype="int3"), "number formats are float32, bfloat16, float16"),
+        (broken(dtype=[]), "number formats are"),
     ]:
         with pytest.raises(HwmError, match=message):
             Replay.from_json(bad)

@@ -8,6 +8,7 @@ const KEPT = 6;
 export class Takes {
   #loop;
   #session = "";
+  #format = ""; // that of the replay under way
   #fps = 10;
   #first = null; // step at which the recording began
   #made = 0;
@@ -99,6 +100,7 @@ export class Takes {
       });
       if (!told.actions.length) this.#tell("This replay holds no step.");
       else this.#loop.play(told.actions, told.hashes);
+      this.#format = told.dtype ?? "a number format that the file does not name";
       $("stop-replay").hidden = this.#loop.script === null;
     } catch (error) {
       this.#tell(error.message, "bad");
@@ -120,7 +122,7 @@ export class Takes {
     const share = `step ${seen} of ${total}`;
     if (!done) this.#tell(departed === null ? `Replaying, ${share}: the same so far.` : `Replaying, ${share}: departed at step ${departed}.`);
     else if (departed === null) this.#tell(`Same pixels, step by step: all ${total} steps agree.`, "good");
-    else this.#tell(`Departed at step ${departed} of ${total}: from there on it is another world.`, "bad");
+    else this.#tell(`Departed at step ${departed} of ${total}: from there on it is another world. It was recorded in ${this.#format}.`, "bad");
   }
 
   #tell(text, kind = "") {
