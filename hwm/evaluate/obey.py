@@ -162,7 +162,7 @@ def obey(
         asked = targets.items()
         for command, target in track(asked, len(asked), "commands", starts, "rollouts") if progress else asked:
             actions = torch.cat([context.actions, ramp_to(context.actions, target, limit, steps)], 1)
-            latents = _rolled_out(model, runtime, replace(context, actions=actions), sampler, seed)
+            latents = _rolled_out(model, runtime, replace(context, actions=actions, following=None), sampler, seed)
             video = decode(tokenizer, latents).cpu()
             motion[command] = motion_by_step(video, tokenizer.latent.stride)[:, prompt - 1 :].numpy()
             videos[command] = to_uint8(video)

@@ -81,6 +81,20 @@ def test_a_copy_does_not_obey(worlds) -> None:
     assert o.contrast("left", "right").mean == 0
 
 
+def test_nothing_recorded_follows_on_commands_that_nobody_recorded(worlds) -> None:
+    """A model that is told what is done after a step is not told of the recording after the last one."""
+    tokenizer, clips = worlds["pixels"]
+    ahead = []
+
+    class Spy(CopyLast):
+        def predict(self, batch, **more):
+            ahead.append(batch.actions_ahead[:, -2:, -1, 0])
+            return super().predict(batch, **more)
+
+    obey(build(Spy, clips), tokenizer, clips, {"left": {"TURN": 2.0}}, starts=2, steps=5, reference=0)
+    assert (ahead[-1] == 2).all()
+
+
 def test_commands_stay_within_the_data(worlds) -> None:
     tokenizer, clips = worlds["pixels"]
     o = obey(build(Oracle, clips), tokenizer, clips, {"wild": {"TURN": 1e6}}, starts=1, steps=1, reference=0)
