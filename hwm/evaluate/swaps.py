@@ -64,9 +64,13 @@ def jump_free(
     The change from one action to the next is everywhere one that the donor really made. Clipping to the range cannot
     make a change larger, as long as the own last command lies in it.
     """
-    donor = actions_NTKA[donors(len(actions_NTKA), generator)]
-    offset_NA = actions_NTKA[:, prompt - 1, -1] - donor[:, prompt - 1, -1]
-    return _with_future(actions_NTKA, prompt, donor[:, prompt:] + offset_NA[:, None, None], bounds)
+    return carried_on(actions_NTKA, actions_NTKA[donors(len(actions_NTKA), generator)], prompt, bounds)
+
+
+def carried_on(actions_NTKA: Tensor, donor_NTKA: Tensor, prompt: int, bounds: Bounds | None = None) -> Tensor:
+    """Actions that go on after `prompt` steps by the donors' changes, added onto the own last commands."""
+    offset_NA = actions_NTKA[:, prompt - 1, -1] - donor_NTKA[:, prompt - 1, -1]
+    return _with_future(actions_NTKA, prompt, donor_NTKA[:, prompt:] + offset_NA[:, None, None], bounds)
 
 
 Swap = Callable[[Tensor, int, ActionSpec, torch.Generator, Bounds | None], Tensor]

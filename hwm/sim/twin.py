@@ -55,6 +55,9 @@ class Twin:
         origin: seed, world and actions so far.
         size: side of its frames in pixels.
 
+    Attributes:
+        sim: the simulator itself, whose frames are `FINER` times as fine.
+
     Raises:
         HwmError: MuJoCo or a way to draw is missing (the message names the packages), or the actions are not of this
             robot.
@@ -63,7 +66,7 @@ class Twin:
     def __init__(self, origin: Origin, size: int) -> None:
         self.size = size
         try:
-            self._sim = HumanoidSim(origin.seed, size * FINER, world=origin.world)
+            self.sim = HumanoidSim(origin.seed, size * FINER, world=origin.world)
         except (ImportError, RuntimeError, ValueError) as error:
             raise HwmError(str(error)) from error
         try:
@@ -81,21 +84,34 @@ class Twin:
         """
         try:
             for action in actions_KA:
-                self._sim.step(action)
+                self.sim.step(action)
         except ValueError as error:
             raise HwmError(f"true simulator: {error}") from error
 
     def frame(self) -> np.ndarray:
         """What the robot sees now, (size, size, 3) uint8."""
-        fine = self._sim.frame().reshape(self.size, FINER, self.size, FINER, 3)
-        return fine.mean((1, 3)).round().astype(np.uint8)
+        return shrink(self.sim.frame(), FINER)
+
+    def pose(self) -> np.ndarray:
+        """Where the robot's base is, (3,): x and y in metres, yaw in radians, which goes on past pi."""
+        position, yaw = self.sim.pose()
+        return np.array([*position, yaw])
 
     def close(self) -> None:
         """Free the OpenGL context."""
-        self._sim.close()
+        self.sim.close()
 
     def __enter__(self) -> Twin:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def shrink(picture: np.ndarray, times: int) -> np.ndarray:
+    """A picture (S, S, 3) uint8 as many times smaller on each side, averaged over areas."""
+    total = np.zeros((len(picture) // times, picture.shape[1] // times, 3), np.uint16)
+    for row in range(times):
+        for column in range(times):
+            total += picture[row::times, column::times]
+    return (total / times**2).round().astype(np.uint8)
