@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -41,3 +43,20 @@ def _lines(items: Iterable[T], total: int, what: str, scale: float, unit: str) -
             rate = i / max(1e-9, now - start)
             print(f"{what}: {i}/{total}, {rate * scale:,.1f} {unit}/s, {(total - i) / rate:.0f} s left", flush=True)
             shown = now
+
+
+@contextmanager
+def bar(what: str, total: int, unit: str = "items", wanted: bool = True) -> Iterator[Callable[[int], None]]:
+    """A function that moves a bar on the terminal's error output on; there is none where that is no terminal.
+
+    Args:
+        total: how many units there are to do.
+        wanted: False shows none in any case.
+    """
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    hidden = not (wanted and console.is_terminal)
+    shown = *columns, _Rate(1, unit), TimeRemainingColumn()
+    with Progress(*shown, console=console, disable=hidden, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda n: progress.advance(task, n)

@@ -37,7 +37,8 @@ from hwm.config import REGISTRY, registered
 from hwm.data.mixture import DataConfig
 from hwm.data.record import SimRecording
 from hwm.data.store import Store
-from hwm.evaluate import evaluate, results
+from hwm.evaluate import evaluate, moments, results
+from hwm.evaluate.endurance import Endurance
 from hwm.objectives.flow import FlowSampler
 from hwm.objectives.maskgit import MaskGITSampler
 from hwm.objectives.next_token import NextTokenSampler
@@ -243,7 +244,9 @@ def test_pages_name_every_option_figure_and_action() -> None:
     for option in dataclasses.fields(TrainConfig):
         assert f"`{option.name.replace('_', '-')}`" in training, f"docs/training.md lacks {option.name}"
     figures = set(results.LABELS) | {f"psnr_{n}" for n in evaluate.SWAPPED.values()} | set(evaluate.DELTA.values())
-    figures |= {f.name for f in dataclasses.fields(results.Results)} - {"figures", "examples"}
+    figures |= {f.name for f in dataclasses.fields(results.Results)} - {"figures", "examples", "further"}
+    figures |= {f.name for f in dataclasses.fields(Endurance)} - {"about", "values", "films"}
+    figures |= {*moments.FIGURES, "perceptual"}
     for figure in figures:
         assert f"`{figure}`" in evaluation, f"docs/evaluation.md lacks {figure}"
     for option in dataclasses.fields(SimRecording):

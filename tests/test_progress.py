@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hwm.progress import track
+from hwm.progress import bar, track
 
 
 class Terminal(io.StringIO):
@@ -49,3 +49,13 @@ def test_errors_pass_through() -> None:
 
     with pytest.raises(ValueError, match="inside"):
         list(track(items(), 2, "failing"))
+
+
+def test_a_bar_moves_on_and_hides_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wanted in (True, False):
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with bar("counting", 3, "numbers", wanted) as advance:
+            advance(1)
+            advance(2)
+        assert ("3/3" in terminal.getvalue()) == wanted

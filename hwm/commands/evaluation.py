@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from hwm.commands.rollouts import RolloutOptions, run_evaluation
+from hwm.commands.rollouts import Loaded, RolloutOptions, run_evaluation
+
+if TYPE_CHECKING:
+    from hwm.evaluate.results import Further
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +22,10 @@ class EvaluateOptions(RolloutOptions):
     """Measure a model on held-out clips: without arguments the shipped model on the shipped held-out rooms.
 
     Attributes:
+        long: also roll out for up to half a minute under the recorded commands, and judge the pictures after 0.1, 0.5,
+            1, 3, 10 and 30 seconds: perceptual distance, sharpness, liveliness and drift, beside baselines.
+        seconds: the same, with these horizons.
+        long_clips: how many clips to roll out for so long.
         metrics: also take these metrics of pictures, of packages that are installed or imported.
         lpips: also measure LPIPS (AlexNet); its published weights are downloaded once, 244 MB.
         lpips_weights: the same with weights from files: torchvision's AlexNet and the channels of the package lpips.
@@ -30,6 +39,9 @@ class EvaluateOptions(RolloutOptions):
         controllability: also draw PSNR under the true actions and under random ones, step by step, into this SVG file.
     """
 
+    long: bool = False
+    seconds: tuple[float, ...] = ()
+    long_clips: int = 16
     metrics: tuple[str, ...] = ()
     lpips: bool = False
     lpips_weights: tuple[Path, ...] = ()
@@ -43,8 +55,31 @@ class EvaluateOptions(RolloutOptions):
     controllability: Path | None = None
 
 
+def _endurance(o: EvaluateOptions, loaded: Loaded) -> Further | None:
+    """Long rollouts, where they are asked for."""
+    from hwm.data.mixture import stride_of
+    from hwm.evaluate.endure import SECONDS, EnduranceConfig, endure, windows_for
+    from hwm.evaluate.moments import eyes
+
+    seconds = o.seconds or (SECONDS if o.long else ())
+    if not seconds:
+        return None
+    stride = stride_of(loaded.store, o.stride, o.rate)
+    clips = windows_for(loaded.store, loaded.prompt, seconds, stride=stride, part=o.split)
+    how = EnduranceConfig(
+        clips=o.long_clips, prompt=loaded.prompt, seconds=seconds, batch_size=o.batch_size, seed=o.seed,
+        sampler=loaded.sampler, progress=loaded.progress, dtype=o.dtype,
+        eyes=eyes(loaded.runtime.device, loaded.metrics),
+    )  # fmt: skip
+    return endure(loaded.model, loaded.tokenizer, clips, how)
+
+
+FURTHER: dict[str, Callable[[EvaluateOptions, Loaded], Further | None]] = {"endurance": _endurance}
+"""What `hwm evaluate` measures besides, by its key in the JSON; what is not asked for gives None."""
+
+
 def evaluate(args: list[str]) -> None:
-    """`hwm evaluate [CHECKPOINT] [--data S] [--scenario S ...] [--json] [--out FILE] [--report FILE]`.
+    """`hwm evaluate [CHECKPOINT] [--data S] [--long] [--scenario S ...] [--json] [--out FILE] [--report FILE]`.
 
     `hwm evaluate cosmos-ar CHECKPOINT` does as was published for those models.
     """
@@ -73,7 +108,8 @@ def evaluate(args: list[str]) -> None:
         features |= {"fid": inception(o.fid, runtime.device)} if o.fid else {}
         features |= {"fvd": i3d(o.fvd, runtime.device)} if o.fvd else {}
     command = "hwm evaluate " + " ".join(args)
-    how: dict[str, Any] = {"progress": not o.json, "extra_metrics": extra, "features": features}
+    further = {name: partial(measure, o) for name, measure in FURTHER.items()}
+    how: dict[str, Any] = {"progress": not o.json, "extra_metrics": extra, "features": features, "further": further}
     results = [run_evaluation(replace(o, store=store), runtime, command, **how) for store in (o.store, *o.also)]
     if o.json:
         print(json.dumps(robots.summary(results), indent=1))

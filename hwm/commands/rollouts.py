@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
     from hwm.data.clips import Clips
     from hwm.data.store import Header, Store
     from hwm.devices import Runtime
-    from hwm.evaluate.results import Results
+    from hwm.evaluate.metrics import Metric
+    from hwm.evaluate.results import Further, Results
     from hwm.models.base import WorldModel
+    from hwm.types import Tokenizer
 
 SHIPPED = "masked_hwm_mini"
 
@@ -93,16 +96,41 @@ class RolloutOptions(Computing):
         return load(self.weights, runtime.device, int8=self.int8, text=self.text)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What the options of an evaluation name.
+
+    Attributes:
+        prompt, sampler: context frames (latent steps), and how the model samples.
+        metrics: of pictures, besides the usual ones.
+        progress: show how far it is.
+    """
+
+    model: WorldModel
+    tokenizer: Tokenizer
+    store: Store
+    runtime: Runtime
+    prompt: int
+    sampler: Any
+    metrics: Mapping[str, Metric]
+    progress: bool
+
+
 def run_evaluation(
     o: RolloutOptions,
     runtime: Runtime,
     command: str,
     examples: int = 4,
     progress: bool = True,
-    extra_metrics: Any = None,
+    extra_metrics: Mapping[str, Metric] | None = None,
     features: Any = None,
+    further: Mapping[str, Callable[[Loaded], Further | None]] | None = None,
 ) -> Results:
-    """Load what the options name, and evaluate it there."""
+    """Load what the options name, and evaluate it there.
+
+    Args:
+        further: what else to measure, by the key of its figures; what gives None is left out.
+    """
     from hwm.data.readers import open_store
     from hwm.evaluate.evaluate import EvaluateConfig
     from hwm.evaluate.evaluate import evaluate as run
@@ -114,11 +142,18 @@ def run_evaluation(
     tokenizer = load_tokenizer(o.tokenizer or store.header.tokenizer, runtime.device)
     prompt = o.prompt or model.config.past
     clips = o.windows(store, prompt)
+    loaded = Loaded(
+        model=model, tokenizer=tokenizer, store=store, runtime=runtime, prompt=prompt,
+        sampler=model.sampler_with(o.sampler), metrics=extra_metrics or {}, progress=progress,
+    )  # fmt: skip
     how = EvaluateConfig(
         clips=o.clips, prompt=prompt, horizon=o.horizon, scenarios=o.scenario,
         swaps=tuple(SWAPS) if o.swaps and o.clips > 1 else (), batch_size=o.batch_size, seed=o.seed,
-        sampler=model.sampler_with(o.sampler),
-        metrics=extra_metrics or {}, features=features or {}, draws=o.draws, checkpoint=o.weights, command=command,
+        sampler=loaded.sampler, metrics=loaded.metrics, features=features or {}, draws=o.draws,
+        checkpoint=o.weights, command=command,
         progress=progress, examples=examples, dtype=o.dtype,
     )  # fmt: skip
-    return run(model, tokenizer, clips, how)
+    made = {name: measure(loaded) for name, measure in (further or {}).items()}
+    results = run(model, tokenizer, clips, how)
+    results.further = {name: found for name, found in made.items() if found is not None}
+    return results

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hwm.data.clips import Clips
-from hwm.data.store import Episode
+from hwm.data.store import Episode, Store
 from hwm.devices import device_of
 from hwm.errors import HwmError
 from hwm.pictures.video import to_video
@@ -58,39 +58,53 @@ def frame_numbers(clips: Clips, index: int, steps: int) -> np.ndarray:
 def camera_video(clips: Clips, indices: np.ndarray, steps: int, size: tuple[int, int]) -> Tensor:
     """Camera frames of the first `steps` steps of these windows, (B, F, 3, *size) in [0, 1].
 
-    A frame that several windows show is read once, and long stretches that none shows are not read.
+    Raises:
+        HwmError: a video is missing or ends too early.
+    """
+    wanted = [(episode_of(clips, int(i)), frame_numbers(clips, int(i), steps)) for i in indices]
+    return torch.stack(camera_frames(clips.store, wanted, size))
+
+
+def camera_frames(store: Store, wanted: Sequence[tuple[Episode, np.ndarray]], size: tuple[int, int]) -> list[Tensor]:
+    """Camera frames of episodes by their numbers, each (n, 3, *size) in [0, 1].
+
+    A frame that is wanted several times is read once, and long stretches of which none is wanted are not read.
 
     Raises:
         HwmError: a video is missing or ends too early.
     """
-    wanted = {int(i): frame_numbers(clips, int(i), steps) for i in indices}
-    episodes = {i: episode_of(clips, i) for i in wanted}
-    videos: dict[int, Tensor] = {}
-    for episode in {e.id: e for e in episodes.values()}.values():
-        mine = [i for i in wanted if episodes[i].id == episode.id]
-        numbers = np.unique(np.concatenate([wanted[i] for i in mine]))
+    found: dict[int, Tensor] = {}
+    for episode in {e.id: e for e, _ in wanted}.values():
+        mine = [i for i, (e, _) in enumerate(wanted) if e.id == episode.id]
+        numbers = np.unique(np.concatenate([wanted[i][1] for i in mine]))
         keep, frames = set(numbers.tolist()), []
         for run in np.split(numbers, np.flatnonzero(np.diff(numbers) > WORTH_A_JUMP) + 1):
             first, stop = int(run[0]), int(run[-1]) + 1
-            shown = enumerate(clips.store.frames(episode, start=first, stop=stop), first)
+            shown = enumerate(store.frames(episode, start=first, stop=stop), first)
             frames += [frame for number, frame in shown if number in keep]
         if len(frames) < len(numbers):
             raise HwmError(
-                f"{clips.store.path}: the video of {episode.id!r} ends before frame {numbers[-1]}, which the store's "
+                f"{store.path}: the video of {episode.id!r} ends before frame {numbers[-1]}, which the store's "
                 f"{episode.steps} steps of that episode need; the video does not belong to these latents, or "
                 "frames_per_step is wrong"
             )
         video = to_video(frames, size)
         for i in mine:
-            videos[i] = video[torch.from_numpy(np.searchsorted(numbers, wanted[i]))]
-    return torch.stack([videos[int(i)] for i in indices])
+            found[i] = video[torch.from_numpy(np.searchsorted(numbers, wanted[i][1]))]
+    return [found[i] for i in range(len(wanted))]
 
 
-def decode(tokenizer: Tokenizer, latents: Tensor, frames: int = DECODE_FRAMES) -> Tensor:
-    """Latents (B, T, ...) -> pictures (B, F, 3, H, W), a bounded number of frames at a time."""
+def decode(tokenizer: Tokenizer, latents: Tensor, frames: int = DECODE_FRAMES, last: int | None = None) -> Tensor:
+    """Latents (B, T, ...) -> pictures (B, F, 3, H, W), a bounded number of frames at a time.
+
+    Args:
+        frames: how many are decoded at once.
+        last: keep only so many of each clip, those at its end.
+    """
     latents = latents.to(device_of(tokenizer, latents.device))
-    group = max(1, frames // tokenizer.latent.frames(latents.shape[1]))
-    return torch.cat([tokenizer.decode(part).float() for part in latents.split(group)])
+    shown = tokenizer.latent.frames(latents.shape[1])
+    group, first = max(1, frames // shown), shown - last if last else 0
+    return torch.cat([tokenizer.decode(part)[:, first:].float() for part in latents.split(group)])
 
 
 def future(video_BFCHW: Tensor, prompt: int, stride: int) -> Tensor:

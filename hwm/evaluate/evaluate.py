@@ -5,17 +5,13 @@ Shapes: N clips, B of them in a batch, T steps to predict.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 from torch import Tensor
 
 from hwm.config import to_json
@@ -32,6 +28,7 @@ from hwm.evaluate.results import MOVING_DB, Results
 from hwm.evaluate.scenarios import SCENARIOS
 from hwm.evaluate.swaps import SWAPS, action_bounds, distance
 from hwm.models.base import WorldModel
+from hwm.progress import bar
 from hwm.types import Prediction, Tokenizer
 
 SWAPPED = {"jump_free": "swapped_actions", "random": "random_actions", "other_clip": "other_clip_actions"}
@@ -111,7 +108,7 @@ def evaluate(model: WorldModel, tokenizer: Tokenizer, clips: Clips, config: Eval
     prompt = model.config.past if c.prompt is None else c.prompt
     check(model, tokenizer, clips, prompt + c.horizon)
     run = _Run(model, tokenizer, clips, c, prompt)
-    with judged(model), _progress(len(run.indices) * len(c.scenarios), c.progress) as advance:
+    with judged(model), bar("evaluate", len(run.indices) * len(c.scenarios), "clips", c.progress) as advance:
         for first in range(0, len(run.indices), c.batch_size):
             truth = run.truth(first)
             for scenario in c.scenarios:
@@ -247,7 +244,7 @@ class _Run:
         assert copy is not None
         return Results(
             model=str(getattr(self.model, "name", type(self.model).__name__)),
-            config=_describe(self.model.config),
+            config=describe(self.model.config),
             parameters=sum(p.numel() for p in self.model.parameters()),
             embodiment=clips.embodiment,
             store=clips.store.path.name,
@@ -258,7 +255,7 @@ class _Run:
             horizon=c.horizon,
             seed=c.seed,
             batch_size=min(c.batch_size, len(self.indices)),
-            sampler=_describe(c.sampler),
+            sampler=describe(c.sampler),
             device=name_of(self.predictor.device),
             dtype=self.predictor.runtime.format,
             torch=torch.__version__,
@@ -312,25 +309,8 @@ def _numpy(values: Tensor | None) -> np.ndarray | None:
     return None if values is None else values.cpu().double().numpy()
 
 
-def _describe(sampler: Any) -> Any:
+def describe(sampler: Any) -> Any:
     try:
         return to_json(sampler)
     except TypeError:
         return repr(sampler)
-
-
-class _Rate(ProgressColumn):
-    """Clips a second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} clips/s" if task.speed else "", style="progress.data.speed")
-
-
-@contextmanager
-def _progress(total: int, wanted: bool) -> Iterator[Any]:
-    """A function that moves the bar on; there is no bar where the output is not a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("evaluate"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not (wanted and console.is_terminal), transient=True) as bar:
-        task = bar.add_task("evaluate", total=total)
-        yield lambda n: bar.advance(task, n)

@@ -17,7 +17,7 @@ from torch import Tensor
 from hwm.data.clips import Clips
 from hwm.devices import runtime_of, synchronize
 from hwm.evaluate.camera import camera_video, decode, future
-from hwm.evaluate.rollout import rollout_clips
+from hwm.evaluate.rollout import by_clips, rollout_clips
 from hwm.evaluate.scenarios import SCENARIOS
 from hwm.models.base import WorldModel
 from hwm.types import Batch, Prediction, Tokenizer
@@ -116,8 +116,7 @@ class Predictor:
         self, scenario: str, truth: Truth, batch: Batch, first: int, draw: int, logits: bool
     ) -> tuple[Prediction, Tensor, float]:
         """One prediction, its pictures, and seconds a step and clip."""
-        clips = self.stride > 1 and self.tokenizer.latent.channels is not None
-        if scenario == "autoregressive" and clips and self.steps > self.model.config.past + self.model.config.horizon:
+        if scenario == "autoregressive" and by_clips(self.model, self.tokenizer, self.steps):
             return self.drawn_by_clips(truth, batch, first, draw)
         prediction, took = self.predict(scenario, batch, first, draw, logits)
         return prediction, self.video(truth, prediction), took

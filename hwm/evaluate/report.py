@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import tempfile
 from collections.abc import Sequence
 from html import escape
@@ -16,7 +15,7 @@ from hwm.evaluate.obey import MOTIONS, Obedience
 from hwm.evaluate.results import LABELS, MOVING_RULE, Results, label, shown_steps
 from hwm.evaluate.words import Finding, cautions, findings, verdict
 from hwm.pictures.files import save_video
-from hwm.pictures.page import html_page, section, training_section
+from hwm.pictures.page import html_page, section, training_section, video_card
 from hwm.pictures.panels import compose
 from hwm.pictures.plot import Series, line_chart
 
@@ -67,13 +66,14 @@ def write_report(
     path.parent.mkdir(parents=True, exist_ok=True)
     title = title or results.model
     with tempfile.TemporaryDirectory() as scratch:
-        watch = _examples(results, Path(scratch)) + [_figure(file, escape(caption)) for caption, file in videos]
+        watch = _examples(results, Path(scratch)) + [video_card(file.read_bytes(), caption) for caption, file in videos]
         commands = _commands(obedience, Path(scratch)) if obedience is not None else ""
     sections = [
         _head(title, results, findings(results, obedience)),
         section("Watch", _watch_words(results), f'<div class="pair">{"".join(watch)}</div>') if watch else "",
         _baselines(results),
         section("Does it listen to its actions?", _swap_words(results), _delta_charts(results), commands),
+        *(found.html() for found in results.further.values()),
         training_section(training),
         section("All figures", *(_figures(results, s, m) for s in results.figures for m in _subsets(results))),
         section("What was evaluated", _about(results, data)),
@@ -209,9 +209,8 @@ def _commands(obedience: Obedience, scratch: Path) -> str:
         frames = list(compose(panels, lines, context=obedience.context, columns=2))
         file = scratch / f"commands_{start}.mp4"
         save_video(file, frames + [frames[-1]] * round(0.6 * fps), fps)
-        figures.append(
-            _figure(file, "One start, a constant command each; the commands begin where the line turns orange.")
-        )
+        caption = "One start, a constant command each; the commands begin where the line turns orange."
+        figures.append(video_card(file.read_bytes(), caption))
     cards = []
     labels = {"shift": "pixels a step to the right", "expansion": "pixels a step outwards"}
     for motion in MOTIONS:
@@ -312,16 +311,8 @@ def _examples(results: Results, scratch: Path) -> list[str]:
             f"{example.episode} from step {example.start}, {kind}. "
             f"On average {abs(better):.1f} dB {than} than the better copy."
         )
-        out.append(_figure(file, escape(caption)))
+        out.append(video_card(file.read_bytes(), caption))
     return out
-
-
-def _figure(video: Path, caption: str) -> str:
-    data = base64.b64encode(video.read_bytes()).decode()
-    return (
-        '<figure class="card"><video autoplay loop muted playsinline controls '
-        f'src="data:video/mp4;base64,{data}"></video><figcaption>{caption}</figcaption></figure>'
-    )
 
 
 def _list(items: Sequence[str], kind: str) -> str:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from rich import box
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -92,6 +92,22 @@ class Example:
         return max(self.psnr_copy, self.psnr_copy_reconstruction, key=np.mean)
 
 
+class Further(Protocol):
+    """Measurements of another kind that are shown along with an evaluation's."""
+
+    def json(self) -> dict[str, Any]:
+        """Plain values."""
+        ...
+
+    def table(self) -> RenderableType:
+        """For a terminal."""
+        ...
+
+    def html(self) -> str:
+        """A section of the report."""
+        ...
+
+
 @dataclass
 class Results:
     """Figures of N clips over a horizon of T steps. Figures are kept clip by clip, (N, T); `json` gives means.
@@ -114,6 +130,7 @@ class Results:
         examples: some clips to look at, drawn at random among the moving ones without regard to any score.
         checkpoint: which weights, where that is known: a shipped model's name or a folder.
         command: how it was started, where that is known.
+        further: what else was measured, by the key that it has in the JSON.
     """
 
     model: str
@@ -147,6 +164,7 @@ class Results:
     examples: list[Example] = field(default_factory=list)
     checkpoint: str = ""
     command: str = ""
+    further: dict[str, Further] = field(default_factory=dict)
 
     @property
     def clips(self) -> int:
@@ -226,7 +244,7 @@ class Results:
             "clips_moving": int(self.moving.sum()),
             "episodes": len(set(self.episodes)),
             "episodes_moving": len(set(self.episodes_of(moving=True))),
-            "share_moving": _plain(float(self.moving.mean())),
+            "share_moving": plain(float(self.moving.mean())),
             "moving_rule": MOVING_RULE,
             "metrics": {name: {"lower_is_better": metric.lower_is_better} for name, metric in self.metrics.items()},
             **self._means(False, self.scenario),
@@ -234,7 +252,7 @@ class Results:
             "moving": {**self._means(True, self.scenario), "rival": self.rival(True)},
             "seconds_per_step": self.seconds_per_step[self.scenario],
             "seconds_per_frame": self.seconds_per_frame(),
-            "swap_distance": {k: [_plain(float(x)) for x in v.mean(0)] for k, v in self.swap_distance.items()},
+            "swap_distance": {k: [plain(float(x)) for x in v.mean(0)] for k, v in self.swap_distance.items()},
             "by_scenario": {
                 name: {
                     **self._means(False, name),
@@ -244,25 +262,26 @@ class Results:
                 }
                 for name in self.figures
             },
+            **{name: found.json() for name, found in self.further.items()},
         }
 
     def _means(self, moving: bool, scenario: str) -> dict[str, Any]:
         out: dict[str, Any] = {}
         for name in self.figures[scenario]:
             mean = self.mean(name, moving, scenario)
-            by_step = None if mean is None else [_plain(v) for v in mean]
+            by_step = None if mean is None else [plain(v) for v in mean]
             if name in ("ce", "accuracy", "accuracy_copy"):
-                out[name] = None if mean is None else _plain(float(np.mean(mean)))
+                out[name] = None if mean is None else plain(float(np.mean(mean)))
                 out[f"{name}_by_step"] = by_step
             else:
                 out[name] = by_step
             if name in ("psnr", "gain_copy", "gain_copy_reconstruction", *DELTAS):
                 found = self.by_step(name, moving, scenario)
                 known = found is not None and found[0].known_error is not None
-                out[f"{name}_stderr"] = [_plain(each.error) for each in found] if found is not None and known else None
+                out[f"{name}_stderr"] = [plain(each.error) for each in found] if found is not None and known else None
         nats, each = self.overall("ce", moving, scenario), self.mean("perplexity", moving, scenario)
-        out["perplexity"] = None if nats is None else _plain(perplexity(nats.mean))
-        out["perplexity_by_step"] = None if each is None else [_plain(v) for v in each]
+        out["perplexity"] = None if nats is None else plain(perplexity(nats.mean))
+        out["perplexity_by_step"] = None if each is None else [plain(v) for v in each]
         return out
 
     def save(self, path: str | Path) -> Path:
@@ -293,7 +312,7 @@ class Results:
         parts.append(Text("* best of the rows that compete; ceilings and swapped actions do not compete", style="dim"))
         if self.reference != "camera":
             parts.append(Text("The store has no video: the decoded latents stand in for the camera.", style="yellow"))
-        return Group(*parts)
+        return Group(*parts, *(found.table() for found in self.further.values()))
 
     def _table(self, scenario: str, moving: bool, title: str) -> Table:
         columns = shown_steps(self.horizon, 6)
@@ -396,6 +415,6 @@ def perplexity(nats: float) -> float:
         return float(np.exp(nats))
 
 
-def _plain(value: float) -> float | None:
+def plain(value: float) -> float | None:
     """A number as JSON knows it: rounded, and None for what is not finite."""
     return round(value, 5) if np.isfinite(value) else None

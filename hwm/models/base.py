@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -180,9 +180,16 @@ class WorldModel(Trainable):
         logits: bool = False,
         use_cache: bool = True,
         generator: Generator = None,
+        watch: Callable[[int], None] | None = None,
     ) -> Prediction:
-        """Predict every missing step, `horizon` at a time, each from the model's own earlier predictions."""
-        return self._roll_out(batch, sampler=sampler, logits=logits, use_cache=use_cache, generator=generator)
+        """Predict every missing step, `horizon` at a time, each from the model's own earlier predictions.
+
+        Args:
+            watch: told, at each, how many steps were predicted.
+        """
+        return self._roll_out(
+            batch, sampler=sampler, logits=logits, use_cache=use_cache, generator=generator, watch=watch
+        )
 
     def _roll_out(
         self,
@@ -192,6 +199,7 @@ class WorldModel(Trainable):
         logits: bool = False,
         use_cache: bool = True,
         generator: Generator = None,
+        watch: Callable[[int], None] | None = None,
     ) -> Prediction:
         done, total = batch.latents.shape[1], batch.actions.shape[1]
         latents, parts, cache, cached_start = batch.latents, [], None, -1
@@ -201,6 +209,8 @@ class WorldModel(Trainable):
             cache = cache if use_cache and start == cached_start else None
             part = self.predict(window, sampler=sampler, logits=logits, cache=cache, generator=generator)
             cache, cached_start, part.cache = part.cache, start, None  # each is as large as its window: one is kept
+            if watch is not None:
+                watch(stop - done)
             latents, done = torch.cat([latents, part.latents], 1), stop
             parts.append(part)
         return join(parts)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from html import escape
 
+import numpy as np
+
+from hwm.pictures.files import jpeg
 from hwm.pictures.plot import Series, line_chart
 from hwm.pictures.style import page_style
 
@@ -17,6 +21,24 @@ def html_page(title: str, sections: Sequence[str]) -> str:
         f"<title>{escape(title)}</title>\n<style>\n{page_style()}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(s for s in sections if s)
         + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def video_card(video: bytes, caption: str) -> str:
+    """An mp4 file that plays by itself, over its caption, plain text."""
+    return (
+        '<figure class="card"><video autoplay loop muted playsinline controls '
+        f'src="data:video/mp4;base64,{base64.b64encode(video).decode()}"></video>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def picture_card(picture: np.ndarray, caption: str) -> str:
+    """A uint8 (H, W, 3) picture over its caption, plain text."""
+    data = base64.b64encode(jpeg(picture)).decode()
+    return (
+        f'<figure class="card"><img alt="{escape(caption)}" src="data:image/jpeg;base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 

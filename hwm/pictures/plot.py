@@ -75,11 +75,14 @@ def need_matplotlib() -> None:
         raise HwmError("charts need Matplotlib: pip install 'humanoid-world-models[eval]'")
 
 
-def line_chart(series: Sequence[Series], x_label: str, y_label: str, *, zero: bool = False, unit: str = "") -> str:
+def line_chart(
+    series: Sequence[Series], x_label: str, y_label: str, *, zero: bool = False, log: bool = False, unit: str = ""
+) -> str:
     """A chart with its legend, as HTML.
 
     Args:
         zero: include 0 in the y axis, and draw it as a line.
+        log: the x axis is logarithmic, with a mark at each point.
         unit: of y, for the tips that points show.
 
     Raises:
@@ -89,7 +92,7 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, *, zero: bo
     if not shown:
         return '<p class="quiet">nothing to draw</p>'
     with _settings():
-        root = _tree(_figure([("", shown)], x_label, y_label, zero), _tips([("", shown)], unit))
+        root = _tree(_figure([("", shown)], x_label, y_label, zero, log), _tips([("", shown)], unit))
     root.set("role", "img")
     root.set("aria-label", _describe(shown, x_label, y_label))
     return f'<div class="chart">{_inline(root)}</div>'
@@ -175,7 +178,7 @@ def _plain(axes: Axes) -> None:
     axes.tick_params(length=0, labelcolor=stand_in("quiet"))
 
 
-def _figure(charts: Sequence[Chart], x_label: str, y_label: str, zero: bool) -> Figure:
+def _figure(charts: Sequence[Chart], x_label: str, y_label: str, zero: bool, log: bool = False) -> Figure:
     """Charts side by side with one legend below."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -195,8 +198,14 @@ def _figure(charts: Sequence[Chart], x_label: str, y_label: str, zero: bool) -> 
             axes.axhline(0, color=stand_in("quiet"), linewidth=1, clip_on=False)
         for i, s in enumerate(series):
             handles[s.name] = _draw(axes, s, f"line-{number}-{i}")
-        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if log:
+            marks = sorted({x for s in series for x, _, _ in s.points()})
+            axes.set_xscale("log")
+            axes.set_xticks(marks, [f"{x:.3g}" for x in marks])
+            axes.minorticks_off()
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         axes.ticklabel_format(axis="y", useOffset=False)
     legend = figure.legend(

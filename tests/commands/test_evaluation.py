@@ -61,6 +61,32 @@ def test_evaluate_writes_what_is_asked_for(made, tmp_path: Path, capsys: pytest.
     assert "LPIPS" in files[2].read_text()
 
 
+def test_long_rollouts_are_judged_at_seconds(made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--clips", "2", "--horizon", "1", "--no-swaps", "--long-clips", "2", "--seconds", "0.1", "0.5", "9"]
+    report = tmp_path / "report.html"
+    printed = run(
+        capsys, "evaluate", made.model, "--data", made.store, *few, "--lpips-weights", made.lpips, "--report",
+        str(report),
+    )  # fmt: skip
+    assert "long rollouts: 2 clips of 1 episode," in printed
+    assert "9 s is left out: no clip goes on for so long" in printed
+    assert "LPIPS" in printed[printed.index("long rollouts") :]
+    assert "How long does the dream live?" in report.read_text()
+    assert cli.main(["evaluate", made.model, "--data", made.store, "--horizon", "1", "--seconds", "9"]) == 2
+    assert "ask for other horizons" in capsys.readouterr().err
+
+
+def test_the_shipped_model_outlives_a_copy_for_half_a_second(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--clips", "1", "--horizon", "1", "--no-swaps", "--long-clips", "4", "--seconds", "0.1", "0.5", "--json"]
+    found = json.loads(run(capsys, "evaluate", *few))["endurance"]
+    assert found["seconds"] == [0.1, 0.5]
+    assert found["episodes"] == 4
+    psnr, live = found["figures"]["psnr"], found["figures"]["liveliness"]
+    assert all(mine > copy for mine, copy in zip(psnr["prediction"], psnr["copy"], strict=True))
+    assert all(0.3 < share < 1.5 for share in live["prediction"])
+    assert found["frozen"] == [False, False]
+
+
 def test_further_stores_are_measured_alike(made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [tmp_path / name for name in ("r.json", "board.md", "report.html", "report_store.html", "c.svg")]
     printed = run(
