@@ -108,7 +108,8 @@ class PresetsOptions(Computing):
         split: which part of the store, as of `hwm evaluate`: `test`, `validation` or `all`.
         seconds: how long each is played.
         threads: CPU threads of the model; 0 leaves one core to pictures, as play does.
-        write: note the figures in presets.json.
+        write: note the figures in presets.json, and make the one that they speak for the default: the first there, and
+            the model's own sampler.
         json: print one JSON object instead of a table.
     """
 
@@ -132,7 +133,7 @@ def presets(args: list[str]) -> None:
 
     from hwm.data.clips import Clips
     from hwm.data.readers import open_store
-    from hwm.interact.presets import HORIZON, load_presets, measure, save_presets
+    from hwm.interact.presets import COLUMNS, HORIZON, load_presets, measure, save_presets, settle
     from hwm.interact.session import World
     from hwm.loading import find_model
 
@@ -152,14 +153,13 @@ def presets(args: list[str]) -> None:
     if o.json:
         print(json.dumps({preset.name: preset.figures for preset in measured}, indent=1))
     else:
-        table = Table("preset", "PSNR step 1", f"step {HORIZON}", "delta-PSNR there", "frames/s", box=None)
+        table = Table("preset", *COLUMNS.values(), box=None)
         for preset in measured:
             f = preset.figures or {}
-            values = ("" if f[key] is None else f"{f[key]:.2f}" for key in ("psnr", "psnr_8", "delta_psnr", "fps"))
-            table.add_row(preset.name, *values)
+            table.add_row(preset.name, *("" if f[key] is None else f"{f[key]:.2f}" for key in COLUMNS))
         Console().print(table)
     if o.write:
-        path = save_presets(folder, measured)
+        path = save_presets(folder, settle(folder, world.model, measured))
         print(f"{path}", file=sys.stderr)
 
 

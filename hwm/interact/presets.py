@@ -1,4 +1,8 @@
-"""Named ways to sample a model, with what each costs and gives."""
+"""Named ways to sample a model, with what each costs and gives, and the rule by which one of them is the default.
+
+The default is the model's own sampler, which everything takes that names none: play, `Session`, the Gymnasium
+environment, policies, `hwm evaluate`. `hwm presets --write` sees to it.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +19,34 @@ from typing import Any
 
 import torch
 
-from hwm.config import from_json
+from hwm.config import from_json, to_json
 from hwm.data.clips import Clips
 from hwm.errors import HwmError
 from hwm.files import write_atomically
 from hwm.interact.engine import Engine, Shown
 from hwm.interact.session import Session, World
 from hwm.models.base import WorldModel
+from hwm.train.checkpoint import note_sampler
 
 FILE = "presets.json"
 HORIZON = 8
 """Steps of the rollouts that presets are judged by."""
+NEAR, FAR = 0.5, 3.0
+"""Seconds after which the default is chosen: by PSNR, and by perceptual distance and liveliness."""
+ALIVE = 0.5, 1.5
+"""Liveliness, as a share of the camera's, of a dream that neither freezes nor flickers."""
+AS_TRUE = 1.0
+"""dB of PSNR that the default may lose to another preset."""
+COLUMNS = {
+    "psnr": "PSNR, step 1",
+    "psnr_8": f"step {HORIZON}",
+    "psnr_0.5s": "0.5 s",
+    "delta_psnr": f"delta-PSNR, step {HORIZON}",
+    "perceptual_3s": "perceptual, 3 s",
+    "liveliness_3s": "liveliness, 3 s",
+    "fps": "frames/s",
+}
+"""The figures of a preset that tables show, and what they are called."""
 IN_FLIGHT = 3
 """Steps under way at once, as the page has them: one computed, one made a picture of, one waiting."""
 
@@ -85,9 +106,52 @@ def save_presets(folder: Path, presets: Sequence[Preset]) -> Path:
     return path
 
 
+def choose(presets: Sequence[Preset]) -> Preset:
+    """The one that is to be the default.
+
+    Of those whose liveliness at 3 s is between 0.5 and 1.5 of the camera's, or of the one that comes nearest to that
+    where none is, those that are within 1 dB of the best PSNR at 0.5 s; of these the one with the least perceptual
+    distance at 3 s, or the most PSNR at 0.5 s where that distance could not be taken.
+
+    Where these figures could not be taken of all, it stays the first.
+    """
+    found = {p.name: p.figures or {} for p in presets}
+    if any(figures.get(name) is None for figures in found.values() for name in ("liveliness_3s", "psnr_0.5s")):
+        return presets[0]
+
+    def off(p: Preset) -> float:
+        live = found[p.name]["liveliness_3s"]
+        return float(max(ALIVE[0] - live, live - ALIVE[1], 0))
+
+    alive = [p for p in presets if off(p) == min(map(off, presets))]
+    best = max(found[p.name]["psnr_0.5s"] for p in alive)
+    true = [p for p in alive if found[p.name]["psnr_0.5s"] >= best - AS_TRUE]
+    seen = all(found[p.name].get("perceptual_3s") is not None for p in true)
+    return min(true, key=lambda p: found[p.name]["perceptual_3s"] if seen else -found[p.name]["psnr_0.5s"])
+
+
+def settle(folder: Path, model: WorldModel, presets: Sequence[Preset]) -> list[Preset]:
+    """Make the preset that `choose` chooses the model's own sampler, in the folder of its weights.
+
+    Returns:
+        the presets to save, in terms of that sampler, the chosen one first.
+    """
+    chosen = choose(presets)
+    own = chosen.build(model)
+    if own != model.sampler:
+        note_sampler(folder, own)
+    fields = to_json(own) or {}
+    out = []
+    for preset in sorted(presets, key=lambda p: p is not chosen):
+        mine = to_json(preset.build(model)) or {}
+        out.append(replace(preset, sampler={k: v for k, v in mine.items() if v != fields[k]}))
+    return out
+
+
 def measure(preset: Preset, world: World, clips: Clips, *, count: int, seconds: float, threads: int = 0) -> Preset:
     """The preset with figures: PSNR of the first step and of the last of 8 in dB, delta-PSNR of that last step with
-    jump-free swaps in dB, all of `count` clips, and frames a second of a player alone.
+    jump-free swaps in dB, of `count` clips; PSNR at 0.5 s, and perceptual distance and liveliness at 3 s, of as many
+    rollouts of 3 s; and frames a second of a player alone. What cannot be measured here is None.
 
     Args:
         clips: held-out windows of the model's past and 8 more steps.
@@ -107,6 +171,7 @@ def measure(preset: Preset, world: World, clips: Clips, *, count: int, seconds: 
         "psnr": psnr[0],
         "psnr_8": psnr[-1],
         "delta_psnr": delta[-1] if delta else None,
+        **_far(preset, world, clips, count),
         "fps": frames_per_second(world, preset, seconds, threads),
         "device": found.device if world.device.type != "cpu" else f"{os.cpu_count()} CPU cores",
         "dtype": found.dtype,
@@ -118,6 +183,25 @@ def measure(preset: Preset, world: World, clips: Clips, *, count: int, seconds: 
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
     return replace(preset, figures={k: round(v, 2) if isinstance(v, float) else v for k, v in figures.items()})
+
+
+def _far(preset: Preset, world: World, clips: Clips, count: int) -> dict[str, float | None]:
+    """The figures that the default is chosen by."""
+    from hwm.evaluate.endure import EnduranceConfig, endure, horizons, windows_for
+    from hwm.evaluate.moments import Eyes, eyes
+
+    wanted = {"psnr_0.5s": ("psnr", NEAR), "perceptual_3s": ("perceptual", FAR), "liveliness_3s": ("liveliness", FAR)}
+    seen = {name: figure for name, figure in eyes(world.device).figures.items() if name in dict(wanted.values())}
+    store, prompt = clips.store, world.model.config.past
+    far = windows_for(store, prompt, (NEAR, FAR), stride=clips.stride, part=clips.part)
+    if not store.has_video or not horizons((NEAR, FAR), far.spec().fps, far.length - prompt)[0]:
+        return dict.fromkeys(wanted)
+    how = EnduranceConfig(
+        clips=count, seconds=(NEAR, FAR), sampler=preset.build(world.model), films=0, dtype=world.dtype, progress=False,
+        eyes=Eyes(seen),
+    )  # fmt: skip
+    found = endure(world.model, world.tokenizer, far, how)
+    return {key: found.value(figure, seconds) for key, (figure, seconds) in wanted.items()}
 
 
 def frames_per_second(world: World, preset: Preset, seconds: float, threads: int = 0) -> float:

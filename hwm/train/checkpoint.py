@@ -63,6 +63,14 @@ def save_model(path: str | Path, module: Trainable, weights: dict[str, Tensor] |
     write_atomically(folder / "hwm.json", json.dumps(meta, indent=1).encode())
 
 
+def note_sampler(path: str | Path, sampler: Any) -> None:
+    """Change the sampler in the config of a checkpoint (`find`), and nothing else."""
+    folder = find(path)
+    meta = read_meta(folder)
+    meta["config"]["sampler"] = to_json(sampler)
+    write_atomically(folder / "hwm.json", json.dumps(meta, indent=1).encode())
+
+
 def home_of(kind: type[Trainable]) -> dict[str, str]:
     """What `hwm.json` says of a class of another package: its module, for people to know where it comes from."""
     module = kind.__module__

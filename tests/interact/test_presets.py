@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from hwm.data.clips import Clips
 from hwm.data.readers import open_store
 from hwm.errors import HwmError
 from hwm.evaluate.evaluate import EvaluateConfig, evaluate
-from hwm.interact.presets import FILE, Preset, frames_per_second, load_presets, measure, save_presets
+from hwm.interact.presets import FILE, Preset, choose, frames_per_second, load_presets, measure, save_presets, settle
 from hwm.interact.session import World
+from hwm.loading import MODELS, load
+from hwm.train.checkpoint import save_model
 from tests.interact.conftest import a_start, build_world
 
 COLUMNS = {"psnr": " dB", "psnr_8": " dB", "delta_psnr": " dB", "fps": ""}
@@ -84,15 +87,54 @@ def test_the_shipped_presets_have_figures_that_an_evaluation_gives() -> None:
     clips = Clips(open_store(resolve_store("mini_heldout")), world.model.config.past + 8)
     name = "smooth"
     found = evaluate(
-        world.model, world.tokenizer, clips, EvaluateConfig(clips=8, sampler=presets[name].build(world.model))
+        world.model, world.tokenizer, clips, EvaluateConfig(clips=3, swaps=(), sampler=presets[name].build(world.model))
     )
-    new = measure(presets[name], world, clips, count=8, seconds=0.1, threads=1)
+    new = measure(presets[name], world, clips, count=3, seconds=0.1, threads=1)
     assert new.figures is not None
     psnr = found.mean("psnr")
     assert psnr is not None
     assert new.figures["psnr"] == pytest.approx(psnr[0], abs=0.006)
     assert new.figures["psnr_8"] == pytest.approx(psnr[-1], abs=0.006)
     assert new.figures["fps"] > 0
+
+
+def named(name: str, live: float | None, psnr: float, apart: float | None) -> Preset:
+    return Preset(name, name, {}, {"liveliness_3s": live, "psnr_0.5s": psnr, "perceptual_3s": apart})
+
+
+def test_the_default_is_alive_then_true_then_looks_best() -> None:
+    frozen, mush, noise = named("frozen", 0.02, 19, 0.1), named("mush", 0.6, 16, 0.2), named("noise", 3.0, 19, 0.1)
+    good, better = named("good", 0.8, 18, 1.2), named("better", 1.2, 17.5, 1.1)
+    assert choose([frozen, mush, noise, good, better]) is better
+    assert choose([frozen, mush, noise, good]) is good, "a dB of PSNR more than mush"
+    assert choose([frozen, noise]) is frozen, "none is alive: the one that comes nearest"
+    assert choose([named("a", 0.9, 18, None), named("b", 0.9, 18.5, 1.0)]).name == "b", "PSNR where no eyes are"
+    assert choose([frozen, named("unmeasured", None, 20, 1.0)]) is frozen, "it stays the first"
+
+
+def test_the_chosen_sampler_becomes_the_models_own_and_comes_first(tmp_path: Path) -> None:
+    world = build_world()
+    save_model(tmp_path, world.model)
+    own = world.model.sampler
+    slow = replace(named("slow", 0.9, 18, 1.0), sampler={"steps": 5})
+    presets = settle(tmp_path, world.model, [named("still", 0.0, 19, 1.0), slow])
+    assert [p.name for p in presets] == ["slow", "still"]
+    again = load(tmp_path)
+    assert again.sampler == replace(own, steps=5)
+    assert [dict(p.sampler) for p in presets] == [{}, {"steps": own.steps}]
+    save_presets(tmp_path, presets)
+    assert load_presets(tmp_path, again)["still"].build(again) == own
+    before = (tmp_path / "hwm.json").read_bytes()
+    settle(tmp_path, again, presets)
+    assert (tmp_path / "hwm.json").read_bytes() == before
+
+
+def test_the_shipped_models_own_sampler_is_its_first_preset() -> None:
+    """What play takes first is what `Session`, the Gymnasium environment, policies and `hwm evaluate` take."""
+    for folder in MODELS.values():
+        if (folder / FILE).exists():
+            model = load(folder)
+            assert next(iter(load_presets(folder, model).values())).build(model) == model.sampler
 
 
 def test_frames_are_counted() -> None:
