@@ -238,7 +238,7 @@ class Trainer:
             for i in range(c.accumulate):
                 batch = next(batches).to(self.world.device)
                 if self.own:
-                    with self._autocast():  # its own: weights that are cast in it have no gradient
+                    with self._autocast():  # its own: no cast without gradient is left to the loss
                         batch = self.own.rolled_out(batch)
                 with self._no_sync(i), self._autocast():
                     loss, metrics = self.model(batch)
