@@ -128,12 +128,12 @@ PSNR = metrics.METRICS["psnr"]
 FIGURES: dict[str, Figure] = {
     "psnr": compared(PSNR),
     "psnr_reconstruction_reference": compared(PSNR, reference="reconstruction"),
-    "sharpness": Figure(_sharpness, "sharpness, as a share of the camera's", "camera"),
+    "sharpness": Figure(_sharpness, "sharpness, share of the camera's", "camera"),
     "sharpness_reconstruction_reference": Figure(
-        _sharpness, "sharpness, as a share of the reconstruction's", "reconstruction", sources=("prediction",)
+        _sharpness, "sharpness, share of the reconstruction's", "reconstruction", sources=("prediction",)
     ),
     "liveliness": Figure(
-        _liveliness, "liveliness, as a share of the camera's", "camera",
+        _liveliness, "liveliness, share of the camera's", "camera",
         sources=("prediction", "random", "reconstruction"),
     ),
     "colour_drift": Figure(_colour, "drift of the mean colour, in 255ths", lower_is_better=True, places=1),
