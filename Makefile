@@ -6,13 +6,14 @@ TORCH  ?= torch==2.13.0
 EXTRAS ?= dev,sim,eval,web,env,lora
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help setup demo play test gpu wheels soak mutants lint format clean
+.PHONY: help setup demo play test gpu weights wheels soak mutants lint format clean
 
 help:
 	@echo "make demo    evaluate the shipped world model, train a toy one, write a report with videos (demo/report.html)"
 	@echo "make play    drive a humanoid through the model's world, in the browser"
 	@echo "make test    run the tests"
 	@echo "make gpu     on a machine with an NVIDIA card: its tests and a table of speeds, in ten minutes (docs/gpu.md)"
+	@echo "make weights record the simulated home, and train the tokenizer and the model of it (a day; goes on where it stopped)"
 	@echo "make soak    the long tests: fifty kills of a run of two processes, each way"
 	@echo "make mutants change the code in one place at a time, and see that a test notices"
 	@echo "make lint    style and types"
@@ -51,6 +52,9 @@ gpu: $(if $(WHEELS),wheels,setup)
 	@$(GPU_PYTHON) -c "import torch; torch.cuda.is_available() or exit(f'PyTorch {torch.__version__} finds no CUDA device')"
 	timeout --signal INT 300 $(GPU_PYTHON) -m pytest -m gpu --durations 10 tests/gpu; tests=$$?; \
 	$(GPU_PYTHON) benchmarks/gpu.py --device cuda --minutes $(MINUTES) --out gpu && exit $$tests
+
+weights: setup
+	$(MAKE) -f weights.mk HWM=$(BIN)/hwm
 
 wheels:
 	rm -rf gpu/packages

@@ -17,6 +17,7 @@ import importlib.util
 import inspect
 import re
 import shlex
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -181,23 +182,47 @@ class Parsed(BaseException):
 
 @pytest.mark.parametrize("page", [p for p in PAGES if command_lines(p)], ids=name)
 def test_commands_parse(page: Path, clean: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    for block in blocks(page):
+        if block.language == "python" and block.note.startswith("file:"):
+            run(block, page, clean)
+    all_parse(name(page), command_lines(page), monkeypatch)
+
+
+def test_what_ships_is_remade_by_commands_that_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make weights` runs the stages in their order, all of commands that there are, and none that is done already."""
+
+    def lines() -> list[str]:
+        command = ["make", "--dry-run", "--file", str(ROOT / "weights.mk"), "HWM=hwm", f"OUT={tmp_path}"]
+        text = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        return [line for line in text.replace("\\\n", " ").splitlines() if arguments(line) is not None]
+
+    every = lines()
+    assert [line.split()[1] for line in every] == [
+        *("record", "encode", "record", "encode", "train", "encode", "encode", "train", "evaluate"),
+    ]
+    all_parse("weights.mk", every, monkeypatch)
+    for stage in ("train", "pixels"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "meta.json").touch()
+    assert lines() == [line for line in every if not line.endswith((f"{tmp_path}/train", f"{tmp_path}/pixels"))]
+
+
+def all_parse(where: str, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where a command line is none of `hwm`."""
     real = tyro.cli
 
     def parse(*args: object, **options: object) -> None:
         raise Parsed(real(*args, **options))  # type: ignore[call-overload]
 
     monkeypatch.setattr(tyro, "cli", parse)
-    for block in blocks(page):
-        if block.language == "python" and block.note.startswith("file:"):
-            run(block, page, clean)
     verbs = cli._verbs()
-    for line in command_lines(page):
+    for line in lines:
         words = arguments(line) or []
         given = cli.named_modules(words)[1]
         if not given or given in (["--help"], ["--version"]):
             continue
         verb = given[0]
-        assert verb in verbs, f"{name(page)}: `{line}`: there is no verb {verb}"
+        assert verb in verbs, f"{where}: `{line}`: there is no verb {verb}"
         if given[1:] == []:
             continue  # the verb alone, as it is spoken of in prose
         if "tyro.cli(" not in inspect.getsource(verbs[verb]):
@@ -210,7 +235,7 @@ def test_commands_parse(page: Path, clean: types.ModuleType, monkeypatch: pytest
             end = stop.code
         if end == 0 and words[-1] == "--help":
             continue
-        pytest.fail(f"{name(page)}: `{line}` does not parse, or runs without being parsed (status {end})")
+        pytest.fail(f"{where}: `{line}` does not parse, or runs without being parsed (status {end})")
 
 
 # ---------------------------------------------------------------------- links and tables

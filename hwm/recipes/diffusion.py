@@ -15,21 +15,21 @@ from hwm.types import LatentSpec
 
 @recipe
 def diffusion_home() -> Recipe:
-    """Plays on two CPU cores: 16 x 16 cells of eight numbers, the next 0.1 s from 0.4 s."""
+    """Plays on two CPU cores: 16 x 16 cells of eight numbers, the next 0.1 s from 0.8 s."""
     cells = replace(mini_continuous(), latent=LatentSpec((16, 16), channels=8))
     return Recipe(
-        model=Diffusion.Config(widths=(96, 192, 192), blocks=(2, 2, 2), attention=(False, True, True), condition=256),
-        data=DataConfig(stores=("data/home_train",), val_stores=("data/home_heldout",), steps=5, expects=cells),
+        model=Diffusion.Config(past=8, widths=(64, 128, 256), blocks=(2, 2, 3), attention=(False, True, True)),
+        data=DataConfig(stores=("data/home_train",), val_stores=("data/home_heldout",), steps=9, expects=cells),
         train=TrainConfig(
-            steps=20_000,
+            steps=100_000,
             batch_size=32,
             lr=8e-4,
             floor=0.02,
             warmup=200,
             betas=(0.9, 0.99),
-            ema=0.999,
+            ema=0.9995,
             val_every=1000,
-            save_every=500,
+            save_every=1000,
         ),
         tokenizer="tiny_continuous",
     )
