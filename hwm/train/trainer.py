@@ -25,6 +25,7 @@ from hwm.devices import Runtime, choose_format, peak_flops
 from hwm.errors import HwmError
 from hwm.files import write_atomically
 from hwm.train import checkpoint, distributed
+from hwm.train.allocator import keep_freed_memory
 from hwm.train.aside import Aside
 from hwm.train.blocks import arithmetic, compile_blocks, recompute, worth_compiling
 from hwm.train.config import TrainConfig
@@ -163,6 +164,8 @@ class Trainer:
         logger = Logger(self.run_folder, c.track, to_json(c), self.step) if self.world.leads else None
         meter = self._meter()
         batches = self._batches()
+        if self.world.device.type == "cpu":
+            keep_freed_memory()
         try:
             with self._signals() as interrupted:
                 while self.step < c.steps:
