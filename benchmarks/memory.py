@@ -28,7 +28,7 @@ from hwm.train.optim import optimizers
 
 TABLE = (
     *("masked_hwm_base", "masked_hwm_modality", "masked_hwm_full", "masked_hwm_split", "masked_hwm_shared"),
-    *("flow_hwm_base", "flow_hwm_full", "flow_hwm_uvit", "genie_35m", "genie_138m"),
+    *("flow_hwm_base", "flow_hwm_full", "flow_hwm_uvit", "diffusion_lab", "genie_35m", "genie_138m"),
     *("hma_discrete_base", "hma_discrete_xl", "hma_continuous_base", "cosmos_ar_100m", "cosmos_ar_4b", "cosmos_ar_12b"),
     *("cosmos_dv8x8x8_finetune",),
 )
@@ -72,14 +72,12 @@ def table(names: tuple[str, ...]) -> None:
     print("|---|---|---|---|---|---|---|")
     for name in names:
         model, spec, steps, train = given(name, False)
-        found = [
-            training_memory(model, spec, steps, replace(train, batch_size=1, activation_checkpoint=m)) for m in MODES
-        ]
-        one = found[0]
-        static = (one.weights + one.gradients + one.optimizer) / GIB
         for clips in dict.fromkeys((1, train.batch_size)):
-            totals = [(m.total + m.clip * (clips - 1)) / GIB for m in found]
-            cells = " | ".join(f"{total:.1f}" for total in totals)
+            changes = [dict(batch_size=clips, activation_checkpoint=m) for m in MODES]
+            found = [training_memory(model, spec, steps, replace(train, **c)) for c in changes]  # type: ignore[arg-type]
+            one = found[0]
+            static = (one.weights + one.gradients + one.optimizer) / GIB
+            cells = " | ".join(f"{m.total / GIB:.1f}" for m in found)
             print(f"| `{name}` | {one.parameters / 1e6:,.0f} M | {static:.1f} | {clips} | {cells} |", flush=True)
 
 

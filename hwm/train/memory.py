@@ -9,13 +9,13 @@ allocator wastes, kernels' workspaces and the program itself (on a GPU about 0.5
 from __future__ import annotations
 
 import gc
-import math
 import re
 import weakref
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -51,7 +51,6 @@ class Memory:
         parameters: how many there are.
         weights, gradients, optimizer, average: what each of them takes; a share of it where they are divided.
         activations: what else is alive at the peak of a forward and backward pass.
-        clip: what each further clip of a batch adds to it.
     """
 
     parameters: int
@@ -60,7 +59,6 @@ class Memory:
     optimizer: float
     average: float
     activations: float
-    clip: float
 
     @property
     def total(self) -> float:
@@ -136,8 +134,6 @@ def training_memory(config: Any, spec: DataSpec, steps: int, train: TrainConfig,
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     moments = sum(_moments(optimizer, p) for optimizer in made for g in optimizer.param_groups for p in g["params"])
     ways = (train.shard or processes) if processes > 1 else 1
-    one = _activations(config, spec, steps, replace(train, batch_size=1), processes)
-    two = _activations(config, spec, steps, replace(train, batch_size=2), processes)
     gathered = 0.0
     if ways > 1:  # two units at a time are put together, one in use and one on its way
         size, units = FORMATS[_format(train)].itemsize, list(module.units()) or [module]
@@ -148,8 +144,7 @@ def training_memory(config: Any, spec: DataSpec, steps: int, train: TrainConfig,
         gradients=4 * trained / ways,
         optimizer=4 * moments / ways,
         average=4 * count / ways if train.ema else 0.0,
-        activations=one + (two - one) * (train.batch_size - 1) + gathered,
-        clip=two - one,
+        activations=_activations(config, spec, steps, train, processes) + gathered,
     )
 
 
@@ -193,14 +188,20 @@ def _activations(config: Any, spec: DataSpec, steps: int, train: TrainConfig, pr
 
 @contextmanager
 def _without_traces() -> Iterator[None]:
-    """Forget the constants that functions of this package keep: those made inside have no values."""
+    """Forget the constants that functions of this package keep: those made before would not be counted, and those made
+    inside have no values."""
+    _forget_constants()
     try:
         yield
     finally:
-        kind = type(lru_cache(len))
-        for each in gc.get_objects():
-            if type(each) is kind and str(each.__module__).startswith("hwm."):
-                each.cache_clear()
+        _forget_constants()
+
+
+def _forget_constants() -> None:
+    kind = type(lru_cache(len))
+    for each in gc.get_objects():
+        if type(each) is kind and str(each.__module__).startswith("hwm."):
+            each.cache_clear()
 
 
 def _fake(module: Trainable) -> None:
@@ -259,14 +260,19 @@ def fewest_passes(
 ) -> Fit | None:
     """The clips of an update, `batch_size` x `accumulate`, in as few passes as take no more than so many bytes; None
     where a pass of one clip takes more."""
-    one = training_memory(config, spec, steps, replace(train, batch_size=1), processes)
-    room = math.floor((limit - one.total) / max(one.clip, 1.0)) + 1
-    if room < 1:
-        return None
     clips = train.batch_size * train.accumulate
-    size = max(n for n in range(1, clips + 1) if clips % n == 0 and n <= room)
-    memory = replace(one, activations=one.activations + one.clip * (size - 1))
-    return Fit(train=replace(train, batch_size=size, accumulate=clips // size), memory=memory)
+    sizes = [n for n in range(1, clips + 1) if clips % n == 0]
+
+    @cache
+    def taken(size: int) -> Memory:
+        return training_memory(config, spec, steps, replace(train, batch_size=size), processes)
+
+    # not from the memory of a few clips: with these the peak may come when weights are cast, with more in the middle
+    fitting = bisect_right(sizes, limit, key=lambda size: taken(size).total)
+    if not fitting:
+        return None
+    size = sizes[fitting - 1]
+    return Fit(train=replace(train, batch_size=size, accumulate=clips // size), memory=taken(size))
 
 
 def free_memory(device: torch.device) -> float | None:
