@@ -26,6 +26,10 @@ class EvaluateOptions(RolloutOptions):
             1, 3, 10 and 30 seconds: perceptual distance, sharpness, liveliness and drift, beside baselines.
         seconds: the same, with these horizons.
         long_clips: how many clips to roll out for so long.
+        judge: also judge dreams by the true simulator, of its recordings (extra `sim`): how far they have drifted, what
+            is left of a view after looking away, how far turning and driving are obeyed; and how often the true plan
+            is told from others, which takes no simulator.
+        judge_clips: how many starts each of these has.
         metrics: also take these metrics of pictures, of packages that are installed or imported.
         lpips: also measure LPIPS (AlexNet); its published weights are downloaded once, 244 MB.
         lpips_weights: the same with weights from files: torchvision's AlexNet and the channels of the package lpips.
@@ -42,6 +46,8 @@ class EvaluateOptions(RolloutOptions):
     long: bool = False
     seconds: tuple[float, ...] = ()
     long_clips: int = 16
+    judge: bool = False
+    judge_clips: int = 8
     metrics: tuple[str, ...] = ()
     lpips: bool = False
     lpips_weights: tuple[Path, ...] = ()
@@ -74,12 +80,26 @@ def _endurance(o: EvaluateOptions, loaded: Loaded) -> Further | None:
     return endure(loaded.model, loaded.tokenizer, clips, how)
 
 
-FURTHER: dict[str, Callable[[EvaluateOptions, Loaded], Further | None]] = {"endurance": _endurance}
+def _judge(o: EvaluateOptions, loaded: Loaded) -> Further | None:
+    """The true simulator's judgement, where it is asked for."""
+    if not o.judge:
+        return None
+    from hwm.data.mixture import stride_of
+    from hwm.evaluate.trial import TrialConfig, eyes, trial
+
+    how = TrialConfig(
+        clips=o.judge_clips, prompt=loaded.prompt, stride=stride_of(loaded.store, o.stride, o.rate), part=o.split,
+        seed=o.seed, sampler=loaded.sampler, progress=loaded.progress, dtype=o.dtype, **eyes(loaded.runtime.device),
+    )  # fmt: skip
+    return trial(loaded.model, loaded.tokenizer, loaded.store, how)
+
+
+FURTHER: dict[str, Callable[[EvaluateOptions, Loaded], Further | None]] = {"endurance": _endurance, "judge": _judge}
 """What `hwm evaluate` measures besides, by its key in the JSON; what is not asked for gives None."""
 
 
 def evaluate(args: list[str]) -> None:
-    """`hwm evaluate [CHECKPOINT] [--data S] [--long] [--scenario S ...] [--json] [--out FILE] [--report FILE]`.
+    """`hwm evaluate [CHECKPOINT] [--data S] [--long] [--judge] [--scenario S ...] [--json] [--out F] [--report F]`.
 
     `hwm evaluate cosmos-ar CHECKPOINT` does as was published for those models.
     """

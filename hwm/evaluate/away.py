@@ -20,7 +20,7 @@ from hwm.evaluate.metrics import METRICS, Metric
 from hwm.evaluate.scripts import Base
 from hwm.evaluate.uncertainty import estimate
 from hwm.models.base import WorldModel
-from hwm.progress import track
+from hwm.progress import bar
 from hwm.types import Tokenizer
 
 ANGLES = (90, 180, 360)
@@ -72,6 +72,7 @@ def look_away(
     rate: float = 1.0,
     metrics: Mapping[str, Metric] = METRICS,
     seed: int = 0,
+    progress: bool = False,
     **how: Any,
 ) -> LookAway:
     """Turn away from held-out views and back, in the dream and in the simulator.
@@ -79,6 +80,7 @@ def look_away(
     Args:
         starts: windows to start from, spread evenly over the clips.
         rate: of turning, in rad/s; at most what the data have.
+        progress: show a progress bar where the output is a terminal.
         how: further options of `hwm.evaluate.judge.dream`.
 
     Raises:
@@ -89,21 +91,23 @@ def look_away(
     rate = min(rate, float(base.high[base.turn]), -float(base.low[base.turn]))
     stop = base.stop(context)
     values, seconds = {}, {}
-    for angle in track(angles, len(angles), "looking away", len(begin), "turns"):
-        turns, ends = base.turned(stop, (180, angle - 180) if angle == 360 else (angle, -angle), rate)
-        found = judge(model, tokenizer, begin, torch.cat([stop, turns], 1), seed=seed, **how)
-        rows, left = np.arange(len(begin)), stop.shape[1]
-        drawn = np.random.default_rng((seed, angle)).integers(left, left + ends[-1], len(begin))
-        last = found.truth[:, -1]
-        pictures = {
-            "prediction": found.dream[:, -1],
-            "copy": found.truth[:, left + ends[0]],
-            "random": found.truth[rows, drawn],
-            "reconstruction": rebuilt(tokenizer, last),
-        }
-        values[angle] = {
-            name: {source: metric.of(unit(pictures[source]), unit(last)).double().numpy() for source in SOURCES}
-            for name, metric in metrics.items()
-        }
-        seconds[angle] = ends[-1] * base.slots * base.seconds
+    with bar("looking away", len(angles) * len(begin), "turns", progress) as advance:
+        for angle in angles:
+            turns, ends = base.turned(stop, (180, angle - 180) if angle == 360 else (angle, -angle), rate)
+            found = judge(model, tokenizer, begin, torch.cat([stop, turns], 1), seed=seed, **how)
+            rows, left = np.arange(len(begin)), stop.shape[1]
+            drawn = np.random.default_rng((seed, angle)).integers(left, left + ends[-1], len(begin))
+            last = found.truth[:, -1]
+            pictures = {
+                "prediction": found.dream[:, -1],
+                "copy": found.truth[:, left + ends[0]],
+                "random": found.truth[rows, drawn],
+                "reconstruction": rebuilt(tokenizer, last),
+            }
+            values[angle] = {
+                name: {source: metric.of(unit(pictures[source]), unit(last)).double().numpy() for source in SOURCES}
+                for name, metric in metrics.items()
+            }
+            seconds[angle] = ends[-1] * base.slots * base.seconds
+            advance(len(begin))
     return LookAway(rate, seconds, values, begin.episodes)

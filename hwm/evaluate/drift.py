@@ -10,19 +10,20 @@ Shape suffixes: N starts, H horizons, T steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hwm.data.clips import Clips
 from hwm.errors import HwmError
 from hwm.evaluate.judge import accompany, dream, rebuilt, side_of, starts_of, unit
 from hwm.evaluate.places import Distance, Locator, Map, Search, apart, squared
 from hwm.models.base import WorldModel
-from hwm.progress import track
+from hwm.progress import bar
 from hwm.sim.twin import Twin
 from hwm.types import Tokenizer
 
@@ -110,6 +111,7 @@ def drift(
     seconds: Sequence[float] = SECONDS,
     distance: Distance = squared,
     search: Search = Search(),  # noqa: B008  it is frozen
+    progress: bool = False,
     **how: Any,
 ) -> Drift:
     """Dream under the recorded commands, and find out where the dream has got to.
@@ -118,6 +120,7 @@ def drift(
         starts: windows to start from, spread evenly over the clips.
         seconds: horizons; those beyond the end of the windows are left out, with a note.
         distance: what makes two pictures unlike; one by the features of a network finds more.
+        progress: show a progress bar where the output is a terminal.
         how: further options of `hwm.evaluate.judge.dream`.
 
     Raises:
@@ -137,26 +140,46 @@ def drift(
     total = prompt + steps[-1]
     commands = clips.batch(clips.spread(starts)).window(0, total, total).actions[:, prompt:]
     dreamt = dream(model, tokenizer, begin.context, commands, **how)
-    metres, degrees = ({source: np.empty((len(begin), len(steps))) for source in SOURCES} for _ in range(2))
-    rides = []
-    for n in track(range(len(begin)), len(begin), "finding places", len(steps), "places"):
-        path, found, world = [], list[np.ndarray](), None
-        for t, twin in enumerate(accompany(begin.origins[n], commands[n].numpy(), side_of(tokenizer))):
-            if world is None:
-                world = Map.of(twin, search)
-                floor, corner = floor_of(twin, world)
-            path.append(twin.pose())
-            if t not in steps:
-                continue
-            true = torch.from_numpy(twin.frame()).permute(2, 0, 1)
-            locator = Locator(twin, world, distance, search)
-            pictures = {"prediction": dreamt[n, t], "reconstruction": rebuilt(tokenizer, true[None])[0], "camera": true}
-            places = {name: locator.find(unit(picture)) for name, picture in pictures.items()} | {"copy": path[0]}
-            for source in SOURCES:
-                metres[source][n, len(found)], degrees[source][n, len(found)] = apart(places[source], path[-1])
-            found.append(places["prediction"])
-        rides.append(Ride(str(begin.episodes[n]), np.stack(path), np.stack(found), floor, corner))
+    rides, places = [], []
+    with bar("finding places", len(begin) * len(steps), "moments", progress) as advance:
+        for n, name in enumerate(begin.episodes):
+            walk = accompany(begin.origins[n], commands[n].numpy(), side_of(tokenizer))
+            ride, found = _find(walk, str(name), dreamt[n], tokenizer, steps, distance, search, advance)
+            rides.append(ride)
+            places.append([apart(found[source], ride.path[steps]) for source in SOURCES])
+    metres, degrees = (dict(zip(SOURCES, error, strict=True)) for error in np.array(places).transpose(2, 1, 0, 3))
     return Drift([s / fps for s in steps], metres, degrees, rides, begin.episodes, notes)
+
+
+def _find(
+    walk: Iterator[Twin],
+    name: str,
+    dreamt: Tensor,
+    tokenizer: Tokenizer,
+    steps: Sequence[int],
+    distance: Distance,
+    search: Search,
+    advance: Callable[[int], None],
+) -> tuple[Ride, dict[str, np.ndarray]]:
+    """Where one dream (T + 1, C, H, W) is beside the simulator: the ride, and places (H, 3) by source."""
+    path, world = [], None
+    found: dict[str, list[np.ndarray]] = {source: [] for source in SOURCES}
+    for t, twin in enumerate(walk):
+        if world is None:
+            world = Map.of(twin, search)
+            floor, corner = floor_of(twin, world)
+        path.append(twin.pose())
+        if t not in steps:
+            continue
+        true = torch.from_numpy(twin.frame()).permute(2, 0, 1)
+        locator = Locator(twin, world, distance, search)
+        pictures = {"prediction": dreamt[t], "reconstruction": rebuilt(tokenizer, true[None])[0], "camera": true}
+        for source, picture in pictures.items():
+            found[source].append(locator.find(unit(picture)))
+        found["copy"].append(path[0])
+        advance(1)
+    places = {source: np.stack(poses) for source, poses in found.items()}
+    return Ride(name, np.stack(path), places["prediction"], floor, corner), places
 
 
 def floor_of(twin: Twin, world: Map) -> tuple[np.ndarray, tuple[float, float]]:

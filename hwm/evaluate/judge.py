@@ -22,6 +22,7 @@ from hwm.devices import device_of, runtime_of
 from hwm.errors import HwmError
 from hwm.evaluate.camera import decode, episode_of
 from hwm.evaluate.predict import judged
+from hwm.evaluate.rollout import by_clips, rollout_clips
 from hwm.models.base import WorldModel
 from hwm.sim.twin import Origin, Twin
 from hwm.types import Batch, Tokenizer
@@ -108,10 +109,15 @@ def dream(
         ):
             batch = Batch(latents, torch.cat([before, after], 1), context.embodiment).to(runtime.device)
             generators = [torch.Generator(runtime.device).manual_seed(seed) for _ in latents]
-            with runtime.autocast():
-                made = model.rollout(batch, sampler=sampler, generator=generators)
-            runtime.check(made.latents)
-            video = decode(tokenizer, torch.cat([batch.latents, made.latents], 1))
+            how: dict[str, Any] = {"sampler": sampler, "generator": generators}
+            if by_clips(model, tokenizer, batch.actions.shape[1]):
+                _, made = rollout_clips(model, tokenizer, batch, autocast=runtime.autocast, **how)
+                video = torch.cat([decode(tokenizer, batch.latents), made], 1)
+            else:
+                with runtime.autocast():
+                    latents = model.rollout(batch, **how).latents
+                runtime.check(latents)
+                video = decode(tokenizer, torch.cat([batch.latents, latents], 1))
             shown.append(_bytes(video[:, (past - 1) * stride :: stride]))
     return torch.cat(shown)
 

@@ -25,7 +25,7 @@ from hwm.evaluate.metrics import METRICS, Metric
 from hwm.evaluate.swaps import action_bounds, carried_on
 from hwm.evaluate.uncertainty import Estimate, estimate
 from hwm.models.base import WorldModel
-from hwm.progress import track
+from hwm.progress import bar
 from hwm.types import Batch, Tokenizer
 
 SECONDS = (0.3, 0.6, 1.0, 3.0)
@@ -90,6 +90,7 @@ def which_plan(
     seconds: Sequence[float] = SECONDS,
     metrics: Mapping[str, Metric] | None = None,
     seed: int = 0,
+    progress: bool = False,
     **how: Any,
 ) -> Plans:
     """Choose among plans by their end pictures, at each horizon that the clips reach.
@@ -98,6 +99,7 @@ def which_plan(
         count: clips, spread evenly over all.
         plans: how many to choose from, with the true one; at most as many as there are clips.
         metrics: of pictures, by which the nearest is found; PSNR alone by default.
+        progress: show a progress bar where the output is a terminal.
         how: further options of `hwm.evaluate.judge.dream`.
 
     Raises:
@@ -118,21 +120,20 @@ def which_plan(
     rng = np.random.default_rng(seed)
     chosen = np.unique(np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int))
     first, rank = ({name: np.empty((len(chosen), len(steps))) for name in metrics} for _ in range(2))
-    for n, c in enumerate(track(chosen, len(chosen), "telling plans apart", plans, "rollouts")):
-        others = rng.permutation(np.delete(np.arange(len(indices)), c))[: plans - 1]
-        actions = candidates(full.actions, int(c), others, prompt, bounds)[:, prompt:]
-        context = Batch(
-            full.latents[c, :prompt].expand(plans, *full.latents[c, :prompt].shape),
-            full.actions[c, :prompt].expand(plans, *full.actions[c, :prompt].shape),
-            full.embodiment,
-        )
-        made = dream(model, tokenizer, context, actions, seed=seed, batch_size=plans, **how)
-        with torch.inference_mode():
-            truth = decode(tokenizer, full.latents[c : c + 1])[0, :: tokenizer.latent.stride].cpu()[prompt - 1 :]
-        for h, step in enumerate(steps):
-            for name, metric in metrics.items():
-                near = metric.of(unit(made[:, step]), truth[step]).double().cpu().numpy()
-                first[name][n, h], rank[name][n, h] = place(near if metric.lower_is_better else -near)
+    with bar("telling plans apart", len(chosen) * plans, "rollouts", progress) as advance:
+        for n, c in enumerate(chosen):
+            others = rng.permutation(np.delete(np.arange(len(indices)), c))[: plans - 1]
+            actions = candidates(full.actions, int(c), others, prompt, bounds)
+            same = torch.full((plans,), int(c))
+            context = Batch(full.latents[same, :prompt], full.actions[same, :prompt], full.embodiment)
+            made = dream(model, tokenizer, context, actions[:, prompt:], seed=seed, batch_size=plans, **how)
+            with torch.inference_mode():
+                truth = decode(tokenizer, full.latents[c : c + 1])[0, :: tokenizer.latent.stride].cpu()[prompt - 1 :]
+            for h, step in enumerate(steps):
+                for name, metric in metrics.items():
+                    near = metric.of(unit(made[:, step]), truth[step]).double().cpu().numpy()
+                    first[name][n, h], rank[name][n, h] = place(near if metric.lower_is_better else -near)
+            advance(plans)
     episodes = np.array([episode_of(clips, int(indices[c])).id for c in chosen])
     return Plans(plans, [s / fps for s in steps], first, rank, episodes)
 

@@ -27,7 +27,7 @@ from hwm.evaluate.obey import MOTIONS, motion_by_step
 from hwm.evaluate.scripts import Base
 from hwm.evaluate.uncertainty import Estimate, estimate
 from hwm.models.base import WorldModel
-from hwm.progress import track
+from hwm.progress import bar
 from hwm.types import Tokenizer
 
 SECONDS = (0.1, 0.5, 1.0, 3.0)
@@ -109,6 +109,7 @@ def respond(
     prompt: int | None = None,
     seconds: Sequence[float] = SECONDS,
     commands: Mapping[str, Sequence[float]] = COMMANDS,
+    progress: bool = False,
     **how: Any,
 ) -> Responses:
     """Turn and drive at constant speeds from the same starts, in the dream and in the simulator.
@@ -117,6 +118,7 @@ def respond(
         starts: windows to start from, spread evenly over the clips.
         seconds: horizons; each is at least one step after the one before.
         commands: as `COMMANDS`; speeds beyond those of the data are held to them.
+        progress: show a progress bar where the output is a terminal.
         how: further options of `hwm.evaluate.judge.dream`.
 
     Raises:
@@ -136,7 +138,11 @@ def respond(
         found = judge(model, tokenizer, begin, actions, **how)
         return motion_by_step(unit(found.dream), 1), motion_by_step(unit(found.truth), 1)
 
-    motions = [moved(drive, turn) for _, drive, turn in track(wanted, len(wanted), "commands", len(begin), "rollouts")]
+    motions = []
+    with bar("commands", len(wanted) * len(begin), "rollouts", progress) as advance:
+        for _, drive, turn in wanted:
+            motions.append(moved(drive, turn))
+            advance(len(begin))
     names = np.array([name for name, _, _ in wanted])
     dreamed, true = (torch.stack([pair[i] - motions[0][i] for pair in motions]).double().numpy() for i in (0, 1))
     return Responses(

@@ -91,11 +91,11 @@ def line_chart(
     shown = [s for s in series if s.points()]
     if not shown:
         return '<p class="quiet">nothing to draw</p>'
-    with _settings():
-        root = _tree(_figure([("", shown)], x_label, y_label, zero, log), _tips([("", shown)], unit))
+    with settings():
+        root = tree(_figure([("", shown)], x_label, y_label, zero, log), _tips([("", shown)], unit))
     root.set("role", "img")
     root.set("aria-label", _describe(shown, x_label, y_label))
-    return f'<div class="chart">{_inline(root)}</div>'
+    return f'<div class="chart">{inline(root)}</div>'
 
 
 def svg_file(charts: Sequence[Chart], x_label: str, y_label: str, *, zero: bool = False, unit: str = "") -> str:
@@ -105,10 +105,10 @@ def svg_file(charts: Sequence[Chart], x_label: str, y_label: str, *, zero: bool 
         HwmError: Matplotlib is not installed.
     """
     drawn = [(title, [s for s in series if s.points()]) for title, series in charts]
-    with _settings():
+    with settings():
         figure = _figure(drawn, x_label, y_label, zero)
         figure.set_facecolor(stand_in("card"))
-        root = _tree(figure, _tips(drawn, unit))
+        root = tree(figure, _tips(drawn, unit))
     style = ET.Element(f"{{{SVG}}}style")
     style.text = variables()
     root.insert(0, style)
@@ -131,7 +131,7 @@ def small_charts(
     rows = -(-len(values) // SMALL_COLUMNS)
     at = np.unique(np.linspace(0, len(seconds) - 1, min(len(seconds), SMALL_POINTS)).round().astype(int))
     high = 0.62 * rows + 0.4
-    with _settings():
+    with settings():
         from matplotlib.figure import Figure
 
         figure = Figure((2 * SMALL_COLUMNS, high), facecolor="none")
@@ -149,14 +149,14 @@ def small_charts(
             if i + SMALL_COLUMNS >= len(values):  # nothing below it
                 axes.tick_params(labelbottom=True, labelsize=6)
                 axes.set_xlabel("time in s", fontsize=6.5, color=stand_in("quiet"), labelpad=1)
-        root = _tree(figure, {})
+        root = tree(figure, {})
     root.set("role", "img")
     root.set("aria-label", "; ".join(f"{k} from {v.min():.3g} to {v.max():.3g}" for k, v in values.items()))
-    return f'<div class="scroll small-charts">{_inline(root)}</div>'
+    return f'<div class="scroll small-charts">{inline(root)}</div>'
 
 
 @contextmanager
-def _settings() -> Iterator[None]:
+def settings() -> Iterator[None]:
     """Matplotlib's own settings and not the user's, with text that stays text."""
     need_matplotlib()
     import matplotlib
@@ -237,7 +237,7 @@ def _tips(charts: Sequence[Chart], unit: str) -> dict[str, list[str]]:
     }
 
 
-def _tree(figure: Figure, tips: Mapping[str, Sequence[str]]) -> ET.Element:
+def tree(figure: Figure, tips: Mapping[str, Sequence[str]]) -> ET.Element:
     """A figure as SVG elements without what nobody asks for, its points with their tips."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
@@ -262,7 +262,7 @@ def _text(root: ET.Element) -> str:
     return with_variables(ET.tostring(root, encoding="unicode")).replace("'DejaVu Sans'", "system-ui")
 
 
-def _inline(root: ET.Element) -> str:
+def inline(root: ET.Element) -> str:
     """As part of a page, in which ids of several charts would meet and a size of its own would not give way."""
     for name in ("width", "height"):
         root.attrib.pop(name, None)

@@ -87,6 +87,16 @@ def test_the_shipped_model_outlives_a_copy_for_half_a_second(capsys: pytest.Capt
     assert found["frozen"] == [False, False]
 
 
+def test_what_no_simulator_can_judge_is_judged_without(made, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--clips", "2", "--horizon", "1", "--no-swaps", "--judge", "--judge-clips", "2"]
+    printed = run(capsys, "evaluate", made.model, "--data", made.store, *few)
+    assert "how often the true one of 2 plans" in printed
+    assert "is no recording of the simulated humanoid" in " ".join(printed.split())
+    found = json.loads(run(capsys, "evaluate", made.model, "--data", made.store, *few, "--json"))["judge"]
+    assert found["drift"] is None
+    assert found["which_plan"]["chance"] == 0.5
+
+
 def test_further_stores_are_measured_alike(made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [tmp_path / name for name in ("r.json", "board.md", "report.html", "report_store.html", "c.svg")]
     printed = run(
