@@ -103,7 +103,7 @@ def test_the_package_trains_is_evaluated_generated_from_and_played(
     assert sorted(path.suffix for path in (tmp_path / "pictures").glob("comic*")) == [".png"]
     with playing([*play, *more], tmp_path) as address, Client(f"ws://{address}") as client:
         column = bright(client.reset("start:0", seed=0).frames[-1])
-        for speed in (1.0, 1.0, -1.0, 0.0):
+        for speed in (1.0, 1.0, -1.0, -1.0, 0.0, 0.0):  # each for two steps, as it has seen them
             column = (column + round(speed)) % 8
             shown = client.step({"speed": speed}, exact=True)
             assert shown.frames.shape == (1, 64, 64, 3)
