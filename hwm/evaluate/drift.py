@@ -21,7 +21,7 @@ from torch import Tensor
 from hwm.data.clips import Clips
 from hwm.errors import HwmError
 from hwm.evaluate.judge import accompany, dream, rebuilt, side_of, starts_of, unit
-from hwm.evaluate.places import Distance, Locator, Map, Search, apart, squared
+from hwm.evaluate.places import Distance, Locator, Map, Search, apart, free_at, squared
 from hwm.models.base import WorldModel
 from hwm.progress import bar
 from hwm.sim.twin import Twin
@@ -186,7 +186,7 @@ def floor_of(twin: Twin, world: Map) -> tuple[np.ndarray, tuple[float, float]]:
     """Which of the floor is free, as `Ride.floor`, and its corner."""
     (x, y), (right, top) = world.points.min(0), world.points.max(0)
     columns, rows = np.arange(x, right + FLOOR, FLOOR), np.arange(y, top + FLOOR, FLOOR)
-    free = np.array([[twin.sim.room.is_free(np.array([a, b]), 0.0) for a in columns] for b in rows])
+    free = np.array([[free_at(twin, np.array([a, b])) for a in columns] for b in rows])
     return free, (float(x), float(y))
 
 

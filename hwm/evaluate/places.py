@@ -73,7 +73,7 @@ class Map:
         """An empty map of a twin's world. Its loose objects are drawn where they are by then."""
         along = np.arange(-FARTHEST, FARTHEST + search.grid, search.grid)
         points = np.stack(np.meshgrid(along, along), -1)
-        free = np.array([[_free(twin, point) for point in row] for row in points])
+        free = np.array([[free_at(twin, point) for point in row] for row in points])
         padded = np.pad(free, 1)
         around = [padded[1 + i :, 1 + j :][: len(free), : len(free)] for i in (-1, 0, 1) for j in (-1, 0, 1)]
         return cls(points[np.any(around, 0)])
@@ -137,7 +137,7 @@ class Locator:
         kept: list[np.ndarray] = []
         for i in np.argsort(unlike_N):
             metres, degrees = apart(np.array(kept).reshape(-1, 3), poses_N3[i])
-            if _free(self.twin, poses_N3[i, :2]) and not np.any(
+            if free_at(self.twin, poses_N3[i, :2]) and not np.any(
                 (metres < 1.1 * self.search.grid) & (degrees < 2.1 * self.search.turn)
             ):
                 kept.append(poses_N3[i])
@@ -170,7 +170,7 @@ def apart(poses: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return np.hypot(difference[..., 0], difference[..., 1]), np.degrees(turned)
 
 
-def _free(twin: Twin, point: np.ndarray) -> bool:
+def free_at(twin: Twin, point: np.ndarray) -> bool:
     """Whether the robot's base could be about there."""
     return bool(twin.sim.room.is_free(point, 0.05))
 

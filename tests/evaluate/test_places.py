@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hwm.evaluate.drift import FLOOR, floor_of
 from hwm.evaluate.places import Locator, Map, Search, apart, rotation, squared
 from hwm.sim.twin import Origin, Twin, available
 from hwm.sim.views import FACES, Views, fovy_of, rays, texels
@@ -85,6 +86,15 @@ def test_texels_of_the_faces() -> None:
     up_and_right = texels(np.array([1.0, -0.9, 0.9]), 8)
     assert up_and_right == 7, "the first face looks along x: to its right is -y; rows go down"
     assert 0 <= texels(np.array([0.1, 0.1, 1.0]), 8) < len(FACES) * 64, "nobody looks there, and nothing breaks"
+
+
+def test_the_floor_has_its_furniture(twin) -> None:
+    floor, corner = floor_of(twin, Map.of(twin, Search()))
+    free = np.argwhere(floor)[:, ::-1] * FLOOR + corner
+    assert len(free) > 500
+    for piece in twin.sim.room.furniture:
+        inside = np.abs(free - [piece.x, piece.y]) < [piece.half_x, piece.half_y]
+        assert not inside.all(1).any()
 
 
 def test_places_are_found(twin) -> None:
