@@ -44,6 +44,7 @@ from hwm.objectives.maskgit import clip_rates, cosine_mask
 from hwm.objectives.reconstruction import reconstruction_loss
 from hwm.recipes import find_recipe
 from hwm.tokenizers.cosmos import CosmosVideo
+from hwm.train.allocator import keep_freed_memory
 from hwm.train.blocks import arithmetic, recompute
 from hwm.train.config import TrainConfig
 from hwm.train.onednn import use_onednn
@@ -233,6 +234,8 @@ def measure(name: str, part: Any, a: Any) -> dict[str, float]:
     runtime = Runtime(device, part if part in FORMATS else "float32")
     if not plain:
         use_onednn(model, runtime)
+        if device.type == "cpu":
+            keep_freed_memory()  # as the trainer does
     made = (
         [torch.optim.AdamW(model.parameters(), lr=1e-5)]
         if plain
