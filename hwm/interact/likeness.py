@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hwm.errors import HwmError
+from hwm.evaluate.moments import gradient
 from hwm.networks.efficientnet import EfficientNetLite0, load_efficientnet
 from hwm.pictures.video import to_video
 
@@ -83,9 +84,3 @@ class Likeness:
         now = time.monotonic()
         self._look = now + max(LOOK_SECONDS, (now - begun) * (1 / LOOK_SHARE - 1))
         return {"perceptual": apart}
-
-
-def gradient(pictures: Tensor) -> Tensor:
-    """How sharp pictures are: the mean absolute difference of neighbouring pixels, (..., C, H, W) -> (...)."""
-    down, right = pictures.diff(dim=-2).abs(), pictures.diff(dim=-1).abs()
-    return (down.mean((-3, -2, -1)) + right.mean((-3, -2, -1))) / 2

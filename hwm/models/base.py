@@ -287,8 +287,10 @@ class WorldModel(Trainable):
         """Raise `HwmError` when the batch does not fit the spec this model was built for."""
         self.check_actions(batch)
         spec = self.spec.latent
-        if tuple(batch.latents.shape[-2:]) != spec.grid:
-            raise HwmError(f"latents have a grid of {spec.grid}, got shape {tuple(batch.latents.shape)}")
+        cell = () if spec.channels is None else (spec.channels,)
+        if batch.latents.dim() != 4 + len(cell) or tuple(batch.latents.shape[2:]) != (*cell, *spec.grid):
+            wanted = ", ".join(map(str, ("B", "T", *cell, "H", "W")))
+            raise HwmError(f"latents are ({wanted}) with a grid of {spec.grid}, got shape {tuple(batch.latents.shape)}")
         if batch.missing < 0:
             raise HwmError(f"{batch.latents.shape[1]} latent steps but only {batch.actions.shape[1]} steps of actions")
         if batch.prompt > max(0, batch.latents.shape[1] - self.config.horizon):

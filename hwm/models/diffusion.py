@@ -246,12 +246,6 @@ class Diffusion(WorldModel, name="diffusion"):
         hidden_B1 = (torch.rand(size, 1, device=device) * (past - 1)).ceil() * few_B1
         return (torch.arange(past, device=device) >= hidden_B1).float()
 
-    def check(self, batch: Batch) -> None:
-        super().check(batch)
-        channels = self.spec.latent.channels
-        if batch.latents.dim() != 5 or batch.latents.shape[2] != channels:
-            raise HwmError(f"latents are (B, T, {channels}, H, W), got shape {tuple(batch.latents.shape)}")
-
     # ------------------------------------------------------------------ sampling
     @torch.no_grad()
     def predict(

@@ -297,12 +297,6 @@ class FlowModel(WorldModel):
         loss = (found - shown.target).square().mean()
         return loss, {"explained": 1 - loss.detach() / shown.target.square().mean()}
 
-    def check(self, batch: Batch) -> None:
-        super().check(batch)
-        channels = self.spec.latent.channels
-        if batch.latents.dim() != 5 or batch.latents.shape[2] != channels:
-            raise HwmError(f"latents are (B, T, {channels}, H, W), got shape {tuple(batch.latents.shape)}")
-
     @torch.no_grad()
     def predict(
         self,
