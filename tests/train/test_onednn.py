@@ -40,7 +40,7 @@ def passed(layer: nn.Module, x: Tensor, gradient: Tensor) -> list[Tensor | None]
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("features", "out"), [(12, 20), (20, 12), (7, 33)])
+@pytest.mark.parametrize(("features", "out"), [(12, 20), (20, 12), (10, 33)])
 @pytest.mark.parametrize("laid", ["whole", "turned", "one for all"])
 def test_layers_and_their_gradients_are_those_of_pytorch(features: int, out: int, bias: bool, laid: str) -> None:
     torch.manual_seed(features)
@@ -84,6 +84,9 @@ def test_small_products_other_formats_and_other_devices_are_left_alone(monkeypat
     with count_flops() as flops:
         layer.float()(torch.randn(15, 12)).sum().backward()
     assert flops.get_total_flops() == 2 * 2 * 15 * 12 * 20
+    narrow = nn.Linear(9, 20)
+    use_onednn(narrow, FLOAT32)
+    assert "forward" not in vars(narrow)
     for other in (Runtime(CPU, "bfloat16"), Runtime(torch.device("cuda"), "float32")):
         plain = nn.Linear(12, 20)
         use_onednn(plain, other)
