@@ -224,7 +224,9 @@ def encode_long(seconds: int) -> None:
         write_video(source, frames(), 30)
         encode_file(source, model, Path(folder) / "long.safetensors")
     # of Linux; what getrusage says begins with the memory of the process that started this one
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    peak = next(
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
+    )
     print(json.dumps({"peak": int(peak.split()[1]) * 1024}))
 
 

@@ -172,8 +172,8 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
 def write(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     about = {"device": device_name(), "torch": torch.__version__, "cuda": torch.version.cuda, "rows": rows}
-    (folder / "gpu.json").write_text(json.dumps(about, indent=1))
-    (folder / "gpu.md").write_text(page(rows))
+    (folder / "gpu.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+    (folder / "gpu.md").write_text(page(rows), encoding="utf-8")
 
 
 def table(wanted: Sequence[tuple[str, bool]], a: Any) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ def make(root: Path, unit: int) -> None:
 
 def private_bytes() -> int:
     """Memory of this process that is not a file's (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 

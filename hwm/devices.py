@@ -218,7 +218,7 @@ def machine_memory() -> float:
     except (AttributeError, ValueError, OSError):  # not on Windows
         return 0.0
     try:
-        return min(found, float(CONTAINER.read_text()))
+        return min(found, float(CONTAINER.read_text(encoding="utf-8")))
     except (OSError, ValueError):  # no such file, or "max"
         return found
 

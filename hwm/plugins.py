@@ -96,7 +96,7 @@ class Table(dict[str, T], Generic[T]):
 def own(group: str) -> tuple[EntryPoint, ...]:
     """What this package itself offers in a group."""
     parser = configparser.ConfigParser(delimiters="=", interpolation=None)
-    parser.read_string(Path(__file__).with_name("entry_points.txt").read_text())
+    parser.read_string(Path(__file__).with_name("entry_points.txt").read_text(encoding="utf-8"))
     return tuple(EntryPoint(name, value, group) for name, value in parser[group].items())
 
 

@@ -25,7 +25,7 @@ def tested(digits: str) -> dict[str, Counter[str]]:
     found: dict[str, Counter[str]] = {}
     for meta in sorted((ROOT / "mutants").rglob("*.meta")):
         counts = found.setdefault(str(meta.relative_to(ROOT / "mutants")).removesuffix(".meta"), Counter())
-        for name, code in json.loads(meta.read_text())["exit_code_by_key"].items():
+        for name, code in json.loads(meta.read_text(encoding="utf-8"))["exit_code_by_key"].items():
             if name[-1] in digits:
                 if code is None:
                     sys.exit(f"{name} was not tested: see above what stopped mutmut")

@@ -44,8 +44,8 @@ def install(folder: Path, package: str, entry_points: Mapping[str, Mapping[str, 
     """Give a folder that is on the path what an installed package leaves there beside its modules."""
     info = folder / f"{package.replace('-', '_')}-1.0.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n", encoding="utf-8")
     lines = []
     for group, parts in entry_points.items():
         lines += [f"[{group}]", *(f"{name} = {value}" for name, value in parts.items())]
-    (info / "entry_points.txt").write_text("\n".join(lines))
+    (info / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")

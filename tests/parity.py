@@ -74,5 +74,7 @@ def write_case(
         if name.startswith("out.") and x.is_floating_point():
             about[name]["atol"] = atol  # type: ignore[assignment]
     save_file(tensors | {f"state.{name}": x.contiguous() for name, x in weights.items()}, path)
-    path.with_suffix(".json").write_text(json.dumps({"family": family, "config": dict(config), "tensors": about}))
+    path.with_suffix(".json").write_text(
+        json.dumps({"family": family, "config": dict(config), "tensors": about}), encoding="utf-8"
+    )
     return path

@@ -168,5 +168,5 @@ def test_a_table_says_what_it_lacks_and_why(tmp_path: Path, monkeypatch: pytest.
     assert rows[0]["note"].startswith("failed: ")
     rows = GPU.table([("masked_hwm_base", True)], SimpleNamespace(**options | dict(minutes=0.0)))
     assert "no time was left" in rows[0]["note"]
-    assert json.loads((tmp_path / "gpu.json").read_text())["rows"] == rows
-    assert "| masked_hwm_base | compiled |" in (tmp_path / "gpu.md").read_text()
+    assert json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["rows"] == rows
+    assert "| masked_hwm_base | compiled |" in (tmp_path / "gpu.md").read_text(encoding="utf-8")

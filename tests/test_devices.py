@@ -149,10 +149,10 @@ def test_what_may_be_kept_is_a_share_of_the_memory_that_a_container_leaves(tmp_p
     whole = memory()
     assert whole > 2**30
     monkeypatch.setattr(devices, "CONTAINER", tmp_path / "memory.max")
-    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.max").write_text("max\n", encoding="utf-8")
     everything = memory()
     assert everything >= whole
-    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.max").write_text("1000000\n", encoding="utf-8")
     assert memory() == 1e6
     monkeypatch.setattr("hwm.nn.layers.machine_memory", memory)
     assert roomy(250_000, CPU)

@@ -70,7 +70,7 @@ def name(page: Path) -> str:
 def blocks(page: Path) -> tuple[Block, ...]:
     """The fenced blocks of a page, indented ones included."""
     out: list[Block] = []
-    lines, note, i = page.read_text().splitlines(), "", 0
+    lines, note, i = page.read_text(encoding="utf-8").splitlines(), "", 0
     while i < len(lines):
         opening = re.match(r"( *)```(\w*)\s*$", lines[i])
         if opening:
@@ -88,13 +88,13 @@ def blocks(page: Path) -> tuple[Block, ...]:
 
 def prose(page: Path) -> str:
     """A page without its fenced blocks and comments."""
-    text = re.sub(r"^ *```.*?^ *```\s*$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^ *```.*?^ *```\s*$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     return re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
 
 
 def test_every_fence_names_its_language_and_is_closed() -> None:
     for page in PAGES:
-        assert page.read_text().count("```") % 2 == 0, page
+        assert page.read_text(encoding="utf-8").count("```") % 2 == 0, page
         for block in blocks(page):
             kind = block.note.split(":")[0]
             assert kind in {"", "not run", "needs", "file", "figures"}, f"{name(page)}:{block.line}: {block.note!r}"
@@ -124,7 +124,7 @@ def run(block: Block, page: Path, module: types.ModuleType) -> None:
     kind, _, value = (part.strip() for part in block.note.partition(":"))
     if kind == "file":
         Path(value).parent.mkdir(parents=True, exist_ok=True)
-        Path(value).write_text(block.text)
+        Path(value).write_text(block.text, encoding="utf-8")
         importlib.invalidate_caches()
         made = importlib.import_module(value.removesuffix(".py").replace("/", "."))
         vars(module).update({k: v for k, v in vars(made).items() if not k.startswith("__")})
@@ -259,13 +259,15 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_readme_counts_every_recipe() -> None:
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     stated = dict(re.findall(r"^\| `(\w+)` \|.*\| ([\d,]+) \|.*$", readme, flags=re.MULTILINE))
     assert stated == {entry.name: f"{count_parameters(entry.name):,}" for entry in RECIPES.shipped}
 
 
 def test_pages_name_every_option_figure_and_action() -> None:
-    training, evaluation, data = ((ROOT / "docs" / f"{p}.md").read_text() for p in ("training", "evaluation", "data"))
+    training, evaluation, data = (
+        (ROOT / "docs" / f"{p}.md").read_text(encoding="utf-8") for p in ("training", "evaluation", "data")
+    )
     for option in dataclasses.fields(TrainConfig):
         assert f"`{option.name.replace('_', '-')}`" in training, f"docs/training.md lacks {option.name}"
     figures = set(results.LABELS) | {f"psnr_{n}" for n in evaluate.SWAPPED.values()} | set(evaluate.DELTA.values())
@@ -287,7 +289,7 @@ def test_pages_name_every_option_figure_and_action() -> None:
 def test_data_page_describes_the_embedded_set() -> None:
     if missing := absent("mini mini_heldout"):
         pytest.skip(f"needs {', '.join(missing)}")
-    data = (ROOT / "docs" / "data.md").read_text()
+    data = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     mini, held_out = (Store(STORES[n]) for n in ("mini", "mini_heldout"))
     for row in (
         f"| steps, minutes | {mini.steps:,}, {minutes(mini):g} | {held_out.steps:,}, {minutes(held_out):g} |",
@@ -314,7 +316,7 @@ def test_recipe_options_exist() -> None:
         | {f"loss_weights.{f.name}" for f in dataclasses.fields(LossWeights)},
     }
     for page in PAGES:
-        for group, option in re.findall(r"--(train|data|model)\.([\w.-]*\w)", page.read_text()):
+        for group, option in re.findall(r"--(train|data|model)\.([\w.-]*\w)", page.read_text(encoding="utf-8")):
             field = option.removeprefix("no-").replace("-", "_")
             assert field in known[group], f"{name(page)}: there is no option --{group}.{option}"
 
@@ -333,7 +335,7 @@ BANNED = {
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name != "log.md"], ids=name)
 def test_words(page: Path) -> None:
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     for what, pattern in BANNED.items():
         found = re.search(pattern, text, flags=re.IGNORECASE)
         assert not found, f"{name(page)}: {what}: {found and found[0]!r}"

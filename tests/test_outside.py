@@ -35,7 +35,7 @@ def unpack(folder: Path) -> None:
         if block.note.startswith("file:"):
             file = folder / block.note.removeprefix("file:").strip()
             file.parent.mkdir(exist_ok=True)
-            file.write_text(block.text)
+            file.write_text(block.text, encoding="utf-8")
 
 
 def built(folder: Path) -> Path:
@@ -95,7 +95,7 @@ def test_the_package_trains_is_evaluated_generated_from_and_played(
             step = [*step, "--train.steps", "20"]
         with forgotten(tmp_path):  # each command is one of a process that knows nothing of those before it
             assert cli.main([*step, *more]) == 0, capsys.readouterr().err
-    figures = json.loads((tmp_path / "figures.json").read_text())
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert {"absolute_error", "absolute_error_copy"} <= figures.keys()
     if way == "installed":
         assert figures["delta_psnr"][0] > 3, "wrong actions make worse pictures"

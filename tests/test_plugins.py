@@ -98,7 +98,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     for name, text in {"lab_model": MODEL, "lab_parts": PARTS, "lab_recipe": RECIPE, "lab_broken": "1 / 0\n"}.items():
-        (tmp_path / f"{name}.py").write_text(text)
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
     with forgotten(tmp_path):
         yield tmp_path
 
@@ -184,7 +184,7 @@ def test_two_packages_cannot_offer_one_name(lab: Path) -> None:
 
 
 def test_a_package_that_fails_hides_no_recipe_of_others(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (lab / "plain.py").write_text("def plain():\n    pass\n")  # without a docstring
+    (lab / "plain.py").write_text("def plain():\n    pass\n", encoding="utf-8")  # without a docstring
     install(
         lab, "the-lab", {"hwm.recipes": {"plain": "plain:plain", "still": "lab_recipe:still", "bad": "lab_broken:x"}}
     )
@@ -202,7 +202,7 @@ def test_a_checkpoint_says_whose_it_is_and_imports_nothing(lab: Path) -> None:
 
         model = lab_model.Still.Config().build(toy_spec())
         save_model("run", model)
-    assert json.loads((lab / "run" / "hwm.json").read_text())["module"] == "lab_model"
+    assert json.loads((lab / "run" / "hwm.json").read_text(encoding="utf-8"))["module"] == "lab_model"
     for use in (load, lambda run: copy_weights(run, model)):
         with pytest.raises(HwmError, match=r"run/hwm.json: there is no model called 'still'.*give --import lab_model"):
             use("run")
@@ -216,7 +216,7 @@ def test_a_checkpoint_says_whose_it_is_and_imports_nothing(lab: Path) -> None:
 
 def test_a_checkpoint_of_this_package_names_no_module(tmp_path: Path) -> None:
     save_model(tmp_path, registered("masked_hwm").tiny().build(toy_spec()))  # type: ignore[attr-defined]
-    assert "module" not in json.loads((tmp_path / "hwm.json").read_text())
+    assert "module" not in json.loads((tmp_path / "hwm.json").read_text(encoding="utf-8"))
 
 
 def test_modules_are_named_before_or_after_the_verb() -> None:
@@ -242,8 +242,10 @@ def test_a_module_that_cannot_be_imported(lab: Path, capsys, module: str, messag
 
 def test_the_working_folder_is_searched_last(lab: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     (lab / "mine").mkdir()
-    (lab / "mine" / "my_recipes.py").write_text(RECIPE)
-    (lab / "mine" / "lab_model.py").write_text("raise SystemExit('this is not the one that is installed')")
+    (lab / "mine" / "my_recipes.py").write_text(RECIPE, encoding="utf-8")
+    (lab / "mine" / "lab_model.py").write_text(
+        "raise SystemExit('this is not the one that is installed')", encoding="utf-8"
+    )
     monkeypatch.chdir(lab / "mine")
     assert cli.main(["recipes", "my_recipes:still"]) == 0
     assert "A recipe of the lab." in capsys.readouterr().out
@@ -270,10 +272,10 @@ def test_what_is_said_of_recipes_is_read_or_else_asked(lab: Path) -> None:
     """Where the source does not show a function of that name, it is imported for its docstring."""
     room = lab / "lab_room"
     room.mkdir()
-    (room / "__init__.py").write_text("raise RuntimeError('only the file of the recipe is read')")
-    (room / "runs.py").write_text(f'"""Runs of the lab.\n\nMore.\n"""\n{RECIPE}')
-    (lab / "lab_made.py").write_text("from lab_recipe import still as made\n")
-    (lab / "lab_torn.py").write_text("def torn(:\n")
+    (room / "__init__.py").write_text("raise RuntimeError('only the file of the recipe is read')", encoding="utf-8")
+    (room / "runs.py").write_text(f'"""Runs of the lab.\n\nMore.\n"""\n{RECIPE}', encoding="utf-8")
+    (lab / "lab_made.py").write_text("from lab_recipe import still as made\n", encoding="utf-8")
+    (lab / "lab_torn.py").write_text("def torn(:\n", encoding="utf-8")
     names = {"read": "lab_room.runs:still", "made": "lab_made:made", "torn": "lab_torn:torn", "gone": "lab_gone.a:b"}
     install(lab, "the-lab", {"hwm.recipes": names})
     RECIPES["mine"] = lambda: None

@@ -152,5 +152,7 @@ def test_large_weights_are_read_once_or_mapped(tmp_path: Path, name: str, copies
 
 def own_memory() -> int:
     """Bytes of this process that are not pages of a file."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("RssAnon"))
+    line = next(
+        x for x in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if x.startswith("RssAnon")
+    )
     return int(line.split()[1]) * 1024

@@ -153,7 +153,7 @@ FORMATS: dict[str, type[TopFormat] | type[PictureFormat]] = {"compression": TopF
 def readme_problems(file: Path) -> list[str]:
     """What is wrong with a `README.txt`."""
     try:
-        said = json.loads(file.read_text())
+        said = json.loads(file.read_bytes())
     except OSError:
         return [f"expected the file, a JSON object with {', '.join(FIELDS)}, found none"]
     except ValueError as error:

@@ -109,7 +109,7 @@ class Submission:
         try:
             write_atomically(self.path(name), data)
             if figures is not None:
-                with (self.folder / SCORES).open("a") as file:
+                with (self.folder / SCORES).open("a", encoding="utf-8") as file:
                     # a line that a kill cut off ends here
                     file.write("\n" + json.dumps({"sample": name, **figures}) + "\n")
         except OSError as error:
@@ -121,7 +121,7 @@ class Submission:
         """The figures that were written for each sample; a line that a kill cut off is left out."""
         found = {}
         path = self.folder / SCORES
-        for line in path.read_text().splitlines() if path.exists() else ():
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             try:
                 figures = json.loads(line)
                 found[figures.pop("sample")] = figures

@@ -171,8 +171,8 @@ class _Writing:
         pq.write_table(_tasks(list(self.tasks)), meta / "tasks.parquet")
         together = _together([about["stats"] for about in self.about])
         plain = {f: {k: v.tolist() for k, v in some.items()} for f, some in together.items()}
-        (meta / "stats.json").write_text(json.dumps(plain, indent=1))
-        (meta / "info.json").write_text(json.dumps(self._info(), indent=1))
+        (meta / "stats.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
+        (meta / "info.json").write_text(json.dumps(self._info(), indent=1), encoding="utf-8")
         ours = {
             "embodiment": h.embodiment,
             "actions_per_step": h.actions_per_step,
@@ -180,7 +180,7 @@ class _Writing:
             "source": h.source,
             "episodes": {str(i): self.source.ids[i] for i in range(len(self.source))},
         }
-        (self.folder / OURS).write_text(json.dumps(ours, indent=1))
+        (self.folder / OURS).write_text(json.dumps(ours, indent=1), encoding="utf-8")
 
     def _info(self) -> dict[str, Any]:
         height, width = self.size

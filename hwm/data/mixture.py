@@ -136,7 +136,7 @@ def split_names(split: str) -> tuple[str, ...]:
         path = Path(split)
     if not path.is_file():
         raise unknown("split", split, (p.stem for p in SPLITS.glob("*.txt")))
-    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
     names = tuple(line for line in lines if line)
     if not names or len(set(names)) < len(names):
         twice = sorted({n for n in names if names.count(n) > 1})

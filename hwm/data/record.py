@@ -109,4 +109,4 @@ def _record_episode(job: Job) -> int:
 
 
 def _header_of(out: str) -> Header:
-    return from_json(Header, json.loads((Path(out) / ".partial" / "header.json").read_text()))
+    return from_json(Header, json.loads((Path(out) / ".partial" / "header.json").read_bytes()))

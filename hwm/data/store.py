@@ -239,7 +239,7 @@ class Writer:
             StoreError: it was begun with others; the message names them.
         """
         path, mine = self.partial / f"{name}.json", json.dumps(settings, indent=1)
-        known = json.loads(path.read_text()) if path.exists() else json.loads(mine)
+        known = json.loads(path.read_bytes()) if path.exists() else json.loads(mine)
         if differ := [f"{k}: {known.get(k)!r}, now {v!r}" for k, v in json.loads(mine).items() if known.get(k) != v]:
             raise StoreError(
                 f"{self.path} was begun with other settings ({'; '.join(differ)}); resume with the same, or choose "
@@ -296,7 +296,9 @@ class Writer:
             if video is not None:
                 shutil.move(video, work / "video.mp4")
             checksums = {name: zlib.crc32(array.data) for name, array in arrays.items()}
-            (work / "info.json").write_text(json.dumps({"steps": n, "info": info or {}, "checksums": checksums}))
+            (work / "info.json").write_text(
+                json.dumps({"steps": n, "info": info or {}, "checksums": checksums}), encoding="utf-8"
+            )
             os.replace(work, final)
         except OSError as error:
             shutil.rmtree(work, ignore_errors=True)
@@ -439,7 +441,7 @@ class Writer:
         """Write the arrays of episodes one after the other, and which episode each step is of."""
         episodes, start = list[Episode](), 0
         for i, name in enumerate(names):
-            info = json.loads((self.partial / name / "info.json").read_text())
+            info = json.loads((self.partial / name / "info.json").read_bytes())
             for array in arrays:
                 self._gather(name, array, sinks[array], info.get("checksums", {}).get(array))
             sinks["segments.bin"].write(np.full(info["steps"], i, np.int32).tobytes())

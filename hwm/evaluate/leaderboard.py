@@ -35,7 +35,7 @@ def add_rows(path: str | Path, results: Results) -> Path:
     path = Path(path)
     comma, table = path.suffix == ".csv", rows(results)
     try:
-        text = path.read_text() if path.exists() else ""
+        text = path.read_text(encoding="utf-8-sig") if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise HwmError(f"cannot read the table {path}: {error}") from error
     head = _csv([list(COLUMNS)]) if comma else _markdown([list(COLUMNS), ["---"] * len(COLUMNS)])

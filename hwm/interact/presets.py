@@ -89,7 +89,7 @@ def load_presets(folder: Path, model: WorldModel) -> dict[str, Preset]:
         ways = [Preset(name, way.label, way.sampler, about=way.about) for name, way in model.ways.items()]
         return {preset.name: preset for preset in [own, *ways]}
     try:
-        presets = [from_json(Preset, plain) for plain in json.loads(path.read_text())]
+        presets = [from_json(Preset, plain) for plain in json.loads(path.read_bytes())]
     except (OSError, ValueError, TypeError) as error:
         raise HwmError(f"{path} is not a list of presets: {error}") from error
     if not presets:

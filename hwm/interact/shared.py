@@ -123,7 +123,9 @@ class Server:
             "hwm_decode_seconds_total": c.decode_seconds,
         }
         if STATM.exists():  # Linux
-            values["process_resident_memory_bytes"] = int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            values["process_resident_memory_bytes"] = int(STATM.read_text(encoding="utf-8").split()[1]) * os.sysconf(
+                "SC_PAGE_SIZE"
+            )
         lines = []
         for name, value in values.items():
             lines += [f"# TYPE {name} {'counter' if name.endswith('_total') else 'gauge'}", f"{name} {value}"]

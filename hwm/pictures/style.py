@@ -12,7 +12,7 @@ from hwm.errors import HwmError
 @cache
 def page_style() -> str:
     """The style sheet, as CSS."""
-    return Path(__file__).with_name("page.css").read_text()
+    return Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
 def variables() -> str:

@@ -135,7 +135,7 @@ def _collider(geom: mujoco.MjsGeom) -> None:
 def _upper_body() -> mujoco.MjSpec:
     """The vendored G1 upper body, with its meshes filled in."""
     mujoco = import_mujoco(rendering=False)
-    upper = mujoco.MjSpec.from_string((ASSETS / "g1_upper_body.xml").read_text())
+    upper = mujoco.MjSpec.from_string((ASSETS / "g1_upper_body.xml").read_text(encoding="utf-8"))
     with np.load(ASSETS / "g1_upper_body.npz", allow_pickle=False) as stored:
         for mesh in upper.meshes:
             low, span = stored[f"{mesh.name}/bounds"].astype(np.float64)

@@ -240,7 +240,7 @@ def _save_state(folder: Path, files: dict[str, dict[str, Tensor]], progress: dic
     for name, tensors in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         save_tensors(folder / f"{name}.safetensors", tensors)
-    (folder / "progress.json").write_text(json.dumps(progress))
+    (folder / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
 
 
 def _save_shards(

@@ -18,9 +18,9 @@ class Logger:
     def __init__(self, run: Path, extra: tuple[str, ...], config: dict[str, Any], resume_step: int) -> None:
         self.path = run / "log.jsonl"
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= resume_step]
+            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= resume_step]
             write_atomically(self.path, ("".join(line + "\n" for line in kept) if resume_step else "").encode())
-        self.file = self.path.open("a", buffering=1)
+        self.file = self.path.open("a", buffering=1, encoding="utf-8")
         self.others = [_open(name, run, config) for name in extra]
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -38,7 +38,7 @@ class Logger:
 def read_log(run: str | Path) -> list[dict[str, float]]:
     """The lines of a run's log."""
     path = Path(run) / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def _step(line: str) -> int:

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from hwm.devices import Runtime
 
 LARGE, WIDE = 10_000_000, 512
-"""From so many multiplications on a product is left to oneDNN, if no side of the weight is narrower than this; that of a
-weight's gradient if both are wider. GENIE, whose layers are 256 wide, is a tenth slower with all of them.
+"""From so many multiplications on a product is left to oneDNN, if no side of the weight is narrower than this; that of
+a weight's gradient if both are wider. GENIE, whose layers are 256 wide, is a tenth slower with all of them.
 
 Measured on one core of an EPYC with AVX-512, in GFLOP/s of PyTorch's own (MKL) and oneDNN's: layers of 1152 to 4608
 97 and 108 for 512 rows, 64 and 78 for 36, 30 and 42 for 8; 1536 to 512 96 and 104 for 256 rows; 192 to 192 98 and 99

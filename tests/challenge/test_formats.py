@@ -142,9 +142,9 @@ def test_a_picture_of_another_kind_says_what_was_expected_and_found(tmp_path: Pa
 def test_a_readme_needs_its_fields(tmp_path: Path) -> None:
     file = tmp_path / "README.txt"
     assert "found none" in readme_problems(file)[0]
-    file.write_text("who we are")
+    file.write_text("who we are", encoding="utf-8")
     assert "cannot be read" in readme_problems(file)[0]
-    file.write_text(json.dumps(dict.fromkeys(FIELDS[1:], "")))
+    file.write_text(json.dumps(dict.fromkeys(FIELDS[1:], "")), encoding="utf-8")
     assert readme_problems(file) == ["expected a field 'method', found none"]
-    file.write_text(json.dumps(dict.fromkeys(FIELDS, "")))
+    file.write_text(json.dumps(dict.fromkeys(FIELDS, "")), encoding="utf-8")
     assert readme_problems(file) == []

@@ -43,7 +43,7 @@ def test_a_complete_one_is_whole(tmp_path: Path) -> None:
     assert validate(tmp_path / "s") == []
     assert entry.todo(scored=True) == []
     assert entry.scores() == {name: {"score": i} for i, name in enumerate(NAMES)}
-    said = json.loads((tmp_path / "s" / "README.txt").read_text())
+    said = json.loads((tmp_path / "s" / "README.txt").read_text(encoding="utf-8"))
     assert said == dict(zip(FIELDS, "mtaeic", strict=True))
 
 
@@ -56,8 +56,8 @@ def test_what_is_missing_or_broken_is_to_be_done_again(tmp_path: Path) -> None:
 
 def test_a_sample_without_its_figures_is_to_be_done_again(tmp_path: Path) -> None:
     entry = complete(tmp_path / "s")
-    lines = (tmp_path / "s" / "scores.jsonl").read_text()
-    (tmp_path / "s" / "scores.jsonl").write_text(lines[:-6])  # a kill in the middle of the last line
+    lines = (tmp_path / "s" / "scores.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "s" / "scores.jsonl").write_text(lines[:-6], encoding="utf-8")  # a kill in the middle of the last line
     assert entry.todo(scored=True) == ["2"]
     assert entry.todo(scored=False) == []
     entry.add("2", data(2), {"score": 2})  # and the line after it is read all the same
@@ -79,10 +79,10 @@ def test_other_settings_do_not_go_on_in_the_same_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(HwmError, match="holds something else already"):
         begin(tmp_path)
-    (tmp_path / "about.json").write_text("[]")
+    (tmp_path / "about.json").write_text("[]", encoding="utf-8")
     with pytest.raises(HwmError, match=r"about.json is not the description of a submission"):
         begin(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["about.json", "notes.txt"]
@@ -106,7 +106,7 @@ def test_a_folder_that_says_nothing_is_measured_by_the_challenge(tmp_path: Path)
     with pytest.raises(HwmError, match=r"holds neither \.npz nor \.png files"):
         validate(folder)
     (folder / "clip_a.npz").write_bytes(data())
-    (folder / "README.txt").write_text(Sender().text())
+    (folder / "README.txt").write_text(Sender().text(), encoding="utf-8")
     found = validate(folder)
     assert "expected 450 .npz files, found 1" in found[0].what
     assert "expected shape (3, 32, 32, 500), found (1, 2, 2, 3)" in found[1].what

@@ -87,7 +87,7 @@ def test_compression_on_held_out_data_is_scored(lab: Path, tmp_path: Path, capsy
     command = ("challenge", "compression", "--model", lab / "model", "--data", lab / "val", "--clips", 2, "--out", out)
     assert hwm(*command, "--train", lab / "train", "--context", 3, "--json") == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert json.loads((out / "results.json").read_text()) == found
+    assert json.loads((out / "results.json").read_text(encoding="utf-8")) == found
     scores = found["scores"]
     assert scores["model"]["top_ce"]["clips"] == 2
     # untrained on random ids: no better than a uniform guess, and not much worse

@@ -195,7 +195,7 @@ def test_the_demo_hands_on_where_and_how(made, tmp_path: Path, monkeypatch, caps
     words = ["--model", str(made.model), "--store", str(made.store), "--clips", "2", "--out", str(tmp_path / "demo")]
     assert cli.main(["demo", *words, "--device", "cpu", "--dtype", "bfloat16", "--threads", "1"]) == 0
     assert toy[0].train == replace(recipe().train, device="cpu", dtype="bfloat16", threads=1)
-    report = (tmp_path / "demo" / "report.html").read_text()
+    report = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert "CPU, bfloat16" in report
     assert "trained during this demo (cpu, bfloat16)" in report
-    assert json.loads((tmp_path / "demo" / "figures.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((tmp_path / "demo" / "figures.json").read_text(encoding="utf-8"))["dtype"] == "bfloat16"

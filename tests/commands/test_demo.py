@@ -44,14 +44,14 @@ def test_the_demo_evaluates_trains_and_reports(words: list[str], tmp_path: Path,
     assert "update 12/12" in said
     assert f"Open {out}/report.html" in said.replace("\n", "")
     assert len(list(out.glob("clip_*.mp4"))) == 2
-    assert json.loads((out / "figures.json").read_text())["clips"] == 2
+    assert json.loads((out / "figures.json").read_text(encoding="utf-8"))["clips"] == 2
 
     points = curve(out / "toy")
     assert [step for step, _, _ in points] == [3, 6, 9, 12]
     assert points[-1][2] is not None
     assert points[1][2] is not None
     assert points[-1][2] < points[1][2], "the held-out loss falls"
-    report = (out / "report.html").read_text()
+    report = (out / "report.html").read_text(encoding="utf-8")
     assert "CPU, float32" in report
     assert "trained during this demo (cpu, float32)" in report
     assert "held-out loss" in report
@@ -60,7 +60,7 @@ def test_the_demo_evaluates_trains_and_reports(words: list[str], tmp_path: Path,
 
 def test_the_demo_can_do_without_the_toy(words: list[str], tmp_path: Path) -> None:
     assert cli.main([*words, "--no-train"]) == 0
-    assert "held-out loss" not in (tmp_path / "demo" / "report.html").read_text()
+    assert "held-out loss" not in (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert not (tmp_path / "demo" / "toy").exists()
 
 

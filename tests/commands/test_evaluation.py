@@ -51,14 +51,14 @@ def test_evaluate_writes_what_is_asked_for(made, tmp_path: Path, capsys: pytest.
     assert printed.splitlines()[-3:] == [str(f) for f in files]
     assert "perplexity" in printed
     assert "LPIPS" in printed
-    r = json.loads(files[0].read_text())
+    r = json.loads(files[0].read_text(encoding="utf-8"))
     assert r["checkpoint"] == made.model
     assert r["scenarios"] == ["temporally_teacher_forced", "autoregressive"]
     assert len(r["lpips"]) == len(r["lpips_copy"]) == len(r["lpips_reconstruction_reference"]) == 3
     assert min(r["lpips"]) > 0
     assert r["perplexity"] == pytest.approx(25, rel=0.3), "an untrained model of 25 tokens"
-    assert files[1].read_text().count(made.model) == 2
-    assert "LPIPS" in files[2].read_text()
+    assert files[1].read_text(encoding="utf-8").count(made.model) == 2
+    assert "LPIPS" in files[2].read_text(encoding="utf-8")
 
 
 def test_long_rollouts_are_judged_at_seconds(made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +71,7 @@ def test_long_rollouts_are_judged_at_seconds(made, tmp_path: Path, capsys: pytes
     assert "long rollouts: 2 clips of 1 episode," in printed
     assert "9 s is left out: no clip goes on for so long" in printed
     assert "LPIPS" in printed[printed.index("long rollouts") :]
-    assert "How long does the dream live?" in report.read_text()
+    assert "How long does the dream live?" in report.read_text(encoding="utf-8")
     assert cli.main(["evaluate", made.model, "--data", made.store, "--horizon", "1", "--seconds", "9"]) == 2
     assert "ask for other horizons" in capsys.readouterr().err
 
@@ -106,10 +106,12 @@ def test_further_stores_are_measured_alike(made, tmp_path: Path, capsys: pytest.
     )  # fmt: skip
     assert printed.splitlines()[-5:] == [str(f) for f in files]
     assert "by robot, mean over 2 steps" in printed
-    r = json.loads(files[0].read_text())
+    r = json.loads(files[0].read_text(encoding="utf-8"))
     assert r["by_robot"][0] == r["by_robot"][1]
     assert [s["store"] for s in r["stores"]] == ["store", "store"]
-    assert files[4].read_text().count('id="line-') == 4, "under true and under random actions, of two robots"
+    assert files[4].read_text(encoding="utf-8").count('id="line-') == 4, (
+        "under true and under random actions, of two robots"
+    )
 
 
 def test_the_model_is_named_in_either_way(made, capsys: pytest.CaptureFixture[str]) -> None:

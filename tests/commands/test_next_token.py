@@ -34,7 +34,7 @@ def published(folder: Path, vocab: int, **fields: Any) -> CosmosAR:
     model: CosmosAR = config.config(torch.float32).build(config.spec()).eval()
     folder.mkdir()
     torch.save({"model": model.state_dict()}, folder / "model.pt")
-    (folder / "config.json").write_text(json.dumps(fields))
+    (folder / "config.json").write_text(json.dumps(fields), encoding="utf-8")
     return model
 
 
@@ -99,7 +99,7 @@ def test_what_is_written_and_what_is_printed(made, tmp_path: Path, capsys: pytes
     assert any(line.startswith("fully teacher forced: each token given all true tokens before it") for line in lines)
     assert any(line.startswith("autoregressive (temperature 1.0, top-p 0.8)") for line in lines)
     assert sum("cross-entropy" in line for line in lines) == sum(" dB; the last step repeated" in x for x in lines) == 2
-    whole = json.loads((out / "figures.json").read_text())["by_scenario"]
+    whole = json.loads((out / "figures.json").read_text(encoding="utf-8"))["by_scenario"]
     tokens = json.loads(run(capsys, *args, *drawn, "--only-eval", "--json").out)["by_scenario"]
     for scenario in ("fully_teacher_forced", "autoregressive"):
         for figure in ("ce", "accuracy", "accuracy_copy"):

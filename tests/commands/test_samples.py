@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> Path:
 def test_the_curve_is_that_of_the_log(run: Path) -> None:
     assert samples.curve(run) == [(10, 4.0, None), (20, 3.0, 4.5), (30, 2.0, None)]
     samples.show_progress(None)(30, None, run)
-    page = (run / "curves.html").read_text()
+    page = (run / "curves.html").read_text(encoding="utf-8")
     assert "training loss" in page
     assert "held-out loss: 4.5 at 20" in page
 

@@ -167,7 +167,7 @@ def test_a_folder_is_gone_through_and_gone_on_with(
     films.mkdir()
     for i in range(3):
         film(films / f"{i}.mp4", 9)
-    (films / "notes.txt").write_text("not a video")
+    (films / "notes.txt").write_text("not a video", encoding="utf-8")
     assert run("encode", films, "--tokenizer", folder, "--out", tmp_path / "tokens") == 0
     assert sorted(p.name for p in (tmp_path / "tokens").iterdir()) == [f"{i}.safetensors" for i in range(3)]
     (tmp_path / "tokens" / "1.safetensors").unlink()

@@ -104,9 +104,9 @@ def change(path: Path, edit: Callable[[dict[str, Tensor]], Any]) -> None:
 
 
 def describe(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
-    about = json.loads(path.with_suffix(".json").read_text())
+    about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     edit(about)
-    path.with_suffix(".json").write_text(json.dumps(about))
+    path.with_suffix(".json").write_text(json.dumps(about), encoding="utf-8")
 
 
 def test_our_own_case_passes(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,7 +230,7 @@ def test_cases_that_are_broken_are_refused(case: Path) -> None:
     case.with_suffix(".json").write_bytes(about[:100])
     fails(r"cannot read .*own\.json")
     for text in ("[]", "{}", '{"family": "genie", "config": {}, "tensors": {"in.x": {}}}', '{"family": 3}'):
-        case.with_suffix(".json").write_text(text)
+        case.with_suffix(".json").write_text(text, encoding="utf-8")
         fails(r"own\.json does not describe a case")
     case.write_bytes(tensors[:1000])
     fails(r"cannot read the weights .*own\.safetensors")

@@ -57,11 +57,11 @@ def folder(
             where[key] = f"model-0000{i % 3}.safetensors"
         for file in set(where.values()):
             save_file({key: x for key, x in weights.items() if where[key] == file}, path / file)
-        (path / kind).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+        (path / kind).write_text(json.dumps({"metadata": {}, "weight_map": where}), encoding="utf-8")
     else:
         save_file(weights, path / kind)
     if fields is not None:
-        (path / "config.json").write_text(json.dumps(fields))
+        (path / "config.json").write_text(json.dumps(fields), encoding="utf-8")
     return path
 
 
@@ -148,7 +148,7 @@ def test_published_models_are_known_by_their_sizes(name: str, tmp_path: Path, mo
     assert model.spec.latent.grid == (40, 64)
     assert model.spec.tokenizer == "cosmos-dv8x16x16"
     assert {x.dtype for x in model.state_dict().values()} == {torch.bfloat16}
-    (tmp_path / "config.json").write_text('{"video_latent_shape": [3, 32, 32]}')
+    (tmp_path / "config.json").write_text('{"video_latent_shape": [3, 32, 32]}', encoding="utf-8")
     other = read(tmp_path)
     assert other.spec.latent.grid == (32, 32)
     assert other.config == replace(model.config, past=2, window_stride=1)
@@ -191,7 +191,7 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     fields, weights = made()
     index = "model.safetensors.index.json"
     source = folder(tmp_path / "published", weights, fields, index)
-    where = json.loads((source / index).read_text())["weight_map"]
+    where = json.loads((source / index).read_text(encoding="utf-8"))["weight_map"]
     (source / "model-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model-00002\.safetensors"):
         read(source)
@@ -200,7 +200,7 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
         ({"norm.bias": "model-00000.safetensors"}, "lacks norm.bias, which"),
         ([], "cannot read"),
     ):
-        (source / index).write_text(json.dumps({"weight_map": wrong} if wrong else wrong))
+        (source / index).write_text(json.dumps({"weight_map": wrong} if wrong else wrong), encoding="utf-8")
         with pytest.raises(CheckpointError, match=message):
             read(source)
     (source / index).unlink()

@@ -57,7 +57,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     where = {name: f"model-{i % SHARDS + 1:05d}-of-{SHARDS:05d}.safetensors" for i, name in enumerate(state)}
     for file in set(where.values()):
         save_file({name: state[name] for name in where if where[name] == file}, root / "shards" / file)
-    (root / "shards" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    (root / "shards" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}), encoding="utf-8")
     return {name: root / name for name in ("shards", "one", "ours")}
 
 

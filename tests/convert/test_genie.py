@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 def change(folder: Path, **fields: Any) -> None:
     path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **fields}), encoding="utf-8")
 
 
 @pytest.mark.parametrize("dim", [256, 512])
@@ -74,7 +74,11 @@ def test_the_config_file_is_as_long_as_the_published_one(tmp_path: Path) -> None
     spec = replace(onex_v1(), actions={})
     for dim in (256, 512):
         write(Genie.Config(dim=dim, depth=0).build(spec), tmp_path / str(dim))
-        text = (tmp_path / str(dim) / "config.json").read_text().replace('"num_layers": 0', '"num_layers": 32')
+        text = (
+            (tmp_path / str(dim) / "config.json")
+            .read_text(encoding="utf-8")
+            .replace('"num_layers": 0', '"num_layers": 32')
+        )
         assert len(text) == 406
         model = Published(**json.loads(text))
         assert (model.config(), model.spec()) == (Genie.Config(dim=dim), spec)
@@ -172,7 +176,7 @@ def test_folders_that_are_not_whole_are_refused(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot read the weights .*model.safetensors"):
         read(folder)
     for text in ("{", "[1]", ""):
-        (folder / "config.json").write_text(text)
+        (folder / "config.json").write_text(text, encoding="utf-8")
         with pytest.raises(CheckpointError, match=r"config.json"):
             read(folder)
     (folder / "config.json").unlink()

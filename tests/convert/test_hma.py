@@ -71,7 +71,7 @@ def read(family: str, path: Path) -> Any:
 
 def change(folder: Path, **fields: Any) -> None:
     path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **fields}), encoding="utf-8")
 
 
 # ---------------------------------------------------------------------- recorded of the public code
@@ -122,7 +122,7 @@ def test_there_and_back(family: str, network: str, tmp_path: Path) -> None:
     find_family(family).write(again, tmp_path / "two")  # type: ignore[misc]
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "two" / name).read_bytes() == (folder / name).read_bytes()
-    fields = json.loads((folder / "config.json").read_text())
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert fields["action_network"] == network
     assert fields.keys() == asdict(from_json(KINDS[family], fields)).keys()
 
@@ -220,7 +220,7 @@ def test_folders_that_are_not_whole_are_refused(family: str, tmp_path: Path) -> 
     (folder / "model.safetensors").write_bytes(whole[:-100])
     with pytest.raises(CheckpointError, match=r"cannot read the weights .*model.safetensors"):
         read(family, folder)
-    (folder / "config.json").write_text("{")
+    (folder / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"config.json, which a published HMA folder has"):
         read(family, folder)
 
@@ -263,11 +263,11 @@ def test_a_continuous_layout_and_its_mistakes(tmp_path: Path) -> None:
         ({"num_sampling_steps": "ddim"}, "must be a number"),
         ({"diffloss_d": 1}, r"action_heads.arm.net.res_blocks.1.\S+ is not known"),
     ):
-        kept = (folder / "config.json").read_text()
+        kept = (folder / "config.json").read_text(encoding="utf-8")
         change(folder, **fields)
         with pytest.raises(CheckpointError, match=message):
             read("hma-continuous", folder)
-        (folder / "config.json").write_text(kept)
+        (folder / "config.json").write_text(kept, encoding="utf-8")
     model, write = make("hma-continuous"), find_family("hma-continuous").write
     assert write is not None
     known = model.config.build(replace(model.spec, latent_mean=(0.0,) * 3, latent_std=(1.0,) * 3))

@@ -54,7 +54,11 @@ def test_every_family_and_kind_of_tokenizer_is_there_and_all_is_small() -> None:
 
 
 def test_the_page_has_a_row_for_every_case() -> None:
-    page = [line.split("|")[1:3] for line in (SMALL / "README.md").read_text().splitlines() if line.startswith("| `")]
+    page = [
+        line.split("|")[1:3]
+        for line in (SMALL / "README.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `")
+    ]
     told = {name.strip().strip("`"): int(outputs) for name, outputs in page}
     assert told == {path.stem: len(read_case(path).out) for path in CASES}
 

@@ -171,7 +171,7 @@ def test_splits_have_as_many_data_sets_as_they_say(count: int) -> None:
 
 
 def test_a_split_is_its_stores_and_those_named_besides(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("# two robots\none\n\ntwo  # and its remark\n")
+    (tmp_path / "mine.txt").write_text("# two robots\none\n\ntwo  # and its remark\n", encoding="utf-8")
     for name in ("one", "two", "three", "two_heldout"):
         make_store(tmp_path / name, prefix=name)
     split, root = str(tmp_path / "mine.txt"), str(tmp_path)
@@ -196,7 +196,7 @@ def test_missing_data_sets_are_all_named() -> None:
 def test_splits_that_are_none_are_refused(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "split.txt"
     if text is not None:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     with pytest.raises(HwmError, match=message):
         split_names(str(path))
 

@@ -302,10 +302,10 @@ def test_a_width_that_is_not_published_is_refused(tmp_path: Path) -> None:
 
 def test_metadata_of_something_else_is_refused(tmp_path: Path) -> None:
     make_v1(tmp_path / "a", [30])
-    (tmp_path / "a/metadata.json").write_text(json.dumps({"num_images": 30}))
+    (tmp_path / "a/metadata.json").write_text(json.dumps({"num_images": 30}), encoding="utf-8")
     with pytest.raises(StoreError, match=r"metadata.json is not that of a 1X v1.1 folder"):
         open_store(tmp_path / "a")
-    (tmp_path / "a/metadata.json").write_text("{")
+    (tmp_path / "a/metadata.json").write_text("{", encoding="utf-8")
     with pytest.raises(StoreError, match=r"metadata.json cannot be read"):
         open_store(tmp_path / "a")
 
@@ -330,7 +330,9 @@ def test_damage_of_v2_is_named(tmp_path: Path, name: str, message: str) -> None:
 
 def test_a_shard_of_another_size_than_its_metadata_is_named(tmp_path: Path) -> None:
     make_v2(tmp_path / "a", [[40]])
-    (tmp_path / "a/metadata/metadata_0.json").write_text(json.dumps({"shard_num_frames": 41, "shard_ind": 0}))
+    (tmp_path / "a/metadata/metadata_0.json").write_text(
+        json.dumps({"shard_num_frames": 41, "shard_ind": 0}), encoding="utf-8"
+    )
     with pytest.raises(
         StoreError, match=r"metadata_0.json has 41 shard_num_frames, the states of its shard make it 40"
     ):

@@ -49,7 +49,7 @@ def remote(tmp_path: Path) -> Path:
     make_v2(root / "train_v2.0", [[40], [20, 30], [51]])
     make_v2(root / "val_v2.0", [[45]], flat=True)
     make_v1(root / "val_v1.1", [30])
-    (root / "train_v2.0" / "unpack_data.py").write_text("print('no data')")
+    (root / "train_v2.0" / "unpack_data.py").write_text("print('no data')", encoding="utf-8")
     return root
 
 

@@ -43,7 +43,7 @@ def sparse(path: Path, size: int) -> None:
 def test_a_million_frames_of_v1(tmp_path: Path) -> None:
     n, rng = 1_000_000, np.random.default_rng(0)
     meta = {"token_dtype": "uint32", "s": 16, "h": 16, "w": 16, "vocab_size": 2**18, "hz": 30, "num_images": n}
-    (tmp_path / "metadata.json").write_text(json.dumps(meta))
+    (tmp_path / "metadata.json").write_text(json.dumps(meta), encoding="utf-8")
     sparse(tmp_path / "video.bin", n * 1024)
     marked = np.sort(rng.choice(n, 50, replace=False))
     ids = np.memmap(tmp_path / "video.bin", "uint32", "r+", shape=(n, 16, 16))
@@ -86,7 +86,9 @@ def test_a_hundred_shards_of_v2(tmp_path: Path) -> None:
         (tmp_path / "segment_indices").mkdir(exist_ok=True)
         segments.tofile(tmp_path / TREE["segments"].format(k))
         (tmp_path / "metadata").mkdir(exist_ok=True)
-        (tmp_path / TREE["metadata"].format(k)).write_text(json.dumps({"shard_num_frames": FRAMES, "shard_ind": k}))
+        (tmp_path / TREE["metadata"].format(k)).write_text(
+            json.dumps({"shard_num_frames": FRAMES, "shard_ind": k}), encoding="utf-8"
+        )
     last = np.memmap(tmp_path / "videos/video_99.bin", "int32", "r+", shape=(clips, 3, 32, 32))
     last[4321] = 4321
     last.flush()

@@ -41,7 +41,7 @@ def test_they_are_those_of_every_frame_counted_once(tmp_path: Path, cache: Path)
 def test_they_are_computed_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, states, _ = make_v1(tmp_path / "a", [50])
     first = open_store(tmp_path / "a").statistics
-    noted = json.loads((tmp_path / "a" / STATISTICS).read_text())
+    noted = json.loads((tmp_path / "a" / STATISTICS).read_text(encoding="utf-8"))
     assert tuple(noted["mean"]) == first[0]
     assert noted["frames"] == 50
     assert not cache.exists()
@@ -56,9 +56,9 @@ def test_they_are_computed_once(tmp_path: Path, cache: Path, monkeypatch: pytest
 @pytest.mark.parametrize("noted", ["{", "[]", '{"frames": 50}', '{"frames": 49, "mean": [], "std": []}'])
 def test_a_damaged_note_is_replaced(tmp_path: Path, cache: Path, noted: str) -> None:
     make_v1(tmp_path / "a", [50])
-    (tmp_path / "a" / STATISTICS).write_text(noted)
+    (tmp_path / "a" / STATISTICS).write_text(noted, encoding="utf-8")
     first = open_store(tmp_path / "a").statistics
-    assert tuple(json.loads((tmp_path / "a" / STATISTICS).read_text())["mean"]) == first[0]
+    assert tuple(json.loads((tmp_path / "a" / STATISTICS).read_text(encoding="utf-8"))["mean"]) == first[0]
 
 
 def test_a_folder_that_cannot_be_written_to(
@@ -84,7 +84,7 @@ def test_without_any_place_they_are_computed_and_not_kept(
 ) -> None:
     make_v1(tmp_path / "a", [50])
     (tmp_path / "a" / STATISTICS).mkdir()
-    cache.write_text("not a folder")
+    cache.write_text("not a folder", encoding="utf-8")
     assert len(open_store(tmp_path / "a").statistics[0]) == 25
 
 

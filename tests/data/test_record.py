@@ -184,11 +184,13 @@ def test_a_real_recording_resumes(tmp_path: Path) -> None:
 
 def unfinish(store: Store) -> None:
     """Put a store of one episode back to the moment before `finish`."""
-    meta = json.loads((store.path / "meta.json").read_text())
+    meta = json.loads((store.path / "meta.json").read_text(encoding="utf-8"))
     folder = store.path / ".partial" / store.episodes[0].id
     folder.mkdir(parents=True)
     store.video(store.episodes[0]).rename(folder / "video.mp4")
     (folder / "actions.bin").write_bytes((store.path / "actions.bin").read_bytes())
-    (folder / "info.json").write_text(json.dumps({"steps": store.steps, "info": meta["episodes"][0]["info"]}))
-    (folder.parent / "header.json").write_text(json.dumps(meta["header"]))
+    (folder / "info.json").write_text(
+        json.dumps({"steps": store.steps, "info": meta["episodes"][0]["info"]}), encoding="utf-8"
+    )
+    (folder.parent / "header.json").write_text(json.dumps(meta["header"]), encoding="utf-8")
     (store.path / "meta.json").unlink()

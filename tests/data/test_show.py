@@ -203,7 +203,7 @@ class Page(HTMLParser):
 
 
 def test_a_page_needs_no_other_file(filmed: Store, tmp_path: Path) -> None:
-    text = view_html(filmed, tmp_path / "new" / "store.html", episodes=3, columns=4).read_text()
+    text = view_html(filmed, tmp_path / "new" / "store.html", episodes=3, columns=4).read_text(encoding="utf-8")
     page = Page(text)
     assert not page.all("script")
     assert not page.all("link")
@@ -219,7 +219,7 @@ def test_a_page_needs_no_other_file(filmed: Store, tmp_path: Path) -> None:
 
 
 def test_a_page_of_tokens(store: Store, tmp_path: Path) -> None:
-    text = view_html(store, tmp_path / "store.html", Grey()).read_text()
+    text = view_html(store, tmp_path / "store.html", Grey()).read_text(encoding="utf-8")
     assert "Episodes (all)" in text
     assert len(Page(text).all("img")) == 3
 
@@ -234,7 +234,7 @@ def test_names_cannot_break_a_page(tmp_path: Path) -> None:
         source="<i>a & b</i>",
         video=True,
     )
-    page = Page(view_html(store, tmp_path / "s.html").read_text())
+    page = Page(view_html(store, tmp_path / "s.html").read_text(encoding="utf-8"))
     assert not page.all("script")
     assert not page.all("i")
     assert not page.all("b")
@@ -245,7 +245,7 @@ def test_constant_actions_have_no_curve(tmp_path: Path) -> None:
     actions, latents = make_arrays(writer.header, 6)
     actions[..., 0] = 1
     writer.add("e", actions, latents)
-    text = view_html(writer.finish(), tmp_path / "s.html", Grey()).read_text()
+    text = view_html(writer.finish(), tmp_path / "s.html", Grey()).read_text(encoding="utf-8")
     first, second = (text.count(f">{name}<") for name in ("left", "right"))
     assert (first, second) == (1, 2), "both in the table, one drawn"
     assert "class=constant" in text

@@ -131,7 +131,7 @@ def test_other_folders_are_not_stores(tmp_path: Path, store: Store) -> None:
     with pytest.raises(StoreError, match="is not finished"):
         Store(tmp_path / "half")
     meta = store.path / "meta.json"
-    meta.write_text(meta.read_text().replace("hwm-store/1", "hwm-store/9"))
+    meta.write_text(meta.read_text(encoding="utf-8").replace("hwm-store/1", "hwm-store/9"), encoding="utf-8")
     with pytest.raises(StoreError, match="has format 'hwm-store/9'"):
         Store(store.path)
 
@@ -361,7 +361,7 @@ def test_of_two_writers_of_one_episode_one_wins(tmp_path: Path, monkeypatch: pyt
     def overtaken(source: object, target: object) -> None:  # the other is done between the check and the rename
         monkeypatch.setattr(module.os, "replace", real)
         Writer(tmp_path / "s", make_header()).partial.joinpath("e").mkdir()
-        (writer.partial / "e" / "info.json").write_text("{}")
+        (writer.partial / "e" / "info.json").write_text("{}", encoding="utf-8")
         real(source, target)  # type: ignore[call-overload]
 
     monkeypatch.setattr(module.os, "replace", overtaken)
@@ -412,9 +412,9 @@ def test_given_statistics_are_recorded(tmp_path: Path) -> None:
 
 
 def test_missing_statistics_are_an_error(store: Store) -> None:
-    meta = json.loads((store.path / "meta.json").read_text())
+    meta = json.loads((store.path / "meta.json").read_text(encoding="utf-8"))
     meta["statistics"] = None
-    (store.path / "meta.json").write_text(json.dumps(meta))
+    (store.path / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     opened = Store(store.path)
     with pytest.raises(StoreError, match="has no action statistics; compute them with: hwm merge"):
         opened.data_spec()

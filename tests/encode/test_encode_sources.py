@@ -286,7 +286,7 @@ def test_view_shows_sources(
     assert (tmp_path / "v.png").read_bytes()[:4] == b"\x89PNG"
     assert main(["view", str(tmp_path / "d"), "--open"]) == 0
     assert opened[0].startswith("file://")
-    page = Path(opened[0].removeprefix("file://")).read_text()
+    page = Path(opened[0].removeprefix("file://")).read_text(encoding="utf-8")
     assert "episode_000002: 5 steps" in page
     assert page.count("<svg") == 3  # an episode's charts, of its two actions
     assert all(page.count(f">{name}</text>") == 3 for name in ("pan", "tilt"))
@@ -300,11 +300,11 @@ def test_view_shows_sources(
     assert "2 of 3 episodes are shown" in out
     assert "'episode_000001'" in out
     assert main(["view", str(tmp_path / "d"), "--out", str(tmp_path / "two.html")]) == 0
-    assert "Episodes (2 of 3)" in (tmp_path / "two.html").read_text()
+    assert "Episodes (2 of 3)" in (tmp_path / "two.html").read_text(encoding="utf-8")
 
 
 def test_unknown_data_is_said_to_be_unknown(tmp_path: Path) -> None:
-    (tmp_path / "notes.json").write_text(json.dumps({}))
+    (tmp_path / "notes.json").write_text(json.dumps({}), encoding="utf-8")
     with pytest.raises(HwmError, match=r"none of the known kinds of data \(folder, lerobot, rlds, robomimic, store\)"):
         open_source(tmp_path)
     with pytest.raises(HwmError, match="no kind of source called 'lerobt'; did you mean lerobot"):

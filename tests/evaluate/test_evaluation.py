@@ -179,7 +179,7 @@ def test_deterministic_whatever_the_batch_size(worlds) -> None:
 
 
 def test_json_has_the_promised_keys(oracle_results, tmp_path) -> None:
-    r = json.loads(oracle_results.save(tmp_path / "sub" / "r.json").read_text())
+    r = json.loads(oracle_results.save(tmp_path / "sub" / "r.json").read_text(encoding="utf-8"))
     lists = (
         "psnr", "psnr_copy", "psnr_reconstruction", "psnr_copy_reconstruction", "psnr_swapped_actions", "delta_psnr",
         "delta_psnr_random", "delta_psnr_other_clip", "ssim", "ssim_copy", "psnr_reconstruction_reference",

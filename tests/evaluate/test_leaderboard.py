@@ -38,9 +38,9 @@ def test_a_table_grows(name: str, worlds, oracle_results, tmp_path: Path) -> Non
     tokenizer, clips = worlds["pixels"]
     other = evaluate(build(CopyLast, clips), tokenizer, clips, EvaluateConfig(clips=3, horizon=2))
     path = add_rows(tmp_path / "sub" / name, oracle_results)
-    path.write_text(path.read_text().rstrip("\n"))  # as an editor may leave it
+    path.write_text(path.read_text(encoding="utf-8").rstrip("\n"), encoding="utf-8")  # as an editor may leave it
     add_rows(path, other)
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     if path.suffix == ".csv":
         table = list(csv.DictReader(lines))
     else:
@@ -57,10 +57,10 @@ def test_a_table_grows(name: str, worlds, oracle_results, tmp_path: Path) -> Non
 def test_other_files_are_left_alone(oracle_results, tmp_path: Path) -> None:
     for text in ("# my notes\n", "model,score\n"):
         for name in ("notes.md", "notes.csv"):
-            (tmp_path / name).write_text(text)
+            (tmp_path / name).write_text(text, encoding="utf-8")
             with pytest.raises(HwmError, match="does not begin with"):
                 add_rows(tmp_path / name, oracle_results)
-            assert (tmp_path / name).read_text() == text
+            assert (tmp_path / name).read_text(encoding="utf-8") == text
 
 
 def test_lpips_is_of_the_decoded_truth(worlds) -> None:

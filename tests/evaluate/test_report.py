@@ -46,7 +46,7 @@ class Checker(HTMLParser):
 
 
 def read(path) -> tuple[str, Checker]:
-    text, checker = path.read_text(), Checker()
+    text, checker = path.read_text(encoding="utf-8"), Checker()
     checker.feed(text)
     checker.close()
     assert not checker.open

@@ -52,14 +52,14 @@ def test_distances_between_sets_are_figures_too() -> None:
 def test_one_evaluation_is_written_as_before(tmp_path: Path) -> None:
     one = results()
     assert summary([one]) == one.json()
-    both = json.loads(save(tmp_path / "new" / "r.json", [one, results(4)]).read_text())
+    both = json.loads(save(tmp_path / "new" / "r.json", [one, results(4)]).read_text(encoding="utf-8"))
     assert [len(both["by_robot"]), len(both["stores"])] == [2, 2]
     assert both["stores"][0]["psnr"] == one.json()["psnr"]
 
 
 def test_what_random_actions_cost_is_drawn_for_each_robot(tmp_path: Path) -> None:
     every = [results(), results(4, embodiment="<legs>")]
-    root = ET.fromstring(controllability(tmp_path / "c.svg", every).read_text())
+    root = ET.fromstring(controllability(tmp_path / "c.svg", every).read_text(encoding="utf-8"))
     for chart, r in enumerate(every):
         # higher is further up: what is drawn is what was measured
         marks = [root.findall(f".//{SVG}g[@id='line-{chart}-{i}']//{SVG}use") for i in range(2)]

@@ -51,7 +51,7 @@ def test_everything_is_in_the_json(found) -> None:
 
 
 def test_the_table_and_the_page_say_the_same(found) -> None:
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=160, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
     console.print(found.table())
     text = console.export_text()
     for words in ("dream: metres", "looking away by so many degrees", "shift for turning", "chance", "a remark"):

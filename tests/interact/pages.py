@@ -67,7 +67,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped model with presets of our own."""
     folder = tmp_path_factory.mktemp("models") / "shipped"
     shutil.copytree(ASSETS / "masked_hwm_mini", folder)
-    (folder / "presets.json").write_text(json.dumps(PRESETS))
+    (folder / "presets.json").write_text(json.dumps(PRESETS), encoding="utf-8")
     return folder
 
 

@@ -84,9 +84,9 @@ def test_drive_turn_raise_record_and_replay(page: Any, tmp_path: Path) -> None:
     assert page.evaluate("hwm.hashes") == hashes
     assert np.array_equal(canvas(page), last)
 
-    plain = json.loads(path.read_text())
+    plain = json.loads(path.read_text(encoding="utf-8"))
     plain["hashes"][2] += 1
-    path.write_text(json.dumps(plain))
+    path.write_text(json.dumps(plain), encoding="utf-8")
     page.get_by_label("Load replay").set_input_files(path)
     wait(page, f"document.getElementById('replay-told').textContent.startsWith('Departed at step 3 of {steps}')")
 

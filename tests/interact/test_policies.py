@@ -273,7 +273,9 @@ def test_policies_of_lerobots_interface(toy: World) -> None:
 
 
 def test_finding_policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "policies_of_a_test.py").write_text("class Made:\n    pass\n\ndef ahead(observation):\n    return {}\n")
+    (tmp_path / "policies_of_a_test.py").write_text(
+        "class Made:\n    pass\n\ndef ahead(observation):\n    return {}\n", encoding="utf-8"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert find_policy("still") is SCRIPTED["still"]
     assert find_policy("policies_of_a_test:ahead").__name__ == "ahead"
@@ -433,7 +435,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     line = f"policies --policies still random --episodes 2 --steps 1 --no-simulator --sampler steps=1 --out {out}"
     assert cli.main([*line.split(), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads(out.read_text())
+    assert printed == json.loads(out.read_text(encoding="utf-8"))
     assert list(printed["policies"]) == ["still", "random"]
     assert len(printed["starts"]) == 2
     assert printed["command"].startswith("hwm policies --policies still")

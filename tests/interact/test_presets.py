@@ -57,7 +57,7 @@ def test_ways_of_a_diffusion_are_steps_and_noise(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, text: str, word: str) -> None:
-    (tmp_path / FILE).write_text(text)
+    (tmp_path / FILE).write_text(text, encoding="utf-8")
     with pytest.raises(HwmError, match=word):
         load_presets(tmp_path, build_world().model)
 
@@ -77,7 +77,7 @@ def test_the_shipped_presets_have_figures_that_an_evaluation_gives() -> None:
 
     presets = load_presets(find_model("masked_hwm_mini"), world.model)
     assert len(presets) > 1
-    page = (Path(__file__).parents[2] / "docs" / "play.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "play.md").read_text(encoding="utf-8")
     for preset in presets.values():
         assert preset.figures is not None
         assert set(COLUMNS) <= set(preset.figures)
@@ -156,5 +156,5 @@ def test_the_verb_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixtur
     save_presets(tmp_path, [Preset("only", "Only", {"steps": 1})])
     assert main(["presets", "--model", str(tmp_path), "--clips", "2", "--seconds", "0.1", "--json", "--write"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert json.loads((tmp_path / FILE).read_text())[0]["figures"] == printed["only"]
+    assert json.loads((tmp_path / FILE).read_text(encoding="utf-8"))[0]["figures"] == printed["only"]
     assert (printed["only"]["clips"], printed["only"]["split"]) == (2, "test")

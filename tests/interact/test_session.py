@@ -188,7 +188,7 @@ def test_replays_say_what_is_wrong(tmp_path: Path) -> None:
     start = {**plain["start"], "embodiment": "fish"}
     with pytest.raises(HwmError, match="fish"):
         Session(world).play(Replay.from_json(broken(start=start)))
-    (tmp_path / "b.json").write_text('{"format":')
+    (tmp_path / "b.json").write_text('{"format":', encoding="utf-8")
     with pytest.raises(HwmError, match="not a replay file"):
         Replay.load(tmp_path / "b.json")
     with pytest.raises(HwmError, match="cannot read"):

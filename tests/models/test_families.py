@@ -18,7 +18,7 @@ FOR_ALL = {"base", "caches", "heads", "masked", "masked_causal", "flow"}
 def imported(name: str) -> set[str]:
     """The files of `hwm.models` that one of them imports, for types alone too."""
     found = set()
-    for node in ast.walk(ast.parse((FOLDER / f"{name}.py").read_text())):
+    for node in ast.walk(ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hwm.models"):
             module = (node.module or "").removeprefix("hwm.models").strip(".")
             found |= {module} if module else {alias.name for alias in node.names}

@@ -58,8 +58,8 @@ def test_a_checkpoint_of_old_names_is_loaded(tmp_path: Path) -> None:
     config, old = OLD["masked_hwm"]
     model = config.build(toy_spec())
     save_model(tmp_path, model)
-    meta = json.loads((tmp_path / "hwm.json").read_text())
-    (tmp_path / "hwm.json").write_text(json.dumps(meta | {"config": as_it_was(config, old)}))
+    meta = json.loads((tmp_path / "hwm.json").read_text(encoding="utf-8"))
+    (tmp_path / "hwm.json").write_text(json.dumps(meta | {"config": as_it_was(config, old)}), encoding="utf-8")
     again = load_model(tmp_path)
     assert again.config == config
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))

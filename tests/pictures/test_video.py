@@ -185,7 +185,7 @@ def test_frames_that_do_not_lie_evenly_are_counted(tmp_path: Path) -> None:
 
 def test_frames_are_counted(film: Path, tmp_path: Path) -> None:
     assert count_frames(film) == 41
-    (tmp_path / "text.mp4").write_text("no film")
+    (tmp_path / "text.mp4").write_text("no film", encoding="utf-8")
     with pytest.raises(HwmError, match="cannot read the video"):
         count_frames(tmp_path / "text.mp4")
 

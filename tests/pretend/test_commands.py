@@ -75,7 +75,7 @@ def test_a_run_begins_and_goes_on(card, made, optimizer, tmp_path, capsys, monke
     words = ("train", "toy", "--out", str(tmp_path / "run"), "--train.optimizer", optimizer)
     hwm(capsys, *words)
     assert "resuming" in hwm(capsys, *words, "--train.steps", "4")
-    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {line["step"] for line in lines} == {1, 2, 3, 4}
     assert (tmp_path / "run" / "samples" / "step_00000004.png").exists() == shown
 
@@ -108,7 +108,7 @@ def test_a_model_is_evaluated(card, made, tmp_path, capsys):
     scenarios = ("autoregressive", "temporally_teacher_forced")
     printed = hwm(capsys, "evaluate", made.model, *words, "--scenario", *scenarios, "--out", str(tmp_path / "r.json"))
     assert "perplexity" in printed
-    assert json.loads((tmp_path / "r.json").read_text())["device"] in ("pretended card", "mps")
+    assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["device"] in ("pretended card", "mps")
 
 
 def test_tokens_are_evaluated(card, made, tmp_path, capsys):

@@ -17,7 +17,7 @@ def test_assets_are_small_and_licensed() -> None:
     assert set(sizes) == {"g1_upper_body.npz", "g1_upper_body.xml", "LICENSE-unitree-g1"}
     assert sizes["g1_upper_body.npz"] < 250_000
     assert sizes["g1_upper_body.xml"] < 40_000
-    licence = (ASSETS / "LICENSE-unitree-g1").read_text()
+    licence = (ASSETS / "LICENSE-unitree-g1").read_text(encoding="utf-8")
     assert "Unitree" in licence
     assert "Redistribution and use in source and binary forms" in licence
 

@@ -79,7 +79,7 @@ def test_parameters_are_those_of_the_published_networks(config: Cosmos.Config, c
 
 
 def test_weights_have_the_published_names_and_shapes() -> None:
-    published = json.loads(Path(__file__).with_name("cosmos_dv8x8x8.json").read_text())
+    published = json.loads(Path(__file__).with_name("cosmos_dv8x8x8.json").read_text(encoding="utf-8"))
     assert len(published) == 310
     with torch.device("meta"):
         ours = V().build(pictures(256, 256)).state_dict()

@@ -118,7 +118,7 @@ def test_folders_that_are_not_whole_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "vae"
     written(folder)
     path, config = folder / "diffusion_pytorch_model.safetensors", folder / "config.json"
-    weights, fields = load_file(path), json.loads(config.read_text())
+    weights, fields = load_file(path), json.loads(config.read_text(encoding="utf-8"))
     save_file({k: w for k, w in weights.items() if k != "quant_conv.bias"}, path)
     with pytest.raises(HwmError, match=r"do not fit its config.json: quant_conv.bias missing"):
         load_tokenizer(folder)
@@ -131,12 +131,12 @@ def test_folders_that_are_not_whole_are_refused(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(HwmError, match=r"has no diffusion_pytorch_model\.safetensors"):
         load_tokenizer(folder)
-    config.write_text(json.dumps({**fields, "down_block_types": ["Nothing"] * 4}))
+    config.write_text(json.dumps({**fields, "down_block_types": ["Nothing"] * 4}), encoding="utf-8")
     path.write_bytes(b"")
     save_file(weights, path)
     with pytest.raises(HwmError, match="describes no VAE"):
         load_tokenizer(folder)
-    config.write_text(json.dumps({**fields, "_class_name": "VQModel"}))
+    config.write_text(json.dumps({**fields, "_class_name": "VQModel"}), encoding="utf-8")
     with pytest.raises(HwmError, match="holds a 'VQModel' of diffusers; tokenizers are AutoencoderKL and"):
         load_tokenizer(folder)
 
@@ -153,12 +153,12 @@ def test_wrong_sizes_are_refused(tmp_path: Path) -> None:
 
 
 def test_without_the_extra_it_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}), encoding="utf-8")
     assert is_diffusers(tmp_path)
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(HwmError, match=r"pip install 'humanoid-world-models\[vae\]'"):
         load_tokenizer(tmp_path)
-    (tmp_path / "config.json").write_text("no json")
+    (tmp_path / "config.json").write_text("no json", encoding="utf-8")
     assert not is_diffusers(tmp_path)
 
 

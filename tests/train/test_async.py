@@ -107,11 +107,13 @@ def test_slurms_signal_saves_under_fsdp2(data: Path, tmp_path: Path) -> None:
     command = command_of(2, data, run, steps=1000, slow=0.05, **options)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     end = time.monotonic() + PATIENCE
-    while not (run / "log.jsonl").exists() or len((run / "log.jsonl").read_text().splitlines()) < 3:
+    while not (run / "log.jsonl").exists() or len((run / "log.jsonl").read_text(encoding="utf-8").splitlines()) < 3:
         assert time.monotonic() < end, "the run does not get there"
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
-    workers = [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    workers = [
+        int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
+    ]
     assert len(workers) == 2
     for pid in workers:
         os.kill(pid, signal.SIGUSR1)

@@ -68,7 +68,7 @@ def test_a_loaded_model_gives_the_same_output(tmp_path: Path, make: Callable) ->
         torch.manual_seed(3)
         results.append(m.loss(BATCH)[0])
     assert torch.equal(*results)
-    assert json.loads((tmp_path / "m" / "hwm.json").read_text())["notes"] == {"note": "hello"}
+    assert json.loads((tmp_path / "m" / "hwm.json").read_text(encoding="utf-8"))["notes"] == {"note": "hello"}
 
 
 def test_a_loaded_model_is_the_file_and_training_it_leaves_the_file_alone(tmp_path: Path) -> None:
@@ -135,8 +135,8 @@ def test_damaged_weights_are_named(tmp_path: Path, damage: Callable[[bytes], byt
 def test_damaged_descriptions_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
     save_model(tmp_path / "m", toy())
     file = tmp_path / "m" / "hwm.json"
-    assert old in file.read_text()
-    file.write_text(file.read_text().replace(old, new, 1))
+    assert old in file.read_text(encoding="utf-8")
+    file.write_text(file.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
     with pytest.raises(CheckpointError, match=message):
         load_model(tmp_path / "m")
 

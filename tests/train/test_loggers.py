@@ -23,7 +23,7 @@ def test_lines_after_the_checkpoint_are_dropped_on_resuming(tmp_path: Path) -> N
     for step in range(1, 6):
         first.log(step, {"loss": step / 3})
     first.close()
-    with (tmp_path / "log.jsonl").open("a") as file:
+    with (tmp_path / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"no": "step"}\n{"step": 2, "lo')
     second = Logger(tmp_path, (), {}, 3)
     assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3]
@@ -39,7 +39,7 @@ def test_lines_after_the_checkpoint_are_dropped_on_resuming(tmp_path: Path) -> N
 def test_lines_are_there_before_the_run_ends(tmp_path: Path) -> None:
     logger = Logger(tmp_path, (), {}, 0)
     logger.log(1, {"loss": 1.0})
-    assert json.loads((tmp_path / "log.jsonl").read_text())["loss"] == 1.0
+    assert json.loads((tmp_path / "log.jsonl").read_text(encoding="utf-8"))["loss"] == 1.0
     logger.close()
 
 

@@ -45,7 +45,7 @@ def kill_all(pid: int) -> int:
     found = [pid]
     for each in found:
         with contextlib.suppress(OSError):
-            found += map(int, Path(f"/proc/{each}/task/{each}/children").read_text().split())
+            found += map(int, Path(f"/proc/{each}/task/{each}/children").read_text(encoding="utf-8").split())
     for each in found:
         with contextlib.suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
@@ -65,7 +65,7 @@ def begin(store: Path, run: Path, **options: object) -> subprocess.Popen[str]:
 def reached(run: Path) -> int:
     """The last update in the log; a line may be half written."""
     with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
-        return int(json.loads((run / "log.jsonl").read_text().splitlines()[-1])["step"])
+        return int(json.loads((run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])["step"])
     return 0
 
 

@@ -131,7 +131,7 @@ def wait_for(run: Path, step: int, process: subprocess.Popen[str]) -> None:
 
 def read_whole_lines(run: Path) -> list[dict[str, float]]:
     path = run / "log.jsonl"
-    text = path.read_text() if path.exists() else ""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
@@ -145,7 +145,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(data: Path, tmp_path: Path, 
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    with (run / "log.jsonl").open("a") as log:
+    with (run / "log.jsonl").open("a", encoding="utf-8") as log:
         log.write('{"step": 7, "lo')  # a line cut short
     done = int(step_folders(run)[-1].name.removeprefix("step_"))
     assert 4 <= done < 12
@@ -166,7 +166,9 @@ def test_signals_save_and_say_how_to_go_on(data: Path, tmp_path: Path, number: i
     run = tmp_path / "run"
     process = start(data, run, steps=1000, slow=0.05, save_every=0, val_every=0, workers=workers, accumulate=2)
     wait_for(run, 2, process)
-    children = [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    children = [
+        int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
+    ]
     assert len(children) >= workers
     for pid in (process.pid, *children):  # as a terminal does: to the whole group
         os.kill(pid, number)
@@ -383,14 +385,14 @@ def test_the_learning_rate_of_each_update(data: Path, tmp_path: Path) -> None:
 
 def test_a_longer_run_goes_on_from_a_finished_one(data: Path, tmp_path: Path, capsys) -> None:
     make_trainer(data, tmp_path / "run", steps=2).run()
-    before = (tmp_path / "run" / "log.jsonl").read_text()
+    before = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8")
     assert make_trainer(data, tmp_path / "run", steps=2).run() is not None  # nothing left to do
-    assert (tmp_path / "run" / "log.jsonl").read_text() == before
+    assert (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8") == before
     t = make_trainer(data, tmp_path / "run", steps=4)
     assert t.step == 2
     assert f"resuming {tmp_path / 'run'} at update 2" in capsys.readouterr().out
     t.run()
-    assert json.loads((tmp_path / "run" / "hwm.json").read_text())["notes"]["step"] == 4
+    assert json.loads((tmp_path / "run" / "hwm.json").read_text(encoding="utf-8"))["notes"]["step"] == 4
 
 
 def test_time_is_up_after_some_minutes(data: Path, tmp_path: Path, capsys) -> None:
@@ -440,7 +442,7 @@ def test_held_out_data_of_another_kind_is_refused_at_once(data: Path, tmp_path: 
 def test_a_recipe_is_recorded_and_read_again(tmp_path: Path) -> None:
     recipe = Recipe(model=Toy.Config(dim=4), train=TrainConfig(steps=7, optimizer="muon"))
     write_run(tmp_path / "run", recipe)
-    assert from_json(Recipe, json.loads((tmp_path / "run" / "recipe.json").read_text())) == recipe
+    assert from_json(Recipe, json.loads((tmp_path / "run" / "recipe.json").read_text(encoding="utf-8"))) == recipe
 
 
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -472,7 +474,7 @@ def test_two_processes_stop_together(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start(data, run, TWO, steps=1000, slow=0.1, save_every=0, val_every=0)
     wait_for(run, 2, process)
-    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
     for pid in (*map(int, workers), process.pid):
         os.kill(pid, signal.SIGINT)
     output, _ = process.communicate(timeout=PATIENCE)

@@ -159,4 +159,4 @@ def _write(path: Path, values: np.ndarray, dtype: str, rows: int = 1 << 16) -> N
 
 
 def _write_json(path: Path, value: dict[str, object]) -> None:
-    path.write_text(json.dumps(value))
+    path.write_text(json.dumps(value), encoding="utf-8")

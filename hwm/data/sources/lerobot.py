@@ -257,7 +257,7 @@ def _columns(file: Path, names: list[str]) -> dict[str, np.ndarray]:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text()
+        return file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise HwmError(f"{file} cannot be read: {error}") from error
 

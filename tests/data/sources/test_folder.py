@@ -69,11 +69,11 @@ def test_time_stamps_find_the_frames_of_a_faster_video(tmp_path: Path) -> None:
 def test_a_description_says_the_rest(tmp_path: Path) -> None:
     make_folder(tmp_path / "lab")
     about = {"embodiment": "cart", "action_names": ["speed", "turn"], "text": "drive", "fps": 10}
-    (tmp_path / "lab/source.json").write_text(json.dumps(about))
+    (tmp_path / "lab/source.json").write_text(json.dumps(about), encoding="utf-8")
     source = open_source(tmp_path / "lab")
     assert (source.header.embodiment, source.header.action_names) == ("cart", ("speed", "turn"))
     assert source[1].text == "drive"
-    (tmp_path / "lab/source.json").write_text("[1]")
+    (tmp_path / "lab/source.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(HwmError, match=r"source.json cannot be read"):
         open_source(tmp_path / "lab")
 

@@ -62,7 +62,7 @@ def write_v21(
         rows.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(columns), rows)
         episodes.append({"episode_index": e, "tasks": [f"task {e}"], "length": n})
-    (folder / "meta/episodes.jsonl").write_text("".join(json.dumps(e) + "\n" for e in episodes))
+    (folder / "meta/episodes.jsonl").write_text("".join(json.dumps(e) + "\n" for e in episodes), encoding="utf-8")
     about = {
         "codebase_version": "v2.1", "robot_type": "arm", "fps": fps, "chunks_size": 1000,
         "splits": {"train": "0:1", "val": "1:2"},
@@ -74,7 +74,7 @@ def write_v21(
             "timestamp": {"dtype": "float32", "shape": [1], "names": None},
         },
     }  # fmt: skip
-    (folder / "meta/info.json").write_text(json.dumps({**about, **info}))
+    (folder / "meta/info.json").write_text(json.dumps({**about, **info}), encoding="utf-8")
     return taken
 
 
@@ -237,19 +237,19 @@ def test_what_is_not_said_is_asked_for(options: dict, message: str) -> None:
     ],
 )
 def test_descriptions_that_are_none(copy: Path, change: dict, message: str) -> None:
-    info = json.loads((copy / "meta/info.json").read_text())
+    info = json.loads((copy / "meta/info.json").read_text(encoding="utf-8"))
     info.update(change)
-    (copy / "meta/info.json").write_text(json.dumps({k: v for k, v in info.items() if v is not None}))
+    (copy / "meta/info.json").write_text(json.dumps({k: v for k, v in info.items() if v is not None}), encoding="utf-8")
     with pytest.raises(HwmError, match=message):
         open_source(copy, FRONT)
 
 
 def test_a_wrong_rate_is_noticed(copy: Path) -> None:
-    info = json.loads((copy / "meta/info.json").read_text())
-    (copy / "meta/info.json").write_text(json.dumps({**info, "fps": 30}))
+    info = json.loads((copy / "meta/info.json").read_text(encoding="utf-8"))
+    (copy / "meta/info.json").write_text(json.dumps({**info, "fps": 30}), encoding="utf-8")
     with pytest.raises(EpisodeError, match="time stamps of 10 steps a second, where 30 are stated"):
         open_source(copy, FRONT)[0]
-    (copy / "meta/info.json").write_text(json.dumps(info))
+    (copy / "meta/info.json").write_text(json.dumps(info), encoding="utf-8")
     with pytest.raises(EpisodeError, match="time stamps of 10 steps a second, where 5 are stated"):
         open_source(copy, SourceOptions(camera="front", source_fps=5.0))[0]
 

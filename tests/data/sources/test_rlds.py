@@ -123,9 +123,9 @@ def test_missing_files_and_features_are_named(copy: Path) -> None:
     record_file(other).unlink()
     with pytest.raises(HwmError, match="lacks 1 of the 1 files of 'train'"):
         open_source(other, options())
-    features = json.loads((copy / "features.json").read_text())
+    features = json.loads((copy / "features.json").read_text(encoding="utf-8"))
     del features["featuresDict"]["features"]["steps"]
-    (copy / "features.json").write_text(json.dumps(features))
+    (copy / "features.json").write_text(json.dumps(features), encoding="utf-8")
     with pytest.raises(HwmError, match="not of episodes: it has no steps"):
         open_source(copy, options())
     assert recognise(copy.parent.parent) == ""
