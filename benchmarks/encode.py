@@ -19,7 +19,8 @@ import torch
 from common import parser, report
 
 from hwm.data.sources import Source, SourceOptions, open_source
-from hwm.data.store import Header, Writer
+from hwm.data.store import Header
+from hwm.data.writer import Writer
 from hwm.devices import device_of
 from hwm.encode.episodes import EncodeConfig, encode
 from hwm.loading import load_tokenizer

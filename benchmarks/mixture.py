@@ -21,7 +21,8 @@ from common import in_fresh_process, parser, report
 
 from hwm.data.clips import Clips
 from hwm.data.mixture import Mixture
-from hwm.data.store import Header, Store, Writer
+from hwm.data.store import Header, Store
+from hwm.data.writer import Writer
 from hwm.types import LatentSpec
 
 PARTS = ("mapped", "in memory")

@@ -13,7 +13,8 @@ import torch
 from hypothesis import settings
 
 from hwm import devices
-from hwm.data.store import Header, Store, Writer
+from hwm.data.store import Header, Store
+from hwm.data.writer import Writer
 from hwm.pictures.video import write_video
 from hwm.types import LatentSpec
 from tests import parity

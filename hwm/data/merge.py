@@ -8,7 +8,8 @@ from pathlib import Path
 
 from hwm.config import to_json
 from hwm.data.readers import open_store
-from hwm.data.store import Episode, Store, StoreError, Writer
+from hwm.data.store import Episode, Store, StoreError
+from hwm.data.writer import Writer
 from hwm.errors import HwmError
 
 

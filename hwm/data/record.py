@@ -16,7 +16,8 @@ import numpy as np
 from hwm.config import from_json
 from hwm.data.options import HELD_OUT_FROM as HELD_OUT_FROM
 from hwm.data.options import SimRecording as SimRecording
-from hwm.data.store import Header, Store, Writer
+from hwm.data.store import Header, Store
+from hwm.data.writer import Writer
 from hwm.errors import HwmError
 from hwm.pictures.video import write_video
 from hwm.progress import track

@@ -17,7 +17,8 @@ from hwm.data.ahead import ahead
 from hwm.data.sources import Episode, Source, open_source
 from hwm.data.sources.base import named
 from hwm.data.sources.views import Cropped
-from hwm.data.store import EpisodeError, Header, Store, Writer, latent_dtype
+from hwm.data.store import EpisodeError, Header, Store, latent_dtype
+from hwm.data.writer import Writer
 from hwm.devices import device_of, exact, format_of
 from hwm.encode.options import EncodeConfig as EncodeConfig
 from hwm.errors import HwmError

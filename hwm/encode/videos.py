@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hwm.data.store import Header, Store, Writer
+from hwm.data.store import Header, Store
+from hwm.data.writer import Writer
 from hwm.devices import format_of
 from hwm.encode.files import latents_of, take_every
 from hwm.errors import HwmError

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hwm.data.store import Header, Store, Writer, latent_dtype
+from hwm.data.store import Header, Store, latent_dtype
+from hwm.data.writer import Writer
 from hwm.errors import HwmError
 from hwm.interact.session import Session
 

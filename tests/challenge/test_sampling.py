@@ -19,7 +19,7 @@ from hwm.data.clips import Clips
 from hwm.data.onex.v2 import OneXV2Joined
 from hwm.data.onex.write import ShardData, write_v2
 from hwm.data.readers import open_store
-from hwm.data.store import Writer
+from hwm.data.writer import Writer
 from hwm.errors import HwmError
 from hwm.pictures.video import write_video
 from hwm.types import Tokenizer

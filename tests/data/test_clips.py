@@ -14,7 +14,8 @@ from hwm.data import clips as clips_module
 from hwm.data.clips import Clips, fake_batch
 from hwm.data.mixture import DataConfig
 from hwm.data.readers import open_store
-from hwm.data.store import Store, Writer
+from hwm.data.store import Store
+from hwm.data.writer import Writer
 from hwm.encode.episodes import thin_actions
 from hwm.errors import HwmError
 from hwm.types import ActionSpec, DataSpec, LatentSpec

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from hwm.data.merge import merge
-from hwm.data.store import Store, StoreError, Writer
+from hwm.data.store import Store, StoreError
+from hwm.data.writer import Writer
 from tests.conftest import make_store
 
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from hwm.data.clips import Clips
 from hwm.data.mixture import DataConfig, Mixture, Stream, _leave_signals_to_parent, loader, split_names
-from hwm.data.store import Store, Writer
+from hwm.data.store import Store
+from hwm.data.writer import Writer
 from hwm.errors import HwmError
 from hwm.types import Batch, LatentSpec
 from tests.conftest import make_arrays, make_header, make_store

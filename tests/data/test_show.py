@@ -15,7 +15,8 @@ from PIL import Image
 from rich.console import Console
 
 from hwm.data.show import columns_of, contact_sheet, describe, ids_in_use, pictures, spread, view_html
-from hwm.data.store import Store, Writer
+from hwm.data.store import Store
+from hwm.data.writer import Writer
 from hwm.errors import HwmError
 from hwm.pictures.canvas import GAP
 from hwm.pictures.sheet import BETWEEN, MARGIN

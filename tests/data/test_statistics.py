@@ -12,7 +12,8 @@ from hwm.commands.training import train_recipe
 from hwm.data.clips import Clips
 from hwm.data.mixture import DataConfig, Mixture
 from hwm.data.statistics import clamped, pooled
-from hwm.data.store import Store, Writer
+from hwm.data.store import Store
+from hwm.data.writer import Writer
 from hwm.models.next_block import NextBlock
 from hwm.nn.actions import standardised
 from hwm.recipes import Recipe

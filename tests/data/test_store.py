@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwm.data import store as module
-from hwm.data.store import Header, Store, StoreError, Writer, latent_dtype, moments
+from hwm.data import writer as module
+from hwm.data.arrays import moments
+from hwm.data.store import Header, Store, StoreError, latent_dtype
+from hwm.data.writer import Writer
 from hwm.errors import HwmError
 from hwm.types import LatentSpec
 from tests.conftest import make_arrays, make_header, make_store
@@ -452,7 +454,7 @@ def test_store_errors_are_the_users() -> None:
 def test_arrays_that_are_not_what_was_written_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = Writer(tmp_path / "s", make_header())
     writer.add("e", *make_arrays(writer.header, 4))
-    monkeypatch.setattr("hwm.data.store.checksum", lambda path: 0)
+    monkeypatch.setattr("hwm.data.writer.checksum", lambda path: 0)
     with pytest.raises(StoreError, match=r"actions.bin is not what was written to it"):
         writer.finish()
     monkeypatch.undo()

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwm.data.merge import merge
-from hwm.data.store import Store, StoreError, Writer
+from hwm.data.store import Store, StoreError
+from hwm.data.writer import Writer
 from hwm.encode.episodes import EncodeConfig, encode, thin_actions
 from hwm.errors import HwmError
 from hwm.pictures.video import read_video, write_video

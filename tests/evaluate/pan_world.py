@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from hwm.data.clips import Clips
-from hwm.data.store import Header, Store, Writer
+from hwm.data.store import Header, Store
+from hwm.data.writer import Writer
 from hwm.loading import load_tokenizer
 from hwm.models.base import WorldModel
 from hwm.pictures.video import write_video

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from hwm.data.clips import Clips
-from hwm.data.store import Header, Writer
+from hwm.data.store import Header
+from hwm.data.writer import Writer
 from hwm.evaluate.judge import Starts
 from hwm.models.base import WorldModel
 from hwm.sim.twin import Origin

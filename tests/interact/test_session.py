@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwm.data.store import Store, Writer
+from hwm.data.store import Store
+from hwm.data.writer import Writer
 from hwm.errors import HwmError
 from hwm.interact.export import write_store
 from hwm.interact.limits import Limits

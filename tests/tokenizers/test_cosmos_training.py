@@ -14,7 +14,8 @@ from hwm import cli
 from hwm.commands.training import train_recipe
 from hwm.data.mixture import DataConfig
 from hwm.data.readers import open_store
-from hwm.data.store import Header, Writer
+from hwm.data.store import Header
+from hwm.data.writer import Writer
 from hwm.encode.files import for_size
 from hwm.errors import HwmError
 from hwm.loading import load_tokenizer

@@ -17,7 +17,8 @@ from hwm.commands.training import train_recipe
 from hwm.config import Config, config_from_json, to_json
 from hwm.data.clips import fake_batch
 from hwm.data.mixture import DataConfig
-from hwm.data.store import Header, Writer
+from hwm.data.store import Header
+from hwm.data.writer import Writer
 from hwm.errors import HwmError
 from hwm.loading import copy_weights, load_tokenizer, weights_fingerprint
 from hwm.networks.efficientnet import EfficientNetLite0, fold
