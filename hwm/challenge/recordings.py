@@ -108,7 +108,7 @@ class FromStore:
             )
         self.store, self.path, self.known, self.target = store, store.path, known, target
         self.embodiment = store.header.embodiment
-        spans = {int(episode.info.get("frames_per_step", 1)) for episode in store.episodes}
+        spans = {episode.frames_per_step for episode in store.episodes}
         k = store.header.actions_per_step
         if len(spans) != 1 or k % (span := spans.pop()):
             raise HwmError(

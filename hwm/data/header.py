@@ -77,12 +77,32 @@ class Header:
 
 @dataclass(frozen=True)
 class Episode:
-    """A stretch of a store that is continuous in time: steps start..stop."""
+    """A stretch of a store that is continuous in time: steps start..stop.
+
+    Three values of `info` say where its frames are; absent they are the episode itself, 0 and 1.
+
+    Attributes:
+        film: the episode whose video they are in (`video`): those that were cut out of one recording share its file.
+        first_frame: the frame of that video which shows the first step.
+        frames_per_step: camera frames from one step to the next.
+    """
 
     id: str
     start: int
     stop: int
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def film(self) -> str:
+        return str(self.info.get("video", self.id))
+
+    @property
+    def first_frame(self) -> int:
+        return int(self.info.get("first_frame", 0))
+
+    @property
+    def frames_per_step(self) -> int:
+        return int(self.info.get("frames_per_step", 1))
 
     @property
     def steps(self) -> int:

@@ -97,7 +97,7 @@ class Recorded(Material):
     def pictures(self) -> Iterator[np.ndarray]:
         k = self.store.header.actions_per_step
         for episode, count in self.episodes:
-            if int(episode.info.get("frames_per_step", 1)) != k:
+            if episode.frames_per_step != k:
                 raise HwmError(f"{self.store.path} has no picture for each of its {RATE} actions a second")
             yield from self.store.frames(episode, stop=count)
 

@@ -42,7 +42,7 @@ def merge(paths: Iterable[str | Path], out: str | Path, *, skip_bad: bool = Fals
             continue
         rows = slice(episode.start, episode.stop)
         video = None
-        if store.has_video:
+        if store.has_video and episode.film == episode.id:
             video = writer.partial / f".{episode.id}.mp4"
             store.copy_video(episode, video)
         latents = None if store.latents is None else store.latents[rows]

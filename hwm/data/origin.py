@@ -9,9 +9,12 @@ from hwm.sim.twin import Origin
 
 
 def origin_of(store: Store, episode: Episode, steps: int) -> Origin | None:
-    """How the simulator gets to the end of the first `steps` steps of an episode; None for one of no simulator."""
+    """How the simulator gets to the end of the first `steps` steps of an episode.
+
+    None for one of no simulator, and for a clip from later in a recording: what led to it is not in it.
+    """
     seed = episode.info.get("seed")
-    if store.header.embodiment != "sim_g1" or not isinstance(seed, int):
+    if episode.first_frame or store.header.embodiment != "sim_g1" or not isinstance(seed, int):
         return None
     actions = np.asarray(store.actions[episode.start : episode.start + steps], np.float32)
     return Origin(seed, actions, episode.info.get("world", "rooms"))

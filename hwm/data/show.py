@@ -156,7 +156,7 @@ def pictures(store: Store, episode: Episode, steps: list[int], tokenizer: Tokeni
         HwmError: there is neither video nor a tokenizer, or the video is too short.
     """
     if store.has_video:
-        every = int(episode.info.get("frames_per_step", 1))
+        every = episode.frames_per_step
         wanted = {s * every for s in steps}
         film = enumerate(store.frames(episode, stop=max(wanted) + 1))
         found = {i: frame for i, frame in film if i in wanted}

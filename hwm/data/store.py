@@ -4,7 +4,7 @@
     STORE/actions.bin      (N, K, A) float32 (or float16); row t leads from step t-1 to step t
     STORE/segments.bin     (N,) int32: the episode of each step
     STORE/latents.bin      (N, H, W) ids or (N, C, H, W) values; absent in a recording that is not encoded yet
-    STORE/video/ID.mp4     the camera's frames of episode ID; absent in a store of latents only
+    STORE/video/ID.mp4     the camera's frames of episode ID, and of those that name it; absent where there is no video
     STORE/.partial/ID/     an episode that is written; `finish` gathers them
     STORE/.partial/*.json  the header, and other settings that a resumed command must repeat
 
@@ -175,7 +175,7 @@ class Store:
         return (self.steps * stride - short) / (self.header.fps * stride)
 
     def video(self, episode: Episode) -> Path:
-        path = self.path / "video" / f"{episode.id}.mp4"
+        path = self.path / "video" / f"{episode.film}.mp4"
         if not path.is_file():
             raise StoreError(f"{self.path} has no video of episode {episode.id!r} ({path.name} is missing)")
         return path
@@ -186,10 +186,13 @@ class Store:
 
     def frames(self, episode: Episode, every: int = 1, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
         """Camera frames start, start + every, ... of an episode, uint8 (H, W, 3)."""
-        return read_video(self.video(episode), every, start, stop)
+        if stop is None and "video" in episode.info:  # where it ends, the video goes on with the next
+            stop = (episode.steps - 1) * episode.frames_per_step + 1
+        first = episode.first_frame
+        return read_video(self.video(episode), every, first + start, None if stop is None else first + stop)
 
     def copy_video(self, episode: Episode, to: Path) -> None:
-        """Write the camera frames of an episode as a video file of their own."""
+        """Write the video file that an episode's frames are in."""
         shutil.copyfile(self.video(episode), to)
 
     def verify(self) -> None:

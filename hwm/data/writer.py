@@ -179,9 +179,9 @@ class Writer:
         names = sorted(self.done())
         if not names:
             raise StoreError(f"no episode was written to {self.path}")
-        filmed = self._filmed(names)
         arrays = ["actions.bin"] + (["latents.bin"] if self.header.latent else [])
         self._check_sizes(names, arrays)
+        filmed = self._filmed(names)
         sinks = {name: _Sink(self.partial / f"{name}.new") for name in [*arrays, "segments.bin"]}
         with ExitStack() as stack:
             for sink in sinks.values():
@@ -217,7 +217,9 @@ class Writer:
     def _filmed(self, names: list[str]) -> list[str]:
         """The episodes with video: all of them, or none."""
         # a kill during an earlier `finish` may have moved some of the videos already
-        filmed = [n for n in names if (self.partial / n / "video.mp4").exists() or self._video(n).exists()]
+        held = {n for n in names if (self.partial / n / "video.mp4").exists() or self._video(n).exists()}
+        infos = {n: json.loads((self.partial / n / "info.json").read_bytes())["info"] for n in names}
+        filmed = [n for n in names if Episode(n, 0, 1, infos[n]).film in held]
         if filmed and len(filmed) < len(names):
             bare = sorted(set(names) - set(filmed))
             raise StoreError(
@@ -236,8 +238,8 @@ class Writer:
 
     def _move_videos(self, names: list[str]) -> None:
         for name in names:
-            self._video(name).parent.mkdir(exist_ok=True)
             if (self.partial / name / "video.mp4").exists():
+                self._video(name).parent.mkdir(exist_ok=True)
                 os.replace(self.partial / name / "video.mp4", self._video(name))
 
     def _gather_all(self, names: list[str], arrays: list[str], sinks: dict[str, _Sink]) -> list[Episode]:

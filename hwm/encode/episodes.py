@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -113,11 +113,14 @@ def _encode_episodes(
     done = writer.done_of(_written(writer, set(names), config.clip))
     todo = [config.shard + i * config.shards for i, name in enumerate(names) if name not in done]
     unit = source.steps / len(source) / config.every
-    skipped: dict[str, str] = {}
+    skipped, there = dict[str, str](), set(names)
     for number in track(todo, len(todo), f"encoding with {tokenizer.id}", unit or 1, "frames" if unit else "episodes"):
         try:
             episode = source[number]
-            for cut in _cuts(episode, config.every, config.clip, tokenizer.latent.stride):
+            # of a recording that was cut before, the episode that has the video, if it is encoded here too
+            film = episode.info.get("video")
+            film = film if film in there else episode.id
+            for cut in _cuts(episode, config, tokenizer.latent.stride, film):
                 if cut.name not in done:
                     _encode_cut(writer, cut, tokenizer, config, source.path)
         except EpisodeError as error:
@@ -142,22 +145,26 @@ def thin_actions(actions_NKA: np.ndarray, every: int) -> np.ndarray:
 
 
 class _Cut(NamedTuple):
-    """Kept steps start..stop of an episode, which are encoded together and become an episode of this name."""
+    """Kept steps start..stop of an episode, which are encoded together and become an episode of this name.
+
+    Its frames are in the video of `film`, which may be another cut.
+    """
 
     episode: Episode
     name: str
+    film: str
     start: int
     stop: int
     last: bool
 
 
-def _cuts(episode: Episode, every: int, clip: int, stride: int) -> Iterator[_Cut]:
+def _cuts(episode: Episode, config: EncodeConfig, stride: int, film: str) -> Iterator[_Cut]:
     """The clips of an episode (or all of it), each cut to whole latent steps."""
-    kept = 1 + (episode.steps - 1) // every
-    for start in range(0, kept, clip or kept):
+    kept, clip = 1 + (episode.steps - 1) // config.every, config.clip
+    for number, start in enumerate(range(0, kept, clip or kept)):
         there = min(clip or kept, kept - start)
-        name = f"{episode.id}_clip_{start // clip:05d}" if clip else episode.id
-        yield _Cut(episode, name, start, start + 1 + (there - 1) // stride * stride, start + there == kept)
+        name, first = (f"{e}_clip_{i:05d}" if clip else e for e, i in ((episode.id, number), (film, 0)))
+        yield _Cut(episode, name, first, start, start + 1 + (there - 1) // stride * stride, start + there == kept)
 
 
 def _finished(out: Path, header: Header, config: EncodeConfig, names: Sequence[str]) -> Store | None:
@@ -190,13 +197,24 @@ def _encode_cut(writer: Writer, cut: _Cut, tokenizer: Tokenizer, config: EncodeC
             f"{len(actions)}: the video is truncated or not of this episode"
         )
     video = None
-    if config.keep_video:
-        video = writer.partial / f".{episode.id}.mp4"
+    if config.keep_video and cut.film == cut.name:
+        video = writer.partial / f".{cut.name}.mp4"
         _save_video(episode, video, path)
-    info = {**({"text": episode.text} if episode.text else {}), **episode.info}
-    info["frames_per_step"] = int(info.get("frames_per_step", 1)) * every * stride
+    info = {**({"text": episode.text} if episode.text else {}), **_place(cut, config, stride)}
     values = np.round(latents * 255).astype(np.uint8) if isinstance(tokenizer, Pixels) else latents
     writer.add(cut.name, actions, values, video, info)
+
+
+def _place(cut: _Cut, config: EncodeConfig, stride: int) -> dict[str, Any]:
+    """What is kept of an episode's `info`, and where in which video the frames of a cut are."""
+    info = {k: v for k, v in cut.episode.info.items() if k != "video"}
+    per_step = int(info.get("frames_per_step", 1)) * config.every
+    info["frames_per_step"] = per_step * stride
+    if first := int(info.get("first_frame", 0)) + cut.start * per_step:
+        info["first_frame"] = first
+    if config.keep_video and (config.clip or "video" in cut.episode.info):
+        info["video"] = cut.film
+    return info
 
 
 def _save_video(episode: Episode, to: Path, path: Path) -> None:

@@ -18,7 +18,8 @@ class EncodeConfig:
             that is causal over time begins anew with each. 0 encodes episodes as a whole.
         shard: which part of the episodes to encode, from 0: shard, shard + shards, ...; join the parts with `merge`.
         shards: how many parts there are.
-        keep_video: copy the videos along, so that predictions can be compared with the camera.
+        keep_video: copy the videos along, so that predictions can be compared with the camera; the clips of an
+            episode share its one.
         half_actions: keep actions as float16 (three significant digits) in half the space.
         crop: cut pictures to the tokenizer's proportions before they are resized, instead of squeezing them.
         skip_bad: leave out episodes that are not fit to be encoded and note them in the store, instead of stopping.
@@ -48,5 +49,3 @@ class EncodeConfig:
             raise HwmError(f"every {self.every} and batch {self.batch} must be at least 1")
         if self.clip and (self.clip < 1 or (self.clip - 1) % stride):
             raise HwmError(f"a clip of {self.clip} frames does not fill whole latent steps: choose 1 + {stride} * n")
-        if self.clip and self.keep_video:
-            raise HwmError("videos are not cut into clips: leave out either the clips or the videos")

@@ -31,8 +31,8 @@ def episode_of(clips: Clips, index: int) -> Episode:
 def frame_numbers(clips: Clips, index: int, steps: int) -> np.ndarray:
     """Which frames of its episode's video the first `steps` steps of a window show, (F,) with F = latent.frames(steps).
 
-    Step i of an episode is the camera frame i * frames_per_step (`Episode.info`, 1 where it is not given). A latent
-    step of several frames ends at its camera frame, and the earlier ones lie evenly between it and the step before.
+    Step i of an episode is the camera frame i * frames_per_step, counted from the episode's first. A latent step of
+    several frames ends at its camera frame, and the earlier ones lie evenly between it and the step before.
 
     Raises:
         HwmError: frames would lie between camera frames.
@@ -40,7 +40,7 @@ def frame_numbers(clips: Clips, index: int, steps: int) -> np.ndarray:
     latent = clips.store.header.latent
     assert latent is not None
     episode = episode_of(clips, index)
-    per_step = int(episode.info.get("frames_per_step", 1)) * clips.stride
+    per_step = episode.frames_per_step * clips.stride
     if clips.stride > 1 and latent.stride > 1:
         raise HwmError(
             f"windows of every {clips.stride}th step cannot be shown: each latent step holds {latent.stride} frames, "

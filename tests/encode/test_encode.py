@@ -302,5 +302,3 @@ def test_clips_that_are_not_whole_steps_are_refused(tmp_path: Path, recording: S
     for clip in (-1, 4):
         with pytest.raises(HwmError, match=r"does not fill whole latent steps: choose 1 \+ 4 \* n"):
             encode(recording.path, Joined(), tmp_path / "out", EncodeConfig(clip=clip))
-    with pytest.raises(HwmError, match="not cut into clips"):
-        encode(recording.path, Joined(), tmp_path / "out", EncodeConfig(clip=5, keep_video=True))

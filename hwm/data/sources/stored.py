@@ -53,7 +53,7 @@ class Stored(Source):
         )
 
     def _frames(self, e: Stretch, every: int = 1, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-        per_step = int(e.info.get("frames_per_step", 1))
+        per_step = e.frames_per_step
         end = None if stop is None else (stop - 1) * per_step + 1
         return self.store.frames(e, every * per_step, start * per_step, end)
 

@@ -140,8 +140,8 @@ class Resampled(View):
 
 
 def _without_file(episode: Episode) -> Episode:
-    """The episode without the video file that its frames come from, of which a step may be several frames."""
-    info = {k: v for k, v in episode.info.items() if k != "frames_per_step"}
+    """The episode without the video file that its frames come from, and where in it they are."""
+    info = {k: v for k, v in episode.info.items() if k not in ("video", "first_frame", "frames_per_step")}
     return replace(episode, info=info, save_video=None)
 
 
