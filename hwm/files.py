@@ -1,10 +1,19 @@
-"""Files that are there whole or not at all, and checksums to tell that they still are."""
+"""What a folder holds, files that are there whole or not at all, and checksums to tell that they still are."""
 
 from __future__ import annotations
 
 import os
 import zlib
 from pathlib import Path
+
+
+def listed(folder: Path, pattern: str = "*") -> list[Path]:
+    """What a folder holds of a pattern, in order, without hidden files: those are no data.
+
+    File managers and copying programs leave them beside every file (`._NAME` and `.DS_Store` of macOS, for one).
+    """
+    found = folder.glob(pattern)
+    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
 def checksum(path: Path) -> int:

@@ -25,7 +25,7 @@ from hwm.challenge.formats import Sender as Sender
 from hwm.config import from_json, to_json
 from hwm.errors import HwmError, unknown
 from hwm.evaluate.uncertainty import estimate
-from hwm.files import write_atomically
+from hwm.files import listed, write_atomically
 from hwm.progress import track as shown
 
 ABOUT, SCORES, README, ZIP = "about.json", "scores.jsonl", "README.txt", "submission.zip"
@@ -71,7 +71,7 @@ class Submission:
         }
         known = read_about(self.folder)
         if known is None:
-            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            if self.folder.exists() and (not self.folder.is_dir() or listed(self.folder)):
                 raise HwmError(f"{self.folder} holds something else already; choose another --out")
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / ABOUT, json.dumps(about, indent=1).encode())
@@ -213,7 +213,7 @@ def validate(folder: str | Path, track: str = "", samples: int | None = None) ->
     form: Format = from_json(FORMATS[track], own) if own else FORMATS[track]()
     names = list(about["samples"]) if own else None
     problems = [Problem(README, what) for what in readme_problems(folder / README)]
-    there = sorted(file.stem for file in folder.glob(f"*{form.suffix}"))
+    there = [file.stem for file in listed(folder, f"*{form.suffix}")]
     want = samples if samples is not None else len(names) if names is not None else form.samples
     if names is not None and samples is None:
         problems += [Problem(f"{name}{form.suffix}", "expected the file, found none") for name in names
@@ -230,7 +230,7 @@ def validate(folder: str | Path, track: str = "", samples: int | None = None) ->
 
 def _guess(folder: Path) -> str:
     for track, form in FORMATS.items():
-        if any(folder.glob(f"*{form.suffix}")):
+        if listed(folder, f"*{form.suffix}"):
             return track
     kinds = " nor ".join(form.suffix for form in FORMATS.values())
     raise HwmError(f"{folder} holds neither {kinds} files: it is no submission, or say its --track")

@@ -11,6 +11,7 @@ import tyro
 
 from hwm.computing import ExactComputing
 from hwm.errors import HwmError, unknown
+from hwm.files import listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ def run_convert(o: ConvertOptions) -> None:
     assert write is not None
     if not o.source.exists():
         raise HwmError(f"there is no {o.source}; nothing is downloaded here, fetch it first")
-    if o.out.exists() and (not o.out.is_dir() or any(o.out.iterdir())):
+    if o.out.exists() and (not o.out.is_dir() or listed(o.out)):
         raise HwmError(f"{o.out} is there already and is not an empty folder; choose another --out")
     if beside := [name for name in o.answers if o.to != "hwm" or name not in layouts[o.kind].asks]:
         raise HwmError(f"--{beside[0]} says nothing of a {o.kind} to be read or written here: leave it out")

@@ -17,6 +17,7 @@ from hwm.computing import ExactComputing
 from hwm.data.options import SourceOptions
 from hwm.encode.options import EncodeConfig
 from hwm.errors import HwmError, unknown
+from hwm.files import listed
 
 if TYPE_CHECKING:
     from hwm.types import Tokenizer
@@ -301,4 +302,4 @@ def _pairs(source: Path, out: Path, of: Callable[[Path], list[Path]], suffix: st
 
 
 def _latents_in(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"*{LATENTS}"))
+    return listed(folder, f"*{LATENTS}")

@@ -27,7 +27,7 @@ from hwm.convert.public import Inner
 from hwm.convert.recorded import Case
 from hwm.data.onex.specs import COSMOS_LEVELS
 from hwm.errors import CheckpointError, HwmError
-from hwm.files import write_atomically
+from hwm.files import listed, write_atomically
 from hwm.models.cosmos_ar import CosmosAR
 from hwm.models.cosmos_decoder import Decoder
 from hwm.models.cosmos_texts import Text
@@ -189,7 +189,7 @@ def find(source: Path) -> Path:
     if not source.is_dir():
         return source
     for pattern in (f"*{INDEX}", "*.safetensors", "*.pt"):
-        found = sorted(source.glob(pattern))
+        found = listed(source, pattern)
         if len(found) == 1:
             return found[0]
         if found:

@@ -16,7 +16,7 @@ import numpy as np
 from hwm.config import to_json
 from hwm.data.arrays import moments
 from hwm.data.store import FORMAT, Episode, EpisodeError, Header, Store, StoreError
-from hwm.files import checksum, write_atomically
+from hwm.files import checksum, listed, write_atomically
 
 
 class Writer:
@@ -53,7 +53,7 @@ class Writer:
 
     def done(self) -> set[str]:
         """Episodes that are completely written."""
-        return {p.name for p in self.partial.iterdir() if p.is_dir() and not p.name.startswith(".")}
+        return {p.name for p in listed(self.partial) if p.is_dir()}
 
     def done_of(self, wanted: Iterable[str]) -> set[str]:
         """Episodes that are completely written, where all of them are among those wanted.

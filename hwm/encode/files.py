@@ -24,7 +24,7 @@ from hwm.config import Trainable, from_json, to_json
 from hwm.data.sources import recognise
 from hwm.devices import device_of, exact
 from hwm.errors import HwmError
-from hwm.files import write_atomically
+from hwm.files import listed, write_atomically
 from hwm.pictures.video import count_frames, frame_rate, frame_size, read_video, to_uint8, to_video, write_video
 from hwm.progress import track
 from hwm.types import DataSpec, LatentSpec, Tokenizer, check_ids
@@ -62,7 +62,7 @@ def is_video(path: Path) -> bool:
 
 
 def videos_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEOS and p.is_file())
+    return [p for p in listed(folder) if p.suffix.lower() in VIDEOS and p.is_file()]
 
 
 def for_size(tokenizer: Tokenizer, size: tuple[int, int]) -> Tokenizer:

@@ -16,6 +16,7 @@ from hwm.data.onex.layout import CLIP_FRAMES, CLIP_STEPS, FLAT, GRID, STATES, TR
 from hwm.data.onex.specs import onex_v1
 from hwm.data.onex.v1 import FIELDS, LAYOUT
 from hwm.data.store import StoreError
+from hwm.files import listed
 from hwm.pictures.video import write_video
 
 
@@ -145,7 +146,7 @@ def _check(name: str, values: np.ndarray, shape: tuple[int, ...], vocab: int | N
 
 def _new_folder(out: str | Path) -> Path:
     path = Path(out)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or listed(path)):
         raise StoreError(f"{path} holds something already; choose another folder")
     path.mkdir(parents=True, exist_ok=True)
     return path

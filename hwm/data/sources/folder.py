@@ -19,6 +19,7 @@ import numpy as np
 from hwm.data.sources.base import DAMAGE, Episode, Source, SourceOptions, dimension_names, joined, leading
 from hwm.data.store import EpisodeError, Header
 from hwm.errors import HwmError
+from hwm.files import listed
 from hwm.pictures.video import count_frames, frame_rate, read_at, read_video
 
 VIDEOS, ACTIONS = (".mp4", ".mkv", ".avi", ".webm", ".mov"), (".parquet", ".npz")
@@ -120,7 +121,7 @@ def _at(
 
 def _pairs(path: Path) -> list[tuple[Path, Path]]:
     """Videos and their actions, by name."""
-    files = {p.name: p for p in path.iterdir() if p.is_file()}
+    files = {p.name: p for p in listed(path) if p.is_file()}
     found = []
     for video in sorted(files.values()):
         beside = [files[f"{video.stem}{s}"] for s in ACTIONS if f"{video.stem}{s}" in files]

@@ -32,6 +32,7 @@ from hwm.data.sources.base import (
 from hwm.data.sources.folder import column_values
 from hwm.data.store import EpisodeError, Header
 from hwm.errors import HwmError
+from hwm.files import listed
 from hwm.pictures.files import read_picture
 from hwm.pictures.video import count_frames, read_at
 
@@ -101,7 +102,7 @@ class LeRobot(Source):
                 raise HwmError(f"{file} cannot be read: {error}") from error
         import pyarrow.parquet as pq
 
-        files = sorted((self.path / "meta" / "episodes").glob("*/*.parquet"))
+        files = listed(self.path / "meta" / "episodes", "*/*.parquet")
         if not files:
             raise HwmError(f"{self.path} lacks meta/episodes, which say where each episode lies")
         rows: list[dict[str, Any]] = []

@@ -24,6 +24,7 @@ from hwm.data.sources.base import Episode, Source, SourceOptions, choose, dimens
 from hwm.data.sources.tfrecord import Value, read_example, read_record, record_starts
 from hwm.data.store import EpisodeError, Header
 from hwm.errors import HwmError
+from hwm.files import listed
 from hwm.pictures.files import read_picture
 
 TEXTS = ("language_instruction", "observation/natural_language_instruction")
@@ -199,7 +200,7 @@ def _frames(
 
 def _versions(path: Path) -> list[Path]:
     """The folders at or below a path that hold a version of a data set."""
-    folders = [path, *sorted(p for p in path.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", p.name))]
+    folders = [path, *(p for p in listed(path) if re.fullmatch(r"\d+\.\d+\.\d+", p.name))]
     return [p for p in folders if (p / "dataset_info.json").is_file() and (p / "features.json").is_file()]
 
 
@@ -251,7 +252,7 @@ def _leaves(feature: dict[str, Any], name: str = "") -> Iterator[tuple[str, Leaf
 def _files(path: Path, split: dict[str, Any]) -> list[Path]:
     """The files of a split, in order."""
     name = str(split["name"])
-    found = sorted(p for p in path.iterdir() if PLACE.search(p.name) and f"-{name}." in p.name)
+    found = [p for p in listed(path) if PLACE.search(p.name) and f"-{name}." in p.name]
     count = len(split.get("shardLengths", []))
     there = {int(match[1]) for p in found if (match := PLACE.search(p.name))}
     if missing := sorted(set(range(count)) - there):
