@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from hwm.config import to_json
 from hwm.data.readers import open_store
@@ -35,7 +36,7 @@ def merge(paths: Iterable[str | Path], out: str | Path, *, skip_bad: bool = Fals
             f"parts {', '.join(map(str, missing))} are missing: encode them, or do without them with --skip-bad"
         )
     every = list(each_episode(stores))  # finds repeated ids before anything is written
-    writer = Writer(out, stores[0].header)
+    writer = Writer(out, stores[0].header, _settings(stores))
     done = writer.done_of(e.id for _, e in every)
     for store, episode in every:
         if episode.id in done:
@@ -88,6 +89,12 @@ def _of_one_kind(stores: list[Store], skip_bad: bool) -> tuple[list[Store], dict
         else:
             kept.append(s)
     return kept, others
+
+
+def _settings(stores: list[Store]) -> dict[str, Any]:
+    """The settings that all of them have in common."""
+    first = stores[0].settings
+    return {k: v for k, v in first.items() if all(k in s.settings and s.settings[k] == v for s in stores)}
 
 
 def _missing(stores: list[Store]) -> list[int]:

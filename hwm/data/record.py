@@ -44,11 +44,8 @@ def record_sim(out: str | Path, config: SimRecording) -> Store:
         fps=FPS / config.every,
         source=f"MuJoCo, Unitree G1 upper body on a wheeled base, {_WORLDS[config.world]}",
     )
-    writer = Writer(out, header)
-    writer.same_as_before(
-        "recording",
-        {name: getattr(config, name) for name in ("world", "seconds", "size", "every", "held_out")},
-    )
+    repeated = ("world", "seconds", "size", "every", "held_out", "crf", "preset")
+    writer = Writer(out, header, {name: getattr(config, name) for name in repeated})
     done = writer.done()
     jobs = [(str(out), seed, config) for seed in config.seeds() if episode_name(config.world, seed) not in done]
     unit = config.seconds * FPS / config.every

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,9 +107,20 @@ def facts(store: Store) -> dict[str, str]:
     lines["size"] = f"{size / 2**20:,.1f} MiB"
     if h.source:
         lines["source"] = h.source
+    if store.settings:
+        lines["settings"] = ", ".join(settings_in_words(store.settings))
     if store.notes:
         lines["notes"] = "; ".join(store.notes)
     return lines
+
+
+def settings_in_words(settings: Mapping[str, Any]) -> Iterator[str]:
+    """What was asked for when a store was written, but for what was left as it is by itself."""
+    for name, value in settings.items():
+        if value is True or not value:
+            yield from [name] * bool(value)
+        else:
+            yield f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def ids_in_use(store: Store) -> int:

@@ -6,7 +6,7 @@
     STORE/latents.bin      (N, H, W) ids or (N, C, H, W) values; absent in a recording that is not encoded yet
     STORE/video/ID.mp4     the camera's frames of episode ID, and of those that name it; absent where there is no video
     STORE/.partial/ID/     an episode that is written; `finish` gathers them
-    STORE/.partial/*.json  the header, and other settings that a resumed command must repeat
+    STORE/.partial/*.json  the header and the settings, which a resumed command must repeat
 
 A store is complete when its `meta.json` is there: it is written last, and renamed into place.
 """
@@ -20,6 +20,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,7 @@ class Store:
         latents: (N, H, W) ids or (N, C, H, W) values; None in a recording.
         clip_steps: steps that were encoded together, apart from all others; 1 where any step may begin a window.
         notes: what a reader had to leave out or cut, in words.
+        settings: what was asked for when it was written; nothing where that was not recorded.
         part: (shard, shards) where this is one part of a data set encoded in several.
         skipped: episodes that were left out when it was written, and why.
         missing: parts that were not there when it was merged of the others.
@@ -70,6 +72,7 @@ class Store:
     latents: Array | None
     clip_steps: int = 1
     notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = MappingProxyType({})
     part: tuple[int, int] | None = None
     skipped: Mapping[str, str] = MappingProxyType({})
     missing: tuple[int, ...] = ()
@@ -104,6 +107,7 @@ class Store:
             self.steps = int(meta["steps"])
             self._checksums: dict[str, int] = meta["checksums"]
             self._statistics = meta.get("statistics")
+            self.settings = dict(meta.get("settings", {}))
             if "part" in meta:
                 self.part = int(meta["part"][0]), int(meta["part"][1])
             self.skipped = {str(k): str(v) for k, v in meta.get("skipped", {}).items()}
@@ -204,6 +208,11 @@ class Store:
                 raise StoreError(f"{self.path / name} cannot be read: {error}") from error
             if not same:
                 raise StoreError(f"{self.path / name} does not match its checksum: it was changed or damaged")
+
+
+def differing(known: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """What is asked for otherwise than it is known to have been, in words; what is not known is no difference."""
+    return [f"{k}: {known[k]!r}, now {v!r}" for k, v in asked.items() if k in known and known[k] != v]
 
 
 def _history(skipped: Mapping[str, str], missing: Sequence[int]) -> Iterator[str]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from hwm.config import to_json
 from hwm.data.arrays import moments
-from hwm.data.store import FORMAT, Episode, EpisodeError, Header, Store, StoreError
+from hwm.data.store import FORMAT, Episode, EpisodeError, Header, Store, StoreError, differing
 from hwm.files import checksum, listed, write_atomically
 
 
@@ -24,32 +24,32 @@ class Writer:
 
     Each episode is written beside its place and renamed into it, so a kill loses at most the episodes in flight and
     `done` tells which to skip when the work is resumed.
+
+    Args:
+        settings: what was asked for, in JSON's types: work is only resumed with the same, and the store tells them.
+
+    Raises:
+        StoreError: it is complete already, or was begun with another header or other settings; the message names them.
     """
 
-    def __init__(self, path: str | Path, header: Header) -> None:
-        self.path, self.header = Path(path), header
+    def __init__(self, path: str | Path, header: Header, settings: Mapping[str, Any] | None = None) -> None:
+        self.path, self.header, self.settings = Path(path), header, to_json(settings or {})
         self.partial = self.path / ".partial"
         if (self.path / "meta.json").exists():
             shutil.rmtree(self.partial, ignore_errors=True)  # left by a kill in the last moment of `finish`
             raise StoreError(f"{self.path} is already complete; choose another folder or remove it")
         self.partial.mkdir(parents=True, exist_ok=True)
-        self.same_as_before("header", to_json(header))
-
-    def same_as_before(self, name: str, settings: dict[str, Any]) -> None:
-        """Remember settings until `finish`, so that work is only resumed with the same.
-
-        Raises:
-            StoreError: it was begun with others; the message names them.
-        """
-        path, mine = self.partial / f"{name}.json", json.dumps(settings, indent=1)
-        known = json.loads(path.read_bytes()) if path.exists() else json.loads(mine)
-        if differ := [f"{k}: {known.get(k)!r}, now {v!r}" for k, v in json.loads(mine).items() if known.get(k) != v]:
-            raise StoreError(
-                f"{self.path} was begun with other settings ({'; '.join(differ)}); resume with the same, or choose "
-                "another folder"
-            )
-        if not path.exists():
-            write_atomically(path, mine.encode())
+        mine = {"settings.json": self.settings, "header.json": to_json(header)}  # what was asked for tells more
+        begun = {name: self.partial / name for name in mine if (self.partial / name).exists()}
+        for name, path in begun.items():
+            if differ := differing(json.loads(path.read_bytes()), mine[name]):
+                raise StoreError(
+                    f"{self.path} was begun with other settings ({'; '.join(differ)}); resume with the same, or choose "
+                    "another folder"
+                )
+        for name, values in mine.items():
+            if values and name not in begun:
+                write_atomically(self.partial / name, json.dumps(values, indent=1).encode())
 
     def done(self) -> set[str]:
         """Episodes that are completely written."""
@@ -204,6 +204,8 @@ class Writer:
             "checksums": checksums,
             "episodes": [to_json(e) for e in episodes],
         }
+        if self.settings:
+            meta["settings"] = self.settings
         if part:
             meta["part"] = list(part)
         if skipped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import fields
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hwm.config import to_json
 from hwm.data.ahead import ahead
-from hwm.data.sources import Episode, Source, open_source
+from hwm.data.sources import Episode, Source, SourceOptions, open_source
 from hwm.data.sources.base import named
 from hwm.data.sources.views import Cropped
-from hwm.data.store import EpisodeError, Header, Store, latent_dtype
+from hwm.data.store import EpisodeError, Header, Store, StoreError, differing, latent_dtype
 from hwm.data.writer import Writer
 from hwm.devices import device_of, exact, format_of
 from hwm.encode.options import EncodeConfig as EncodeConfig
@@ -44,7 +46,7 @@ def encode(
     A tokenizer in float32 computes exactly in that (`hwm.devices.exact`), so that ids do not depend on the device.
 
     Killed and called again with the same arguments, it goes on; the result is that of a call that was not killed. When
-    all is done already, it returns what is there.
+    all is done already, it returns what is there, if that is what is asked for.
 
     Args:
         source: a store with video, a path of another known kind, or a source that is open.
@@ -55,7 +57,7 @@ def encode(
             width, time stamps of another rate, a video that is missing, damaged, or has another number of frames than
             there are actions.
         HwmError: a clip that does not fill whole latent steps; a shard without episodes; statistics of other actions;
-            no episode that is fit; or `out` was begun from another source or with other settings.
+            no episode that is fit; or `out` was begun, or is complete, with other settings: the message names them.
     """
     config.check(tokenizer.latent.stride)
     source = source if isinstance(source, Source) else open_source(source)
@@ -65,19 +67,28 @@ def encode(
     if config.crop:
         source = Cropped(source, tokenizer.size)
     header = _header(source.header, tokenizer, config)
-    if finished := _finished(Path(out), header, config, names):
-        return finished
-    writer = Writer(out, header)
-    writer.same_as_before(
-        "encoding",
-        {"clip": config.clip, "shard": config.shard, "shards": config.shards, "crop": config.crop,
-         "source": list(source.notes)},
-    )  # fmt: skip
-    writer.same_as_before("dtype", {"dtype": format_of(tokenizer)})
+    settings = _settings(source, tokenizer, config, statistics)
+    if (Path(out) / "meta.json").is_file():
+        return _finished(Path(out), header, settings, config, names, statistics)
+    writer = Writer(out, header, settings)
     skipped = _encode_episodes(writer, source, tokenizer, config, names)
     if len(skipped) == len(names):
         raise HwmError(f"{source.path}: none of {len(names)} episodes can be encoded. {next(iter(skipped.values()))}")
     return writer.finish(statistics.statistics if statistics else None, part=config.part, skipped=skipped)
+
+
+def _settings(source: Source, tokenizer: Tokenizer, config: EncodeConfig, statistics: Store | None) -> dict[str, Any]:
+    """All that the result depends on, to be kept with it and compared when it is asked for again."""
+    own = ("every", "clip", "shard", "shards", "keep_video", "half_actions", "crop")
+    return {
+        "source": str(source.path.resolve()),
+        **{f.name: to_json(getattr(source.options, f.name)) for f in fields(SourceOptions)},
+        "tokenizer": tokenizer.id,
+        "dtype": format_of(tokenizer),
+        **{name: getattr(config, name) for name in own},
+        "statistics": str(statistics.path.resolve()) if statistics else "",
+        "notes": list(source.notes),
+    }
 
 
 def _names(source: Source, config: EncodeConfig) -> list[str]:
@@ -167,14 +178,44 @@ def _cuts(episode: Episode, config: EncodeConfig, stride: int, film: str) -> Ite
         yield _Cut(episode, name, first, start, start + 1 + (there - 1) // stride * stride, start + there == kept)
 
 
-def _finished(out: Path, header: Header, config: EncodeConfig, names: Sequence[str]) -> Store | None:
-    """The store that an earlier call of the same arguments has finished."""
-    if not (out / "meta.json").is_file():
-        return None
+def _finished(
+    out: Path,
+    header: Header,
+    settings: dict[str, Any],
+    config: EncodeConfig,
+    names: Sequence[str],
+    statistics: Store | None,
+) -> Store:
+    """The store that an earlier call has finished, if it is what is asked for.
+
+    Raises:
+        StoreError: it was made with other settings, of other episodes, or lacks some that nobody allows it to.
+    """
     store = Store(out)
-    there = {e.id.rpartition("_clip_")[0] if config.clip else e.id for e in store.episodes}
-    if (store.header, store.part) != (header, config.part) or there | store.skipped.keys() != set(names):
-        return None
+    known = {"keep_video": store.has_video, **store.settings}
+    differ = differing(known, settings) or differing(to_json(store.header), to_json(header))
+    if not differ and store.part != config.part:
+        differ = [f"part: {store.part}, now {config.part}"]
+    if not differ and statistics and store.statistics != statistics.statistics:
+        differ = [f"statistics: others than those of {statistics.path}"]
+    if differ:
+        raise StoreError(
+            f"{out} is complete, and was made with other settings ({'; '.join(differ)}): choose another folder, or "
+            "remove it"
+        )
+    there = {e.id.rpartition("_clip_")[0] if config.clip else e.id for e in store.episodes} | store.skipped.keys()
+    if other := sorted(there ^ set(names)):
+        more = f" and {len(other) - 1} more" if other[1:] else ""
+        raise StoreError(
+            f"{out} is complete, but {'holds' if other[0] in there else 'lacks'} episode {other[0]!r}{more}: the "
+            "source has changed since; choose another folder, or remove it"
+        )
+    if store.skipped and not config.skip_bad:
+        name, why = next(iter(store.skipped.items()))
+        raise StoreError(
+            f"{out} is complete but for {len(store.skipped)} episodes that were left out (--skip-bad), as {name!r}: "
+            f"{why}"
+        )
     shutil.rmtree(out / ".partial", ignore_errors=True)  # left by a kill in the last moment
     return store
 

@@ -52,8 +52,7 @@ def write_store(
         embodiment="video", action_names=(NO_ACTION,), actions_per_step=1, fps=rates[slow] / spec.stride, latent=spec,
         dtype="uint8" if pixels else "", tokenizer=tokenizer.id, source="video files",
     )  # fmt: skip
-    writer = Writer(out, header)
-    writer.same_as_before("dtype", {"dtype": format_of(tokenizer)})
+    writer = Writer(out, header, {"dtype": format_of(tokenizer), "resize": resize})
     done = writer.done_of(names)
     for source in sources:
         if source.stem in done:

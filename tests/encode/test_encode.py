@@ -204,7 +204,7 @@ def test_ids_of_two_number_formats_are_not_mixed(tmp_path: Path, recording: Stor
         encode(recording.path, Weighed(dies=True), tmp_path / "out")
     with pytest.raises(StoreError, match=r"begun with other settings \(dtype: 'float32', now 'bfloat16'\)"):
         encode(recording.path, Weighed(dies=False).to(torch.bfloat16), tmp_path / "out")
-    (tmp_path / "out" / ".partial" / "dtype.json").unlink()  # as of a version that did not write it
+    (tmp_path / "out" / ".partial" / "settings.json").unlink()  # as of a version that did not write it
     assert len(encode(recording.path, Weighed(dies=False), tmp_path / "out").episodes) == 3
 
 

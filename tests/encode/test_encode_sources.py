@@ -135,7 +135,7 @@ def test_a_finished_part_is_left_as_it_is(tmp_path: Path) -> None:
     assert (tmp_path / "out/meta.json").stat().st_mtime_ns == before
     assert again.episodes == once.episodes
     assert not (tmp_path / "out/.partial").exists()
-    with pytest.raises(StoreError, match="already complete"):
+    with pytest.raises(StoreError, match=r"is complete, .* other settings \(shard: 0, now 1\)"):
         encode(Odd("nan"), SMALL, tmp_path / "out", EncodeConfig(skip_bad=True, shard=1, shards=2))
 
 

@@ -64,7 +64,9 @@ def open_plain(name: str | Path, options: SourceOptions = AS_IT_IS) -> Source:
         raise HwmError(
             f"{path} is none of the known kinds of data ({', '.join(SOURCES.names())}); see docs/data.md{ELSEWHERE}"
         )
-    return SOURCES.find(kind)(path, replace(options, split=options.split.partition("[")[0]))
+    source = SOURCES.find(kind)(path, replace(options, split=options.split.partition("[")[0]))
+    source.options = replace(options, kind=kind)
+    return source
 
 
 def seen_as(source: Source, options: SourceOptions) -> Source:

@@ -84,6 +84,7 @@ class Source(ABC):
         ids: names of the episodes, in order; they can name folders.
         steps: of all episodes together, where that is known without reading them; else 0.
         notes: what was chosen or left out when it was opened, in words.
+        options: what was asked for when it was opened.
     """
 
     path: Path
@@ -91,6 +92,7 @@ class Source(ABC):
     ids: Sequence[str]
     steps: int = 0
     notes: tuple[str, ...] = ()
+    options: SourceOptions = AS_IT_IS
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
         raise NotImplementedError  # how kinds are opened; views of sources take others

@@ -22,7 +22,7 @@ class View(Source):
 
     def __init__(self, source: Source) -> None:
         self.source, self.path, self.header, self.ids = source, source.path, source.header, source.ids
-        self.steps, self.notes = source.steps, source.notes
+        self.steps, self.notes, self.options = source.steps, source.notes, source.options
 
     def change(self, episode: Episode) -> Episode:
         raise NotImplementedError
