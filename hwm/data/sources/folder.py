@@ -1,4 +1,4 @@
-"""A folder of videos with a file of actions beside each: NAME.mp4 and NAME.parquet or NAME.npz.
+"""A folder of videos with a file of actions beside each: NAME.mp4 and NAME.parquet, NAME.npz, NAME.csv or NAME.npy.
 
 A row of actions stands for a frame, and is what was done when it was seen. With a column `timestamp` (seconds) a row
 stands for the frame that was shown then, whatever the video's rate; without it row i is that of frame i. A file
@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 
 from hwm.data.sources.base import DAMAGE, Episode, Source, SourceOptions, dimension_names, joined, leading
+from hwm.data.sources.columns import READ_WHOLE
 from hwm.data.store import EpisodeError, Header
 from hwm.errors import HwmError
 from hwm.files import listed
 from hwm.pictures.video import count_frames, frame_rate, read_at, read_video
 
-VIDEOS, ACTIONS = (".mp4", ".mkv", ".avi", ".webm", ".mov"), (".parquet", ".npz")
+VIDEOS, ACTIONS = (".mp4", ".mkv", ".avi", ".webm", ".mov"), (".parquet", ".npz", *READ_WHOLE)
 TIME = "timestamp"
 DESCRIPTION = "source.json"
 KEYS = ("action", "actions")
-"""Columns that are taken for the actions where none are named."""
+"""Columns that are taken for the actions where none are named; of text without them, all columns of numbers."""
 
 
 class Folder(Source):
@@ -44,9 +45,11 @@ class Folder(Source):
         self.pairs = _pairs(path)
         self.ids = [video.stem for video, _ in self.pairs]
         if not self.ids:
-            raise HwmError(f"{path} has no video with a file of actions beside it ({', '.join(ACTIONS)})")
+            raise HwmError(_none_beside(path))
+        _one_file_each(path, self.pairs)
         self.keys = tuple(options.action_keys)
         first = self._columns(self.pairs[0][1])
+        self.keys = tuple(first)
         fps = options.source_fps or float(about.get("fps", 0)) or self._rate(*self.pairs[0])
         names = tuple(map(str, about.get("action_names", ()))) or dimension_names(
             list(first), [len(v[0]) for v in first.values()]
@@ -73,6 +76,8 @@ class Folder(Source):
         """The columns that make up the actions, (N, width) each."""
         there = _names(path)
         keys = self.keys or tuple(k for k in KEYS if k in there)[:1]
+        if not keys and path.suffix == ".csv":
+            keys = tuple(k for k in there if k != TIME)
         missing = [k for k in keys if k not in there] or ([] if keys else [" or ".join(KEYS)])
         if missing:
             raise EpisodeError(f"{path.name} has no column {', '.join(missing)}; there are: {', '.join(there)}")
@@ -130,6 +135,23 @@ def _pairs(path: Path) -> list[tuple[Path, Path]]:
     return found
 
 
+def _none_beside(path: Path) -> str:
+    """That there are no pairs in a folder, and what lies beside a video instead."""
+    names = [p.name for p in listed(path)]
+    videos = {Path(name).stem for name in names if Path(name).suffix.lower() in VIDEOS}
+    other = [n for n in names if Path(n).stem in videos and Path(n).suffix.lower() not in VIDEOS]
+    unread = f"; {other[0]} is of a kind that is not read" if other else ""
+    return f"{path} has no video with a file of actions beside it ({', '.join(ACTIONS)}){unread}"
+
+
+def _one_file_each(path: Path, pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Raise `HwmError` where a video has two files of actions, of which none may be chosen by guessing."""
+    for video, actions in pairs:
+        beside = [s for s in ACTIONS if actions.with_suffix(s).is_file()]
+        if len(beside) > 1:
+            raise HwmError(f"{path}: beside {video.name} lie actions as {' and '.join(beside)}: keep one of them there")
+
+
 def _description(path: Path) -> dict[str, Any]:
     file = path / DESCRIPTION
     if not file.is_file():
@@ -146,6 +168,8 @@ def _description(path: Path) -> dict[str, Any]:
 def _names(path: Path) -> list[str]:
     """Columns of a file of actions."""
     try:
+        if path.suffix in READ_WHOLE:
+            return list(READ_WHOLE[path.suffix](path))
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 return list(file.files)
@@ -162,6 +186,9 @@ def _arrays(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
     if not wanted:
         return {}
     try:
+        if path.suffix in READ_WHOLE:
+            columns = READ_WHOLE[path.suffix](path)
+            return {k: columns[k] for k in wanted}
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 return {k: np.asarray(file[k]) for k in wanted}

@@ -121,3 +121,92 @@ def test_rows_of_different_widths(tmp_path: Path) -> None:
     pq.write_table(pa.table({"action": [[1.0, 2.0], [3.0]]}), tmp_path / "lab/a.parquet")
     with pytest.raises(EpisodeError, match="rows of different widths"):
         open_source(tmp_path / "lab")
+
+
+# ---------------------------------------------------------------------- csv and npy
+def make_film(path: Path, frames: int = 5) -> Path:
+    path.mkdir(exist_ok=True)
+    write_video(path / "a.mp4", make_frames(frames), 10)
+    return path
+
+
+def test_names_of_a_csv_are_those_of_the_actions(tmp_path: Path) -> None:
+    lab = make_film(tmp_path / "lab")
+    lines = ["\ufeffspeed, turn,grip,who,timestamp"]  # as spreadsheets write it, with a byte-order mark
+    lines += [f"{i}.5,{-i},{str(i % 2 == 0).lower()},Ångström,{i / 10}" for i in range(5)]
+    (lab / "a.csv").write_text("\n".join(lines), encoding="utf-8")
+    assert recognise(lab) == "folder"
+    source = open_source(lab)
+    assert source.header.action_names == ("speed", "turn", "grip")
+    episode = source[0]
+    want = np.array([[i + 0.5, -i, i % 2 == 0] for i in range(5)], np.float32)
+    assert np.array_equal(episode.actions[1:, 0], want[:-1])
+    assert episode.times is not None
+    assert episode.times.tolist() == pytest.approx([i / 10 for i in range(5)])
+    chosen = open_source(lab, SourceOptions(action_keys=("turn", "speed")))
+    assert chosen.header.action_names == ("turn", "speed")
+    assert np.array_equal(chosen[0].actions[1:, 0], want[:-1, [1, 0]])
+    with pytest.raises(EpisodeError, match=r"a.csv has no column who; there are: speed, turn, grip, timestamp"):
+        open_source(lab, SourceOptions(action_keys=("who",)))
+
+
+def test_columns_of_every_csv_are_found_by_name(tmp_path: Path) -> None:
+    lab = make_film(tmp_path / "lab", 3)
+    write_video(lab / "b.mp4", make_frames(3), 10)
+    np.savetxt(lab / "a.csv", np.arange(6).reshape(3, 2), delimiter=",", header="x,y")  # "# x,y"
+    (lab / "b.csv").write_text("y,x\n1,0\n3,2\n5,4\n", encoding="utf-8")
+    source = open_source(lab)
+    assert source.header.action_names == ("x", "y")
+    assert np.array_equal(source[0].actions, source[1].actions)
+    (lab / "b.csv").write_text("y\n1\n3\n5\n", encoding="utf-8")
+    with pytest.raises(EpisodeError, match=r"'b': b.csv has no column x"):
+        source[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0.1,0.2\n0.3,0.4\n", "begins with numbers: its first line is to name the columns"),
+        ("x,x\n1,2\n", "two columns of one name"),
+        ("x,\n1,2\n", "two columns of one name, or one without"),
+        ("x,y\n1\n", "a.csv cannot be read: .*Expected 2 columns, got 1"),
+        ("", "a.csv cannot be read"),
+        ("who\nme\n", "a.csv has no column action or actions"),
+        ("x,y\n1,\n2,3\n1,2\n", "action 'y' is nan at step 0"),
+    ],
+)
+def test_a_csv_that_is_none(tmp_path: Path, text: str, said: str) -> None:
+    lab = make_film(tmp_path / "lab", 3)
+    (lab / "a.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(EpisodeError, match=said):
+        open_source(lab)[0]
+
+
+def test_an_array_of_numpy(tmp_path: Path) -> None:
+    lab = make_film(tmp_path / "lab")
+    taken = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    np.save(lab / "a.npy", taken)
+    source = open_source(lab)
+    assert source.header.action_names == ("action_0", "action_1", "action_2")
+    assert np.array_equal(source[0].actions[1:, 0], taken[:-1])
+    (lab / "source.json").write_text(json.dumps({"action_names": ["x", "y", "z"]}), encoding="utf-8")
+    assert open_source(lab).header.action_names == ("x", "y", "z")
+    np.save(lab / "a.npy", np.array([{"a": 1}] * 5, dtype=object))
+    with pytest.raises(EpisodeError, match=r"a\.npy cannot be read"):
+        open_source(lab)
+    np.save(lab / "a.npy", np.array(["left"] * 5))
+    with pytest.raises(EpisodeError, match="not rows of numbers"):
+        open_source(lab)
+
+
+def test_actions_are_not_chosen_by_guessing(tmp_path: Path) -> None:
+    lab = make_film(tmp_path / "lab")
+    (lab / "a.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(
+        HwmError, match=r"no video with a file of actions beside it .*; a.json is of a kind"
+    ):
+        open_source(lab, SourceOptions(kind="folder"))
+    np.save(lab / "a.npy", np.zeros((5, 1)))
+    np.savez(lab / "a.npz", action=np.zeros((5, 2)))
+    with pytest.raises(HwmError, match=r"beside a.mp4 lie actions as .npz and .npy: keep one of them there"):
+        open_source(lab)
