@@ -14,9 +14,12 @@ from hwm.version import __version__
 VERBS = {
     "demo": ("demo", "evaluate the shipped model, train a toy one for a minute, write a report with videos"),
     "record": ("stores", "record the simulated humanoid as a store of video and actions"),
-    "encode": ("tokens", "turn a recording or anybody's data into a store of latents, or videos into files"),
+    "encode": ("tokens", "turn a recording or anybody's data into a store of latents"),
     "decode": ("tokens", "turn files of latents into videos"),
-    "tokenizer": ("tokens", "fetch a published tokenizer, or measure how well one shows a video again"),
+    "tokenizer": (
+        "tokens",
+        "fetch a published tokenizer, turn videos into files of latents, or measure how it shows them",
+    ),
     "data": ("data", "fetch 1X's published data, or make a small set in its layout"),
     "merge": ("stores", "join stores into one"),
     "view": ("stores", "show what is in a store or other data: episodes, statistics, a page or a contact sheet"),

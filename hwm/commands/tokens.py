@@ -1,4 +1,4 @@
-"""What `hwm encode`, `hwm decode` and `hwm tokenizer` do with video files and tokenizers."""
+"""What `hwm encode`, `hwm decode` and `hwm tokenizer` do: data sets, video files and tokenizers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import tyro
 
-from hwm.commands.data import print_store
 from hwm.commands.stores import print_skipped
 from hwm.computing import ExactComputing
 from hwm.data.options import SourceOptions
@@ -26,79 +25,15 @@ LATENTS = ".safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoOptions(ExactComputing):
-    """Encode video files into files of latents (of a recorded store: hwm encode STORE --help).
-
-    Of a folder, videos whose latents are there already are left alone: the same command goes on after a kill.
-
-    Attributes:
-        source: a video file, or a folder of them.
-        tokenizer: a shipped tokenizer, or a folder: of a checkpoint, or of published TorchScript files.
-        out: the file to write (.safetensors); for a folder of videos, and for a store, the folder.
-        clip: encode so many frames at a time, each clip by itself (17 in 1X's data); 0 encodes a video as one clip.
-        fps: frames a second to take, of which the video's rate must be a multiple; 0 takes all.
-        size: height and width that the tokenizer is taken for; by default those that its checkpoint says.
-        resize: resize pictures of another size to the tokenizer's.
-        strict: refuse videos whose frames do not fill whole latent steps, instead of repeating the last frame.
-        store: write one store, for training, in place of files of latents; with `pixels-HxW` tokenizers can be trained.
-    """
-
-    source: tyro.conf.Positional[Path]
-    tokenizer: str = "tiny"
-    out: Path
-    clip: int = 0
-    fps: float = 0.0
-    size: tuple[int, int] | None = None
-    resize: bool = False
-    strict: bool = False
-    store: bool = False
-
-
-def encode(args: list[str]) -> None:
-    """`hwm encode SOURCE --tokenizer NAME --out OUT`: a recorded store, a video file, or a folder of video files."""
-    args = todays_options(args)
-    if "--store" in args or _any_video([word for word in args if not word.startswith("-")]):
-        encode_videos(tyro.cli(VideoOptions, args=args, prog="hwm encode"))
-    else:
-        encode_data(args)
-
-
-def _any_video(words: list[str]) -> bool:
-    """Whether one of these is a video file or a folder of them; without any words nothing is imported to find out."""
-    if not words:
-        return False
-    from hwm.encode.files import is_video
-
-    return any(is_video(Path(word)) for word in words)
-
-
-def encode_videos(o: VideoOptions) -> None:
-    from hwm.encode.files import encode_file, load_latents, videos_in
-    from hwm.encode.videos import write_store
-    from hwm.loading import open_tokenizer
-
-    tokenizer = open_tokenizer(o.tokenizer, o.start(), o.size)
-    if o.store:
-        if o.clip or o.strict:
-            raise HwmError("--store takes no --clip and no --strict: a video becomes an episode of whole latent steps")
-        sources = videos_in(o.source) if o.source.is_dir() else [o.source]
-        print_store(write_store(sources, tokenizer, o.out, fps=o.fps, resize=o.resize))
-        return
-    for source, out in _pairs(o.source, o.out, videos_in, LATENTS):
-        about, repeated = encode_file(source, tokenizer, out, clip=o.clip, fps=o.fps, resize=o.resize, strict=o.strict)
-        padded = f"; the last frame stands {repeated} more times, to fill the last step" if repeated else ""
-        latents = load_latents(out)[0]
-        print(f"{out}: {about.frames} frames as {' x '.join(map(str, latents.shape))} latents{padded}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class EncodeOptions(ExactComputing, EncodeConfig, SourceOptions):
-    """Encode a recording, or data of another kind, into latents (of video files: hwm encode VIDEO.mp4 --help).
+    """Encode a recording, or data of another kind, into a store of latents (files of latents of videos by themselves:
+    hwm tokenizer encode).
 
-    Killed and given again, the command goes on.
+    Killed and given again, the command goes on; given otherwise, it is refused.
 
     Attributes:
-        source: a recorded store, a LeRobot, RLDS or robomimic data set, or a folder of videos with actions.
+        source: a recorded store, a LeRobot, RLDS or robomimic data set, or a folder of videos with actions; of videos
+            without actions with --kind videos.
         tokenizer: a shipped tokenizer, a folder, or pixels-128x128.
         out: folder of the new store.
         statistics: take the action statistics of this store (for a held-out store: the training store).
@@ -110,8 +45,19 @@ class EncodeOptions(ExactComputing, EncodeConfig, SourceOptions):
     statistics: str | None = None
 
 
-def encode_data(args: list[str]) -> None:
+OF_VIDEOS = ("--store", "--resize", "--size", "--strict")
+"""Options that `hwm encode` had for files of video by themselves."""
+
+
+def encode(args: list[str]) -> None:
     """`hwm encode SOURCE --tokenizer NAME --out DIR`."""
+    args = todays_options(args)
+    if old := [word for word in args if word.partition("=")[0] in OF_VIDEOS]:
+        raise HwmError(
+            f"{old[0]} is no option of hwm encode, which makes stores of data sets: files of latents of videos by "
+            "themselves are made by hwm tokenizer encode, and a store of them by hwm encode SOURCE --kind videos, "
+            "which resizes by itself"
+        )
     o = tyro.cli(EncodeOptions, args=args, prog="hwm encode")
     from hwm.data.readers import open_store
     from hwm.data.sources import open_source
@@ -134,8 +80,51 @@ def encode_data(args: list[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VideoOptions(ExactComputing):
+    """Encode video files by themselves into files of latents (data sets into stores: hwm encode).
+
+    Of a folder, videos whose latents are there already are left alone: the same command goes on after a kill.
+
+    Attributes:
+        source: a video file, or a folder of them.
+        tokenizer: a shipped tokenizer, or a folder: of a checkpoint, or of published TorchScript files.
+        out: the file to write (.safetensors); for a folder of videos the folder.
+        clip: encode so many frames at a time, each clip by itself (17 in 1X's data); 0 encodes a video as one clip.
+        fps: frames a second to take, of which the video's rate must be a multiple; 0 takes all.
+        size: height and width that the tokenizer is taken for; by default those that its checkpoint says.
+        resize: resize pictures of another size to the tokenizer's.
+        strict: refuse videos whose frames do not fill whole latent steps, instead of repeating the last frame.
+    """
+
+    source: tyro.conf.Positional[Path]
+    tokenizer: str = "tiny"
+    out: Path
+    clip: int = 0
+    fps: float = 0.0
+    size: tuple[int, int] | None = None
+    resize: bool = False
+    strict: bool = False
+
+
+def encode_videos(o: VideoOptions) -> None:
+    from hwm.data.sources.videos import videos_in
+    from hwm.encode.files import check_asked, encode_file, load_latents
+    from hwm.loading import open_tokenizer
+
+    tokenizer = open_tokenizer(o.tokenizer, o.start(), o.size)
+    todo, done = _pairs(o.source, o.out, videos_in, LATENTS)
+    for source, out in done:
+        check_asked(source, out, tokenizer, clip=o.clip, fps=o.fps)
+    for source, out in todo:
+        about, repeated = encode_file(source, tokenizer, out, clip=o.clip, fps=o.fps, resize=o.resize, strict=o.strict)
+        padded = f"; the last frame stands {repeated} more times, to fill the last step" if repeated else ""
+        latents = load_latents(out)[0]
+        print(f"{out}: {about.frames} frames as {' x '.join(map(str, latents.shape))} latents{padded}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecodeOptions(ExactComputing):
-    """Decode files of latents, as `hwm encode` writes them, into videos.
+    """Decode files of latents, as `hwm tokenizer encode` writes them, into videos.
 
     Attributes:
         source: a file of latents (.safetensors), or a folder of them.
@@ -160,7 +149,7 @@ def decode(args: list[str]) -> None:
 
     runtime = o.start()
     opened: dict[str, Tokenizer] = {}
-    for source, out in _pairs(o.source, o.out, _latents_in, ".mp4"):
+    for source, out in _pairs(o.source, o.out, _latents_in, ".mp4")[0]:
         name = o.tokenizer or load_latents(source)[1].tokenizer
         tokenizer = opened[name] if name in opened else opened.setdefault(name, open_tokenizer(name, runtime))
         print(f"{out}: {decode_file(source, tokenizer, out, o.steps)} frames")
@@ -185,7 +174,7 @@ def run_download(o: DownloadOptions) -> None:
 
     folder = download(o.name, o.out)
     if is_diffusers(folder):
-        print(f"next: hwm encode VIDEO --tokenizer {folder} --out FILE (extra `vae`)")
+        print(f"next: hwm tokenizer encode VIDEO --tokenizer {folder} --out FILE (extra `vae`)")
     else:
         print(f"next: hwm convert cosmos-tokenizer {folder} --out {o.out / o.name}")
 
@@ -252,12 +241,13 @@ def run_report(o: ReportOptions) -> None:
 
 VERBS: dict[str, tuple[Any, Callable[[Any], None]]] = {
     "download": (DownloadOptions, run_download),
+    "encode": (VideoOptions, encode_videos),
     "report": (ReportOptions, run_report),
 }
 
 
 def tokenizer(args: list[str]) -> None:
-    """`hwm tokenizer download NAME`, `hwm tokenizer report VIDEO --tokenizer NAME`."""
+    """`hwm tokenizer download NAME`, `hwm tokenizer encode VIDEO --out FILE`, `hwm tokenizer report VIDEO`."""
     if not args or args[0] in ("-h", "--help"):
         print("usage: hwm tokenizer VERB [OPTIONS]   (hwm tokenizer VERB --help tells the options)\n")
         for name, (options, _) in VERBS.items():
@@ -279,14 +269,17 @@ def todays_options(args: list[str]) -> list[str]:
     return out
 
 
-def _pairs(source: Path, out: Path, of: Callable[[Path], list[Path]], suffix: str) -> list[tuple[Path, Path]]:
-    """What to read and what to write: of a folder, what is not written yet."""
+Pairs: TypeAlias = "list[tuple[Path, Path]]"
+
+
+def _pairs(source: Path, out: Path, of: Callable[[Path], list[Path]], suffix: str) -> tuple[Pairs, Pairs]:
+    """What to read and what to write; and, of a folder, what is written already."""
     if not source.is_dir():
         if not source.is_file():
             raise HwmError(f"there is no {source}")
         if out.is_dir() or (suffix == LATENTS and out.suffix != suffix):
             raise HwmError(f"--out {out}: name the {suffix} file to write")
-        return [(source, out)]
+        return [(source, out)], []
     if out.is_file():
         raise HwmError(f"--out {out} is a file: {source} is a folder, and becomes one")
     pairs = [(path, out / f"{path.stem}{suffix}") for path in of(source)]
@@ -295,10 +288,10 @@ def _pairs(source: Path, out: Path, of: Callable[[Path], list[Path]], suffix: st
     targets = [target for _, target in pairs]
     if double := {t.name for t in targets if targets.count(t) > 1}:
         raise HwmError(f"several files of {source} would become {min(double)}: rename one")
-    todo = [(path, target) for path, target in pairs if not target.exists()]
-    if len(todo) < len(pairs):
-        print(f"{out}: {len(pairs) - len(todo)} of {len(pairs)} are there already")
-    return todo
+    todo, done = ([pair for pair in pairs if pair[1].exists() is there] for there in (False, True))
+    if done:
+        print(f"{out}: {len(done)} of {len(pairs)} are there already")
+    return todo, done
 
 
 def _latents_in(folder: Path) -> list[Path]:

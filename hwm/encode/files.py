@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,17 +23,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hwm.config import Trainable, from_json, to_json
-from hwm.data.sources import recognise
-from hwm.devices import device_of, exact
+from hwm.data.store import differing
+from hwm.devices import device_of, exact, format_of
 from hwm.errors import HwmError
-from hwm.files import listed, write_atomically
+from hwm.files import write_atomically
 from hwm.pictures.video import count_frames, frame_rate, frame_size, read_video, to_uint8, to_video, write_video
 from hwm.progress import track
 from hwm.types import DataSpec, LatentSpec, Tokenizer, check_ids
 from hwm.weights import with_weights
 
 FORMAT = "hwm-tokens/1"
-VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v")
 FRAMES_AT_ONCE = 32
 
 
@@ -45,6 +46,7 @@ class About:
         fps: of the video.
         size: (height, width) of the pictures.
         clip: frames that were encoded together, apart from all others; 0 where all were.
+        dtype: the number format in which the tokenizer computed; empty where that was not recorded.
     """
 
     tokenizer: str
@@ -52,17 +54,7 @@ class About:
     fps: float
     size: tuple[int, int]
     clip: int = 0
-
-
-def is_video(path: Path) -> bool:
-    """Whether a path is a video file, or a folder of them that is no store and has no actions."""
-    if path.is_dir():
-        return bool(videos_in(path)) and not recognise(path)
-    return path.suffix.lower() in VIDEOS
-
-
-def videos_in(folder: Path) -> list[Path]:
-    return [p for p in listed(folder) if p.suffix.lower() in VIDEOS and p.is_file()]
+    dtype: str = ""
 
 
 def for_size(tokenizer: Tokenizer, size: tuple[int, int]) -> Tokenizer:
@@ -142,8 +134,25 @@ def latents_of(
     latents = [stored(part[0]).cpu() for part in track(found, total, f"encoding {source.name}", sizes[1], "frames")]
     if not count:
         raise HwmError(f"{source} shows no frames")
-    about = About(tokenizer=tokenizer.id, frames=count, fps=rate / every, size=tokenizer.size, clip=clip)
-    return torch.cat(latents), about, repeated
+    return torch.cat(latents), _about(tokenizer, count, rate / every, clip), repeated
+
+
+def _about(tokenizer: Tokenizer, frames: int, fps: float, clip: int) -> About:
+    return About(
+        tokenizer=tokenizer.id, frames=frames, fps=fps, size=tokenizer.size, clip=clip, dtype=format_of(tokenizer)
+    )
+
+
+def check_asked(source: Path, out: Path, tokenizer: Tokenizer, *, clip: int = 0, fps: float = 0.0) -> None:
+    """Raise `HwmError` unless a file of latents that is there is what `encode_file` would write with these settings."""
+    rate, every = take_every(source, fps)
+    asked, known = (to_json(a) for a in (_about(tokenizer, 0, rate / every, clip), about_of(out)))
+    unknown = {"frames"} | ({"dtype"} if not known["dtype"] else set())
+    if differ := differing(known, {k: v for k, v in asked.items() if k not in unknown}):
+        raise HwmError(
+            f"{out} is there, and was made with other settings ({'; '.join(differ)}): choose another folder, or remove "
+            "it"
+        )
 
 
 def _groups(frames: Iterator[np.ndarray], first: int, others: int) -> Iterator[list[np.ndarray]]:
@@ -229,12 +238,32 @@ def load_latents(path: Path) -> tuple[Tensor, About]:
     Raises:
         HwmError: it is missing, damaged, or something else.
     """
+    with _opened(path) as file:
+        return file.get_tensor("latents"), _read_about(path, file)
+
+
+def about_of(path: Path) -> About:
+    """What a file of latents says of them.
+
+    Raises:
+        HwmError: it is missing, damaged, or something else.
+    """
+    with _opened(path) as file:
+        return _read_about(path, file)
+
+
+def _read_about(path: Path, file: Any) -> About:
+    metadata = file.metadata() or {}
+    if metadata.get("format") != FORMAT:
+        raise HwmError(f"{path} is no file of latents: its format is {metadata.get('format')!r}")
+    return from_json(About, json.loads(metadata["about"]))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise HwmError(f"{path} is no file of latents: its format is {metadata.get('format')!r}")
-            return file.get_tensor("latents"), from_json(About, json.loads(metadata["about"]))
+            yield file
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise HwmError(f"cannot read the latents {path}: {error}") from error
 

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hwm.data.sources.videos import videos_in
 from hwm.devices import device_of
-from hwm.encode.files import take_every, videos_in
+from hwm.encode.files import take_every
 from hwm.errors import HwmError
 from hwm.evaluate import metrics
 from hwm.networks.efficientnet import SMALLEST, installed, load_efficientnet

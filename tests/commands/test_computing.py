@@ -35,8 +35,8 @@ VERBS = {
     "generate": f"{{model}} --data {{store}} {FEW} --out {{out}}",
     "evaluate cosmos-ar": "{cosmos} --data {store} --clips 2 --json --out {out}",
     "evaluate cosmos-ar only": "{cosmos} --data {store} --clips 2 --json --only-eval",
-    "encode": "{film} --tokenizer {tokenizer} --out {out}.safetensors",
-    "encode store": "{store} --tokenizer {tokenizer} --out {out}",
+    "encode": "{store} --tokenizer {tokenizer} --out {out}",
+    "tokenizer encode": "{film} --tokenizer {tokenizer} --out {out}.safetensors",
     "decode": "{latents} --tokenizer {tokenizer} --out {out}.mp4",
     "tokenizer report": "{film} --tokenizer {tokenizer} --frames 3 --json",
     "presets": "--model {model} --store {store} --clips 2 --seconds 0.1 --json",
@@ -63,12 +63,8 @@ def made(tmp_path_factory):
     assert vocab is not None
     published(root / "cosmos", vocab)
     film(root / "film.mp4", 9)
-    assert (
-        cli.main(
-            ["encode", str(root / "film.mp4"), "--tokenizer", str(root / "tok"), "--out", str(root / "l.safetensors")]
-        )
-        == 0
-    )
+    encode = ["tokenizer", "encode", str(root / "film.mp4"), "--tokenizer", str(root / "tok")]
+    assert cli.main([*encode, "--out", str(root / "l.safetensors")]) == 0
     return SimpleNamespace(
         model=root / "genie", store=store.path, plain=plain.path, tokenizer=root / "tok", cosmos=root / "cosmos",
         film=root / "film.mp4", latents=root / "l.safetensors",
@@ -138,7 +134,7 @@ def test_pictures_of_ones_own_begin_a_session_on_a_card(made, kind: Kind) -> Non
         assert session.replay().to_json()
 
 
-@pytest.mark.parametrize("verb", ["encode", "decode", "tokenizer report", "view", "export"])
+@pytest.mark.parametrize("verb", ["encode", "decode", "tokenizer encode", "tokenizer report", "view", "export"])
 def test_what_makes_data_is_in_float32_unless_another_format_is_asked_for(made, verb, formats, tmp_path, monkeypatch):
     monkeypatch.setattr("hwm.devices.faster_format", lambda device: "bfloat16")
     assert cli.main(words_of(verb, made, tmp_path / "out")) == 0

@@ -1,9 +1,10 @@
-"""`hwm encode` and `hwm decode` of video files, `hwm tokenizer`: what is written, and what is said of bad input."""
+"""`hwm tokenizer` and `hwm decode`: what is written, and what is said of bad input."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from safetensors.torch import save_file
 
 from hwm import cli
 from hwm.convert.download import REPOSITORIES, download
-from hwm.encode.files import About, for_size, is_video, load_latents, save_latents
+from hwm.data.store import Store
+from hwm.encode.files import About, for_size, load_latents, save_latents
 from hwm.errors import HwmError
 from hwm.evaluate import tokenizer as report
 from hwm.evaluate.tokenizer import codebook_usage
@@ -65,10 +67,10 @@ def distance(video: Path, frames: np.ndarray) -> float:
 @pytest.mark.parametrize("frames", [1, 9, 41])
 def test_a_video_becomes_latents_and_a_video_again(folder: Path, tmp_path: Path, frames: int) -> None:
     source, tokens, shown = film(tmp_path / "a.mp4", frames), tmp_path / "a.safetensors", tmp_path / "b.mp4"
-    assert run("encode", source, "--tokenizer", folder, "--out", tokens) == 0
+    assert run("tokenizer", "encode", source, "--tokenizer", folder, "--out", tokens) == 0
     latents, about = load_latents(tokens)
     tokenizer = load_tokenizer(folder)
-    assert about == About(tokenizer=tokenizer.id, frames=frames, fps=30.0, size=SIZE)
+    assert about == About(tokenizer=tokenizer.id, frames=frames, fps=30.0, size=SIZE, dtype="float32")
     truth = to_video(list(read_video(source)), SIZE)
     assert torch.equal(latents.long(), tokenizer.encode(truth[None])[0]), "what `encode` gives of the whole"
     assert run("decode", tokens, "--out", shown) == 0
@@ -83,7 +85,7 @@ def test_a_video_becomes_latents_and_a_video_again(folder: Path, tmp_path: Path,
 
 def test_clips_are_encoded_each_by_itself(folder: Path, tmp_path: Path) -> None:
     source, tokens = film(tmp_path / "a.mp4", 51), tmp_path / "a.safetensors"
-    assert run("encode", source, "--tokenizer", folder, "--out", tokens, "--clip", 17) == 0
+    assert run("tokenizer", "encode", source, "--tokenizer", folder, "--out", tokens, "--clip", 17) == 0
     latents, about = load_latents(tokens)
     tokenizer = load_tokenizer(folder)
     clips = to_video(list(read_video(source)), SIZE).unflatten(0, (3, 17))
@@ -92,7 +94,7 @@ def test_clips_are_encoded_each_by_itself(folder: Path, tmp_path: Path) -> None:
     assert run("decode", tokens, "--out", tmp_path / "b.mp4") == 0
     assert count_frames(tmp_path / "b.mp4") == 51
     whole = tmp_path / "whole.safetensors"
-    assert run("encode", source, "--tokenizer", folder, "--out", whole) == 0
+    assert run("tokenizer", "encode", source, "--tokenizer", folder, "--out", whole) == 0
     assert load_latents(whole)[0].shape[0] == 8  # 1 + 6 * 8 frames, and two more
 
 
@@ -101,7 +103,7 @@ def test_frames_that_do_not_fill_a_step_are_repeated_or_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], frames: int, clip: int, steps: int
 ) -> None:
     source, tokens = film(tmp_path / "a.mp4", frames), tmp_path / "a.safetensors"
-    given = ("encode", source, "--tokenizer", folder, "--out", tokens, "--clip", clip)
+    given = ("tokenizer", "encode", source, "--tokenizer", folder, "--out", tokens, "--clip", clip)
     assert run(*given, "--strict") == 2
     assert f"a.mp4 has {frames} frames, which are not " in capsys.readouterr().err
     assert not tokens.exists()
@@ -115,7 +117,7 @@ def test_frames_that_do_not_fill_a_step_are_repeated_or_refused(
 
 def test_sizes_and_rates(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, tokens = film(tmp_path / "a.mp4", 18, (64, 80), fps=60), tmp_path / "a.safetensors"
-    given = ("encode", source, "--tokenizer", folder, "--out", tokens)
+    given = ("tokenizer", "encode", source, "--tokenizer", folder, "--out", tokens)
     assert run(*given) == 2
     assert "64 x 80 (height x width), the tokenizer takes 32 x 48" in capsys.readouterr().err
     assert run(*given, "--size", 64, 82) == 2
@@ -138,25 +140,25 @@ def test_half_precision_gives_nearly_the_same(folder: Path, tmp_path: Path, caps
     source, found = film(tmp_path / "a.mp4", 17), []
     for half in ([], ["--dtype", "bfloat16"]):
         tokens = tmp_path / f"{len(half)}.safetensors"
-        assert run("encode", source, "--tokenizer", folder, "--out", tokens, *half) == 0
+        assert run("tokenizer", "encode", source, "--tokenizer", folder, "--out", tokens, *half) == 0
         assert run("decode", tokens, "--out", tmp_path / f"{len(half)}.mp4", *half) == 0
         found.append(load_latents(tokens))
     (whole, about), (rounded, again) = found
-    assert about == again, "the same tokenizer"
+    assert (about.tokenizer, about.dtype, again.dtype) == (again.tokenizer, "float32", "bfloat16")
     assert 0.5 < (whole == rounded).float().mean() < 1
     shown = [np.stack(list(read_video(tmp_path / f"{i}.mp4"))).astype(float) for i in (0, 2)]
     assert np.abs(shown[0] - shown[1]).mean() < 8
     assert run("tokenizer", "report", source, "--tokenizer", "pixels-32x48", "--dtype", "bfloat16") == 2
     assert "leave out --dtype bfloat16" in capsys.readouterr().err
     old = tmp_path / "old.safetensors"
-    assert run("encode", source, "--tokenizer", folder, "--out", old, "--half") == 0
+    assert run("tokenizer", "encode", source, "--tokenizer", folder, "--out", old, "--half") == 0
     assert "note: --half is now --dtype bfloat16" in capsys.readouterr().err
     assert torch.equal(load_latents(old)[0], rounded)
 
 
 def test_weights_that_could_be_downloaded_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = film(tmp_path / "a.mp4", 1)
-    assert run("encode", source, "--tokenizer", "cosmos-dv8x8x8", "--out", tmp_path / "x.safetensors") == 2
+    assert run("tokenizer", "encode", source, "--tokenizer", "cosmos-dv8x8x8", "--out", tmp_path / "x.safetensors") == 2
     assert "hwm tokenizer download cosmos-dv8x8x8 fetches it" in capsys.readouterr().err
 
 
@@ -168,35 +170,54 @@ def test_a_folder_is_gone_through_and_gone_on_with(
     for i in range(3):
         film(films / f"{i}.mp4", 9)
     (films / "notes.txt").write_text("not a video", encoding="utf-8")
-    assert run("encode", films, "--tokenizer", folder, "--out", tmp_path / "tokens") == 0
+    assert run("tokenizer", "encode", films, "--tokenizer", folder, "--out", tmp_path / "tokens") == 0
     assert sorted(p.name for p in (tmp_path / "tokens").iterdir()) == [f"{i}.safetensors" for i in range(3)]
     (tmp_path / "tokens" / "1.safetensors").unlink()
     before = (tmp_path / "tokens" / "0.safetensors").stat().st_mtime_ns
     capsys.readouterr()
-    assert run("encode", films, "--tokenizer", folder, "--out", tmp_path / "tokens") == 0
+    assert run("tokenizer", "encode", films, "--tokenizer", folder, "--out", tmp_path / "tokens") == 0
     assert "2 of 3 are there already" in capsys.readouterr().out
     assert (tmp_path / "tokens" / "0.safetensors").stat().st_mtime_ns == before
+    for other, said in (
+        (["--clip", 9], "clip: 0, now 9"),
+        (["--fps", 15], "fps: 30.0, now 15.0"),
+        (["--size", 16, 24], "size: [32, 48], now [16, 24]"),
+        (["--dtype", "bfloat16"], "dtype: 'float32', now 'bfloat16'"),
+        (["--tokenizer", "tiny"], f"tokenizer: '{load_tokenizer(folder).id}', now 'tiny@"),
+    ):
+        words = ["tokenizer", "encode", films, "--tokenizer", folder, "--out", tmp_path / "tokens", *other]
+        assert run(*words) == 2
+        assert said in capsys.readouterr().err
+    old = tmp_path / "tokens" / "0.safetensors"
+    latents, about = load_latents(old)
+    save_latents(old, latents, replace(about, dtype=""))  # as earlier versions wrote it
+    assert run("tokenizer", "encode", films, "--tokenizer", folder, "--out", tmp_path / "tokens") == 0
     assert run("decode", tmp_path / "tokens", "--out", tmp_path / "shown") == 0
     assert sorted(p.name for p in (tmp_path / "shown").iterdir()) == [f"{i}.mp4" for i in range(3)]
     film(films / "1.mkv", 9)
-    assert run("encode", films, "--tokenizer", folder, "--out", tmp_path / "other") == 2
+    assert run("tokenizer", "encode", films, "--tokenizer", folder, "--out", tmp_path / "other") == 2
     assert "several files" in capsys.readouterr().err
 
 
-def test_what_is_a_video_and_what_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert is_video(tmp_path / "not_there.mp4")
-    assert not is_video(tmp_path)
-    assert not is_video(tmp_path / "not_there")
-    for place in ("videos", "videos/.partial"):
-        (tmp_path / place).mkdir()
-    film(tmp_path / "videos" / "a.mp4", 1)
-    assert not is_video(tmp_path / "videos"), "a store that is not finished"
-    (tmp_path / "videos/.partial").rmdir()
-    assert is_video(tmp_path / "videos")
-    assert run("encode", tmp_path / "not_there.mp4", "--out", tmp_path / "x.safetensors") == 2
+def test_videos_by_themselves_are_no_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is chosen by guessing: who calls the old form is told of both new ones."""
+    (tmp_path / "films").mkdir()
+    source = film(tmp_path / "films" / "a.mp4", 2)
+
+    def fails(message: str, *words: object) -> None:
+        assert run("encode", *words, "--out", tmp_path / "out") == 2
+        assert message in capsys.readouterr().err
+
+    for path in (source, tmp_path / "films"):
+        fails(f"{path} is video without actions", path)
+        for old in (["--store"], ["--resize"], ["--strict"], ["--size", "8", "8"], ["--size=8"]):
+            fails("files of latents of videos by themselves are made by hwm tokenizer encode", path, *old)
+    (tmp_path / "films/a.csv").write_text("x\n1\n2\n", encoding="utf-8")  # and nobody is told that there are no actions
+    assert run("encode", tmp_path / "films", "--tokenizer", "pixels-8x8", "--out", tmp_path / "out") == 0
+    assert Store(tmp_path / "out").header.action_names == ("x",)
+    fails("there is no", tmp_path / "not_there.mp4")
+    assert run("tokenizer", "encode", tmp_path / "not_there.mp4", "--out", tmp_path / "x.safetensors") == 2
     assert "there is no" in capsys.readouterr().err
-    assert run("encode", tmp_path / "not_there", "--out", tmp_path / "x") == 2
-    assert "not_there" in capsys.readouterr().err
 
 
 def test_bad_files_and_places_are_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,9 +229,9 @@ def test_bad_files_and_places_are_refused(folder: Path, tmp_path: Path, capsys: 
         assert run(*words) == 2
         assert message in capsys.readouterr().err
 
-    fails("no video that can be read", "encode", broken, "--tokenizer", folder, "--out", tokens)
-    fails("name the .safetensors file", "encode", good, "--tokenizer", folder, "--out", tmp_path / "t.mp4")
-    fails("there is no tokenizer", "encode", good, "--tokenizer", "nobody", "--out", tokens)
+    fails("no video that can be read", "tokenizer", "encode", broken, "--tokenizer", folder, "--out", tokens)
+    fails("name the .safetensors file", "tokenizer", "encode", good, "--tokenizer", folder, "--out", tmp_path / "t.mp4")
+    fails("there is no tokenizer", "tokenizer", "encode", good, "--tokenizer", "nobody", "--out", tokens)
     fails("name the .mp4 file", "decode", good, "--out", tmp_path)
     fails("cannot read the latents", "decode", broken, "--out", tmp_path / "x.mp4")
     save_file({"latents": torch.zeros(1)}, tmp_path / "other.safetensors")

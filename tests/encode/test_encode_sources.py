@@ -305,7 +305,8 @@ def test_view_shows_sources(
 
 def test_unknown_data_is_said_to_be_unknown(tmp_path: Path) -> None:
     (tmp_path / "notes.json").write_text(json.dumps({}), encoding="utf-8")
-    with pytest.raises(HwmError, match=r"none of the known kinds of data \(folder, lerobot, rlds, robomimic, store\)"):
+    kinds = r"\(folder, lerobot, rlds, robomimic, store, videos\)"
+    with pytest.raises(HwmError, match=f"none of the known kinds of data {kinds}"):
         open_source(tmp_path)
     with pytest.raises(HwmError, match="no kind of source called 'lerobt'; did you mean lerobot"):
         open_source(tmp_path, SourceOptions(kind="lerobt"))

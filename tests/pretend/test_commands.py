@@ -154,7 +154,7 @@ def test_players_are_computed_together(card, made):
 def test_data_and_videos_are_encoded_and_decoded(card, made, tmp_path, capsys):
     video = next(Path(made.store).rglob("*.mp4"))
     latents, again = tmp_path / "a.safetensors", tmp_path / "a.mp4"
-    hwm(capsys, "encode", str(video), "--tokenizer", made.tokenizer, "--out", str(latents))
+    hwm(capsys, "tokenizer", "encode", str(video), "--tokenizer", made.tokenizer, "--out", str(latents))
     hwm(capsys, "decode", str(latents), "--tokenizer", made.tokenizer, "--out", str(again))
     hwm(capsys, "encode", made.store, "--tokenizer", made.tokenizer, "--out", str(tmp_path / "store"))
     assert again.exists()

@@ -183,7 +183,12 @@ def test_what_was_trained_encodes_is_exported_and_begins_another_run(store: Path
     video = clips(9)
     ids = tokenizer.encode(video)
     source = film(tmp_path / "a.mp4", 9, SIZE)
-    assert cli.main(["encode", str(source), "--tokenizer", str(run), "--out", str(tmp_path / "a.safetensors")]) == 0
+    assert (
+        cli.main(
+            ["tokenizer", "encode", str(source), "--tokenizer", str(run), "--out", str(tmp_path / "a.safetensors")]
+        )
+        == 0
+    )
     assert for_size(tokenizer, (32, 32)).latent.grid == (4, 4)
     published = tmp_path / "Mine-DV4x8x8"
     assert cli.main(["convert", "cosmos-tokenizer", str(run), "--to", "published", "--out", str(published)]) == 0
@@ -208,9 +213,7 @@ def test_videos_become_a_store_to_train_on(tmp_path: Path, capsys: pytest.Captur
     films.mkdir()
     for i, frames in enumerate((20, 12)):
         film(films / f"{i}.mp4", frames, (32, 64))
-    words = ["encode", str(films), "--tokenizer", "pixels-16x32", "--resize", "--store", "--out", str(out)]
-    assert cli.main([*words, "--clip", "17"]) == 2
-    assert "--store takes no --clip" in capsys.readouterr().err
+    words = ["encode", str(films), "--kind", "videos", "--tokenizer", "pixels-16x32", "--out", str(out)]
     assert cli.main(words) == 0
     assert "2 episodes, 32 steps" in capsys.readouterr().out
     stored = open_store(out)
@@ -221,18 +224,24 @@ def test_videos_become_a_store_to_train_on(tmp_path: Path, capsys: pytest.Captur
     assert model.encode(clips(9)).shape == (2, 2, 2, 4)
     film(films / "other.mp4", 9, (32, 64), fps=60)
     assert cli.main([*words[:-1], str(tmp_path / "mixed")]) == 2
-    assert "30 frames a second" in capsys.readouterr().err
+    assert "other.mp4 has 60 frames a second and 0.mp4 30: say how many to take" in capsys.readouterr().err
     assert cli.main([*words[:-1], str(tmp_path / "even"), "--fps", "30"]) == 0
-    assert [e.steps for e in open_store(tmp_path / "even").episodes] == [20, 12, 5]
+    even = open_store(tmp_path / "even")
+    assert [e.steps for e in even.episodes] == [20, 12, 5]
+    assert np.array_equal(even.latents[:32], stored.latents), "every frame of those of 30 a second"
+    assert cli.main([*words[:-1], str(tmp_path / "fast"), "--fps", "40"]) == 2
+    assert "40 cannot be made of them" in capsys.readouterr().err
+    assert cli.main([*words, "--camera", "top"]) == 2
+    assert "have no cameras" in capsys.readouterr().err
     (films / "0.mkv").write_bytes((films / "0.mp4").read_bytes())
     assert cli.main([*words[:-1], str(tmp_path / "double")]) == 2
-    assert "several videos are called 0" in capsys.readouterr().err
+    assert "several episodes are called '0'" in capsys.readouterr().err
 
 
 def test_a_store_of_ids_leaves_out_frames_that_fill_no_step(store: Path, tmp_path: Path) -> None:
     run, source = tmp_path / "run", film(tmp_path / "a.mp4", 12, SIZE)
     train_recipe(small(store, KINDS["dv"], steps=1), run)
-    words = ["encode", str(source), "--tokenizer", str(run), "--store", "--out", str(tmp_path / "ids")]
+    words = ["encode", str(source), "--kind", "videos", "--tokenizer", str(run), "--out", str(tmp_path / "ids")]
     assert cli.main(words) == 0
     stored = open_store(tmp_path / "ids")
     assert (stored.steps, stored.header.fps, stored.header.tokenizer) == (2, 30 / 8, load_tokenizer(run).id)

@@ -85,7 +85,7 @@ def test_many_pictures_go_through_in_parts(tmp_path: Path, monkeypatch: pytest.M
 def test_a_video_file_is_encoded_and_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written(tmp_path / "vae")
     source, tokens, shown = film(tmp_path / "a.mp4", 3), tmp_path / "a.safetensors", tmp_path / "b.mp4"
-    words = ["encode", str(source), "--tokenizer", str(tmp_path / "vae"), "--out", str(tokens)]
+    words = ["tokenizer", "encode", str(source), "--tokenizer", str(tmp_path / "vae"), "--out", str(tokens)]
     assert cli.main(words) == 2
     assert "the tokenizer takes 256 x 256" in capsys.readouterr().err
     assert cli.main([*words, "--size", "32", "48"]) == 0

@@ -15,11 +15,12 @@ from hwm.data.sources.base import AS_IT_IS
 from hwm.data.sources.base import Episode as Episode
 from hwm.data.sources.base import Source as Source
 from hwm.data.sources.base import SourceOptions as SourceOptions
-from hwm.data.sources.folder import Folder
+from hwm.data.sources.folder import ACTIONS, Folder
 from hwm.data.sources.lerobot import LeRobot, find_dataset
 from hwm.data.sources.rlds import RLDS
 from hwm.data.sources.robomimic import Robomimic
 from hwm.data.sources.stored import Stored
+from hwm.data.sources.videos import Videos, is_video, videos_in
 from hwm.data.sources.views import Resampled, Selected, Split
 from hwm.errors import HwmError
 from hwm.plugins import ELSEWHERE, Table
@@ -33,7 +34,7 @@ SOURCES: Table[type[Source]] = Table(
     "kind of source",
     ("hwm.sources",),
     _wrong,
-    {"store": Stored, "lerobot": LeRobot, "rlds": RLDS, "robomimic": Robomimic, "folder": Folder},
+    {"store": Stored, "lerobot": LeRobot, "rlds": RLDS, "robomimic": Robomimic, "folder": Folder, "videos": Videos},
 )
 """Kinds by name; the first that recognises a path reads it, those of installed packages after all that are here."""
 
@@ -61,6 +62,11 @@ def open_plain(name: str | Path, options: SourceOptions = AS_IT_IS) -> Source:
         path = find_dataset(str(name), options)
     kind = options.kind or recognise(path)
     if not kind:
+        if is_video(path) or (path.is_dir() and videos_in(path)):
+            raise HwmError(
+                f"{path} is video without actions ({', '.join(ACTIONS)} of the same name beside it): for a store to "
+                "train on say so with --kind videos; hwm tokenizer encode makes files of latents of videos"
+            )
         raise HwmError(
             f"{path} is none of the known kinds of data ({', '.join(SOURCES.names())}); see docs/data.md{ELSEWHERE}"
         )

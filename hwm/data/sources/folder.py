@@ -18,12 +18,13 @@ import numpy as np
 
 from hwm.data.sources.base import DAMAGE, Episode, Source, SourceOptions, dimension_names, joined, leading
 from hwm.data.sources.columns import READ_WHOLE
+from hwm.data.sources.videos import is_video
 from hwm.data.store import EpisodeError, Header
 from hwm.errors import HwmError
 from hwm.files import listed
 from hwm.pictures.video import count_frames, frame_rate, read_at, read_video
 
-VIDEOS, ACTIONS = (".mp4", ".mkv", ".avi", ".webm", ".mov"), (".parquet", ".npz", *READ_WHOLE)
+ACTIONS = (".parquet", ".npz", *READ_WHOLE)
 TIME = "timestamp"
 DESCRIPTION = "source.json"
 KEYS = ("action", "actions")
@@ -130,7 +131,7 @@ def _pairs(path: Path) -> list[tuple[Path, Path]]:
     found = []
     for video in sorted(files.values()):
         beside = [files[f"{video.stem}{s}"] for s in ACTIONS if f"{video.stem}{s}" in files]
-        if video.suffix.lower() in VIDEOS and beside:
+        if is_video(video) and beside:
             found.append((video, beside[0]))
     return found
 
@@ -138,8 +139,8 @@ def _pairs(path: Path) -> list[tuple[Path, Path]]:
 def _none_beside(path: Path) -> str:
     """That there are no pairs in a folder, and what lies beside a video instead."""
     names = [p.name for p in listed(path)]
-    videos = {Path(name).stem for name in names if Path(name).suffix.lower() in VIDEOS}
-    other = [n for n in names if Path(n).stem in videos and Path(n).suffix.lower() not in VIDEOS]
+    videos = {Path(name).stem for name in names if is_video(Path(name))}
+    other = [n for n in names if Path(n).stem in videos and not is_video(Path(n))]
     unread = f"; {other[0]} is of a kind that is not read" if other else ""
     return f"{path} has no video with a file of actions beside it ({', '.join(ACTIONS)}){unread}"
 

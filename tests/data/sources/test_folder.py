@@ -12,7 +12,6 @@ import pytest
 
 from hwm.data.sources import Folder, SourceOptions, open_source, recognise
 from hwm.data.store import EpisodeError
-from hwm.encode.files import is_video
 from hwm.errors import HwmError
 from hwm.pictures.video import read_video, write_video
 from tests.conftest import make_frames
@@ -35,7 +34,6 @@ def make_folder(
 def test_a_row_a_frame(tmp_path: Path) -> None:
     taken = make_folder(tmp_path / "lab")
     assert recognise(tmp_path / "lab") == "folder"
-    assert not is_video(tmp_path / "lab"), "its actions would be lost if its videos were encoded one by one"
     source = open_source(tmp_path / "lab")
     assert isinstance(source, Folder)
     assert (source.header.embodiment, source.header.fps) == ("lab", 10)
@@ -202,9 +200,7 @@ def test_an_array_of_numpy(tmp_path: Path) -> None:
 def test_actions_are_not_chosen_by_guessing(tmp_path: Path) -> None:
     lab = make_film(tmp_path / "lab")
     (lab / "a.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(
-        HwmError, match=r"no video with a file of actions beside it .*; a.json is of a kind"
-    ):
+    with pytest.raises(HwmError, match=r"no video with a file of actions beside it .*; a.json is of a kind"):
         open_source(lab, SourceOptions(kind="folder"))
     np.save(lab / "a.npy", np.zeros((5, 1)))
     np.savez(lab / "a.npz", action=np.zeros((5, 2)))

@@ -12,7 +12,7 @@ import pytest
 from hwm.data.merge import merge
 from hwm.data.readers import open_store
 from hwm.data.sources import SourceOptions, open_source
-from hwm.encode.files import videos_in
+from hwm.data.sources.videos import videos_in
 from hwm.files import listed
 from tests.conftest import make_store
 from tests.data.onex_toys import make_v1, make_v2
