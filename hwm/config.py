@@ -187,7 +187,8 @@ def to_json(value: Any) -> Any:
         fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": value.owner.name, **fields}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if _is_said(f, value)}
+        return {name: to_json(v) for name, v in fields.items()}
     if isinstance(value, Mapping):
         return {str(k): to_json(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
@@ -197,6 +198,11 @@ def to_json(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     raise TypeError(f"{type(value).__name__} has no place in a config: {value!r}")
+
+
+def _is_said(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether a field is written: those that came later and change nothing by default are left out where they do."""
+    return not field.metadata.get("unsaid") or getattr(value, field.name) != field.default
 
 
 def from_json(cls: type[T], data: Any) -> T:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from hwm.plugins import ELSEWHERE
 from hwm.tokenizers import TOKENIZERS
 from hwm.tokenizers.pixels import Pixels
 from hwm.tokenizers.sd_vae import is_diffusers, load_vae
+from hwm.tokenizers.views import for_views
 from hwm.train.checkpoint import load_model
 from hwm.types import Tokenizer
 from hwm.weights import misfits
@@ -68,7 +69,9 @@ def as_wanted(
     return with_int8_weights(model, device) if int8 else model.to(device)
 
 
-def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu") -> Tokenizer:
+def load_tokenizer(
+    name: str | Path = "tiny", device: torch.device | str = "cpu", *, views: Sequence[str] = ()
+) -> Tokenizer:
     """A tokenizer by name (or the identity a store recorded), of this or an installed package, a folder, or
     `pixels-HxW`.
 
@@ -79,7 +82,12 @@ def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu"
 
     Args:
         device: as of `load`.
+        views: cameras whose pictures lie one below the other (`LatentSpec.views`), each encoded by itself.
     """
+    return for_views(_of_one_camera(name, device), views)
+
+
+def _of_one_camera(name: str | Path, device: torch.device | str) -> Tokenizer:
     device, text = find_device(device), str(name)
     if text.startswith("pixels-"):
         try:
@@ -100,11 +108,14 @@ def load_tokenizer(name: str | Path = "tiny", device: torch.device | str = "cpu"
     return found
 
 
-def open_tokenizer(name: str | Path, runtime: Runtime, size: tuple[int, int] | None = None) -> Tokenizer:
+def open_tokenizer(
+    name: str | Path, runtime: Runtime, size: tuple[int, int] | None = None, *, views: Sequence[str] = ()
+) -> Tokenizer:
     """A tokenizer on a device, with its weights in a number format.
 
     Args:
         size: height and width that it is taken for; by default those that its checkpoint says.
+        views: as of `load_tokenizer`.
 
     Raises:
         HwmError: there is no such tokenizer, or it cannot take that size or format.
@@ -112,7 +123,7 @@ def open_tokenizer(name: str | Path, runtime: Runtime, size: tuple[int, int] | N
     from hwm.encode.files import for_size
 
     found = load_tokenizer(name, runtime.device)
-    found = for_size(found, size) if size else found
+    found = for_views(for_size(found, size) if size else found, views)
     if runtime.format == "float32":
         return found
     if not isinstance(found, torch.nn.Module):

@@ -10,7 +10,7 @@ import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate
 
@@ -20,8 +20,18 @@ from torch import Tensor
 
 from hwm.errors import HwmError
 
+UNSAID = {"unsaid": True}
+"""Metadata of a field that is written only where it has another value than its default."""
 # Of random numbers: one for a whole batch, or one for each of its rows, whose draws then do not depend on the others.
 Generator = torch.Generator | Sequence[torch.Generator] | None
+
+
+def check_views(names: Sequence[str]) -> None:
+    """Raise `HwmError` unless these can name the cameras of a step, of which files and metrics are named too."""
+    if len(names) == 1 or len(set(names)) < len(names):
+        raise HwmError(f"views {', '.join(names)}: several cameras of different names, or none for a single camera")
+    if wrong := [name for name in names if not name or name.startswith(".") or set(name) & set("/\\\0")]:
+        raise HwmError(f"{wrong[0]!r} cannot name a view: names begin with no dot and hold no slashes")
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,7 @@ class LatentSpec:
         stride: frames that a step holds after the first; the first holds one frame (Cosmos: 1, 8, 8).
         levels: how an id splits into digits, least significant first (FSQ levels, or 2 x 512 factors);
             empty when ids have no parts. The product of the levels is `vocab`.
+        views: names of the cameras whose cells lie one below the other in the grid, from the top; empty for one camera.
     """
 
     grid: tuple[int, int]
@@ -42,8 +53,12 @@ class LatentSpec:
     channels: int | None = None
     stride: int = 1
     levels: tuple[int, ...] = ()
+    views: tuple[str, ...] = field(default=(), metadata=UNSAID)
 
     def __post_init__(self) -> None:
+        check_views(self.views)
+        if self.views and self.grid[0] % len(self.views):
+            raise HwmError(f"{self.grid[0]} rows of cells cannot be shared out among the views {', '.join(self.views)}")
         if (self.vocab is None) == (self.channels is None):
             raise HwmError(f"a latent spec is either discrete (vocab) or continuous (channels), got {self}")
         if self.levels and math.prod(self.levels) != self.vocab:
@@ -54,6 +69,11 @@ class LatentSpec:
     @property
     def cells(self) -> int:
         return self.grid[0] * self.grid[1]
+
+    @property
+    def view_grid(self) -> tuple[int, int]:
+        """(H, W) cells of each view; of one camera the whole grid."""
+        return self.grid[0] // max(1, len(self.views)), self.grid[1]
 
     def steps(self, frames: int) -> int:
         """Latent steps that `frames` frames fill."""
@@ -206,11 +226,13 @@ class Tokenizer(ABC):
         size: (height, width) of the pictures.
         published: the name by which published data sets know their tokenizer, if this is one of those: they record no
             fingerprint.
+        stored: numpy's name of the type that stores keep its latents in; empty for the smallest that holds them.
         lookback: how many earlier steps `decode` needs to see to show a step as it shows it within a whole clip.
     """
 
     lookback = 0
     published = ""
+    stored = ""
     latent: LatentSpec
     id: str
     size: tuple[int, int]

@@ -83,15 +83,15 @@ def make_store(
     video: bool = False,
     **header: Any,
 ) -> Store:
-    """A store of random episodes of so many steps, named e0, e1, ..., with video of one frame a step if asked."""
+    """A store of random episodes of so many steps, named e0, e1, ..., with video of one frame a step if asked; of
+    several views each shows another place of the square."""
     writer = Writer(path, make_header(**header))
     for i, steps in enumerate(episodes):
         actions, latents = make_arrays(writer.header, steps, seed + i)
-        film = None
-        if video:
-            film = path / f"{prefix}{i}.mp4"
-            write_video(film, make_frames(steps, seed=i), writer.header.fps)
-        writer.add(f"{prefix}{i}", actions, latents, film, {"frames_per_step": 1})
+        films = {view: path / f"{prefix}{i}{view}.mp4" for view in writer.header.views or ("",)} if video else {}
+        for j, film in enumerate(films.values()):
+            write_video(film, make_frames(steps, seed=i + 3 * j), writer.header.fps)
+        writer.add(f"{prefix}{i}", actions, latents, films or None, {"frames_per_step": 1})
     return writer.finish()
 
 

@@ -141,7 +141,8 @@ def make_sampling(o: SamplingOptions) -> Made:
     model, about = _model(o)
     if not (o.tokenizer or model.spec.tokenizer):
         raise HwmError(f"{o.model} does not say whose latents it reads: name them with --tokenizer")
-    tokenizer = load_tokenizer(o.tokenizer or model.spec.tokenizer, about.runtime.device)
+    name, views = o.tokenizer or model.spec.tokenizer, model.spec.latent.views
+    tokenizer = load_tokenizer(name, about.runtime.device, views=views)
     data = recordings(o.data, o.known, o.target, o.clips)
     painter = track.Painter(
         model,

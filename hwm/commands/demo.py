@@ -120,7 +120,7 @@ def _commanded(o: DemoOptions, runtime: Runtime, console: Console) -> Obedience:
 
     model = load(o.model, runtime.device)
     clips = Clips(open_store(o.store), model.config.past + 8, part="test")
-    tokenizer = load_tokenizer(clips.store.header.tokenizer, runtime.device)
+    tokenizer = load_tokenizer(clips.store.header.tokenizer, runtime.device, views=clips.store.header.views)
     obedience = obey(model, tokenizer, clips, COMMANDS, starts=6, steps=10, dtype=o.dtype, progress=True)
     for command, motion in obedience.motion.items():
         shift, expansion = motion.mean((0, 1))

@@ -139,7 +139,7 @@ def run_evaluation(
 
     store = open_store(o.store)
     model = o.model_for(store.header, runtime)
-    tokenizer = load_tokenizer(o.tokenizer or store.header.tokenizer, runtime.device)
+    tokenizer = load_tokenizer(o.tokenizer or store.header.tokenizer, runtime.device, views=store.header.views)
     prompt = o.prompt or model.config.past
     clips = o.windows(store, prompt)
     loaded = Loaded(

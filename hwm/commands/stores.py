@@ -111,7 +111,8 @@ def export(args: list[str]) -> None:
     runtime = o.start()
     plain = open_plain(o.source, o)
     if isinstance(plain, Stored) and plain.store.header.latent and not plain.store.has_video:
-        plain = Decoded(plain.store, open_tokenizer(o.tokenizer or plain.store.header.tokenizer, runtime))
+        name, views = o.tokenizer or plain.store.header.tokenizer, plain.store.header.views
+        plain = Decoded(plain.store, open_tokenizer(name, runtime, views=views))
     source = seen_as(plain, o)
     print(f"{write_lerobot(source, o.out, o.crf)}: {len(source)} episodes as a LeRobot data set")
 
@@ -157,7 +158,8 @@ def view(args: list[str]) -> None:
     from hwm.loading import open_tokenizer
 
     encoded = store.header.latent and not store.has_video
-    tokenizer = open_tokenizer(o.tokenizer or store.header.tokenizer, runtime) if encoded else None
+    name, views = o.tokenizer or store.header.tokenizer, store.header.views
+    tokenizer = open_tokenizer(name, runtime, views=views) if encoded else None
     (contact_sheet if out.suffix == ".png" else view_html)(store, out, tokenizer)
     print(out)
     if o.open:

@@ -162,7 +162,8 @@ def train_recipe(recipe: Any, run: Path, init: str | None = None) -> Any:
     rollouts = None
     if recipe.tokenizer and held_out:
         try:
-            tokenizer, clips = load_tokenizer(held_out.spec.tokenizer or recipe.tokenizer), held_out.clips[0]
+            name, clips = held_out.spec.tokenizer or recipe.tokenizer, held_out.clips[0]
+            tokenizer = load_tokenizer(name, views=held_out.spec.latent.views)
             rollouts = Clips(clips.store, module.config.past + 8, stride=clips.stride, part=clips.part), tokenizer
         except HwmError as error:
             print(f"no pictures of rollouts while training: {error}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hwm.errors import HwmError
-from hwm.types import LatentSpec
+from hwm.types import UNSAID, LatentSpec, check_views
 
 
 class StoreError(HwmError):
@@ -34,6 +34,8 @@ class Header:
         action_dtype: numpy name of the actions' element type on disk; they are read as float32.
         tokenizer: identity of the tokenizer.
         source: where the data came from, in words.
+        views: names of the cameras whose pictures, and cells, lie one below the other, from the top; empty for one
+            camera.
     """
 
     embodiment: str
@@ -45,8 +47,12 @@ class Header:
     action_dtype: str = "float32"
     tokenizer: str = ""
     source: str = ""
+    views: tuple[str, ...] = dataclasses.field(default=(), metadata=UNSAID)
 
     def __post_init__(self) -> None:
+        check_views(self.views)
+        if self.latent is not None and self.latent.views != self.views:
+            raise StoreError(f"latents of the views {self.latent.views} in a store of the views {self.views}")
         if self.latent is not None and not self.dtype:
             object.__setattr__(self, "dtype", latent_dtype(self.latent))
         try:

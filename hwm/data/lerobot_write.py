@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ import pyarrow.parquet as pq
 from hwm.data.sources.base import Episode, Source, named
 from hwm.data.sources.lerobot import OURS
 from hwm.errors import HwmError
+from hwm.pictures.stack import of_view
 from hwm.pictures.video import write_video
 from hwm.progress import track
 
-CAMERA = "observation.images.camera"
+CAMERA = "observation.images.{}"
 PLACE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 CHUNK, DATA_MB, VIDEO_MB = 1000, 100, 200
 FILE_PIXELS = 2_000_000_000
@@ -44,8 +46,8 @@ def write_lerobot(source: Source, out: str | Path, crf: int = 18) -> Path:
     """Write all episodes of a source into a new folder, which appears when it is whole.
 
     A row has the action that was taken when its frame was seen: that of the step after it. The last one's is not known
-    and repeats the one before. Several actions a step lie side by side, `NAME_0` for the first of each. Pictures of odd
-    sides lose a row or a column.
+    and repeats the one before. Several actions a step lie side by side, `NAME_0` for the first of each. Of several
+    cameras each has its own video. Pictures of odd sides lose a row or a column.
 
     Args:
         crf: quality of the video (x264), lower is better and larger.
@@ -78,50 +80,58 @@ class _Writing:
         self.fps = int(h.fps) if h.fps == int(h.fps) else h.fps
         self.tasks: dict[str, int] = {}
         self.about: list[dict[str, Any]] = []
-        self.frames, self.size = 0, (0, 0)
+        self.frames = 0
+        self.cameras = {CAMERA.format(view or "camera"): view for view in h.views or ("",)}
+        self.sizes: dict[str, tuple[int, int]] = {}
         self.seen: list[np.ndarray] = []
 
     def run(self) -> None:
         count = len(self.source)
         todo = track(range(count), count, "writing a LeRobot data set", unit="episodes")
         data, file = _Rows(self.folder, len(self.names)), 0
-        while len(self.about) < count:
-            path = self.folder / "videos" / CAMERA / f"{PLACE.format(**_place(file))}.mp4"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_video(path, self._pictures(todo, file, data), self.fps, self.crf)
+        while (begin := len(self.about)) < count:
+            # the first camera says how many episodes a file holds; the others follow
+            for key, numbers in zip(self.cameras, chain([todo], repeat(None)), strict=False):
+                path = self.folder / "videos" / key / f"{PLACE.format(**_place(file))}.mp4"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shown = self._pictures(numbers or range(begin, len(self.about)), key, file, data)
+                write_video(path, shown, self.fps, self.crf)
             file += 1
         data.close()
         self._describe()
 
-    def _pictures(self, todo: Iterator[int], file: int, data: _Rows) -> Iterator[np.ndarray]:
-        """Frames of as many of the episodes as one video file should hold."""
+    def _pictures(self, numbers: Iterable[int], key: str, file: int, data: _Rows) -> Iterator[np.ndarray]:
+        """Frames of as many episodes as one video file should hold; the rows of new ones are written too."""
         frames = 0
-        for number in todo:
-            yield from self._episode(number, file, frames / self.fps, data)
-            frames += self.about[-1]["length"]
-            if frames * self.size[0] * self.size[1] > FILE_PIXELS:
+        for number in numbers:
+            episode = self.source[number]
+            yield from self._shown(episode, key)
+            if new := number == len(self.about):
+                self._rows(episode, number, data)
+            self._film(self.about[number], key, file, frames / self.fps)
+            frames += episode.steps
+            if new and frames * self.sizes[key][0] * self.sizes[key][1] > FILE_PIXELS:
                 return
 
-    def _episode(self, number: int, file: int, begin: float, data: _Rows) -> Iterator[np.ndarray]:
-        """Frames of an episode; its rows are written when the last frame is there."""
-        episode = self.source[number]
-        self.seen, count = [], 0
+    def _shown(self, episode: Episode, key: str) -> Iterator[np.ndarray]:
+        """Frames of an episode that a camera saw."""
+        self.seen, count, view = [], 0, self.cameras[key]
         spread = set(np.linspace(0, episode.steps - 1, SEEN).round().astype(int).tolist())
+        frames = of_view(episode.frames, self.source.header.views, view) if view else episode.frames
         try:
-            for frame in episode.frames():
+            for frame in frames():
                 even = np.ascontiguousarray(frame[: len(frame) // 2 * 2, : frame.shape[1] // 2 * 2])
                 if count in spread:
                     self.seen.append(even[:: max(1, len(even) // 64), :: max(1, even.shape[1] // 64)] / 255)
-                count, self.size = count + 1, even.shape[:2]
+                count, self.sizes[key] = count + 1, (even.shape[0], even.shape[1])
                 yield even
         except HwmError as error:
             raise named(self.source.path, episode.id, error) from error
         if count != episode.steps:
-            where = f"{self.source.path}: the video of {episode.id!r}"
+            where = f"{self.source.path}: the video of {episode.id!r}{view and f' of camera {view!r}'}"
             raise HwmError(f"{where} shows {count} steps, its actions are of {episode.steps}")
-        self._rows(episode, number, file, begin, data)
 
-    def _rows(self, episode: Episode, number: int, file: int, begin: float, data: _Rows) -> None:
+    def _rows(self, episode: Episode, number: int, data: _Rows) -> None:
         n = episode.steps
         task = self.tasks.setdefault(episode.text, len(self.tasks))
         taken = np.concatenate([episode.actions[1:], episode.actions[-1:]]).reshape(n, -1)
@@ -134,11 +144,6 @@ class _Writing:
             "task_index": np.full(n, task),
         }
         place = data.add(columns)
-        video = _place(file)
-        stats = {k: _statistics(v.reshape(n, -1), n) for k, v in columns.items()}
-        stats[CAMERA] = {
-            k: v.reshape(-1, 1, 1) if k != "count" else v for k, v in _picture_statistics(self.seen, n).items()
-        }
         self.about.append(
             {
                 "episode_index": number,
@@ -148,14 +153,23 @@ class _Writing:
                 "data/file_index": place["file_index"],
                 "dataset_from_index": self.frames,
                 "dataset_to_index": self.frames + n,
-                f"videos/{CAMERA}/chunk_index": video["chunk_index"],
-                f"videos/{CAMERA}/file_index": video["file_index"],
-                f"videos/{CAMERA}/from_timestamp": begin,
-                f"videos/{CAMERA}/to_timestamp": begin + n / self.fps,
-                "stats": stats,
+                "stats": {k: _statistics(v.reshape(n, -1), n) for k, v in columns.items()},
             }
         )
         self.frames += n
+
+    def _film(self, about: dict[str, Any], key: str, file: int, begin: float) -> None:
+        """Note where the video of an episode is, and the statistics of what was seen of it."""
+        n, place = about["length"], _place(file)
+        about |= {
+            f"videos/{key}/chunk_index": place["chunk_index"],
+            f"videos/{key}/file_index": place["file_index"],
+            f"videos/{key}/from_timestamp": begin,
+            f"videos/{key}/to_timestamp": begin + n / self.fps,
+        }
+        about["stats"][key] = {
+            k: v.reshape(-1, 1, 1) if k != "count" else v for k, v in _picture_statistics(self.seen, n).items()
+        }
 
     def _describe(self) -> None:
         """Everything in `meta`."""
@@ -183,22 +197,8 @@ class _Writing:
         (self.folder / OURS).write_text(json.dumps(ours, indent=1), encoding="utf-8")
 
     def _info(self) -> dict[str, Any]:
-        height, width = self.size
-        video = {
-            "video.height": height,
-            "video.width": width,
-            "video.codec": "h264",
-            "video.pix_fmt": "yuv420p",
-            "video.is_depth_map": False,
-            "video.fps": self.fps,
-            "video.channels": 3,
-            "has_audio": False,
-        }
-        sides = ["height", "width", "channels"]
-        features: dict[str, Any] = {
-            CAMERA: {"dtype": "video", "shape": [height, width, 3], "names": sides, "info": video},
-            "action": {"dtype": "float32", "shape": [len(self.names)], "names": self.names},
-        }
+        features: dict[str, Any] = {key: _camera(size, self.fps) for key, size in self.sizes.items()}
+        features["action"] = {"dtype": "float32", "shape": [len(self.names)], "names": self.names}
         features |= {name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in ROWS.items()}
         return {
             "codebase_version": "v3.0",
@@ -244,6 +244,22 @@ class _Rows:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+def _camera(size: tuple[int, int], fps: float) -> dict[str, Any]:
+    """The description of a camera's video."""
+    height, width = size
+    video = {
+        "video.height": height,
+        "video.width": width,
+        "video.codec": "h264",
+        "video.pix_fmt": "yuv420p",
+        "video.is_depth_map": False,
+        "video.fps": fps,
+        "video.channels": 3,
+        "has_audio": False,
+    }
+    return {"dtype": "video", "shape": [height, width, 3], "names": ["height", "width", "channels"], "info": video}
 
 
 def _place(file: int) -> dict[str, int]:

@@ -42,10 +42,9 @@ def merge(paths: Iterable[str | Path], out: str | Path, *, skip_bad: bool = Fals
         if episode.id in done:
             continue
         rows = slice(episode.start, episode.stop)
-        video = None
-        if store.has_video and episode.film == episode.id:
-            video = writer.partial / f".{episode.id}.mp4"
-            store.copy_video(episode, video)
+        video = writer.waiting(episode.id) if store.has_video and episode.film == episode.id else {}
+        for view, file in video.items():
+            store.copy_video(episode, file, view)
         latents = None if store.latents is None else store.latents[rows]
         writer.add(episode.id, store.actions[rows], latents, video, episode.info)
     noted = {name: why for store in stores for name, why in store.skipped.items()}

@@ -71,7 +71,7 @@ class SourceOptions:
 
     Attributes:
         kind: read the source as this kind instead of as what it is recognised as.
-        camera: which of several cameras.
+        camera: which of several cameras; of several names each step shows them all, from top to bottom in this order.
         action_keys: columns or keys that hold the actions, joined in this order.
         split: which part of a data set that has parts, and which of its episodes: `train`, `train[:95%]`, `[200:]`.
         source_fps: steps a second of the source, where it does not say or is wrong.
@@ -81,7 +81,7 @@ class SourceOptions:
     """
 
     kind: str = ""
-    camera: str = ""
+    camera: tuple[str, ...] = ()
     action_keys: tuple[str, ...] = ()
     split: str = ""
     source_fps: float = 0.0
@@ -90,6 +90,8 @@ class SourceOptions:
     fps: float = 0.0
 
     def __post_init__(self) -> None:
+        if isinstance(self.camera, str):  # a single name, as it once was
+            object.__setattr__(self, "camera", (self.camera,) if self.camera else ())
         for name in ("source_fps", "fps"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise HwmError(f"{name} {getattr(self, name)}: frames a second are a positive number")

@@ -23,6 +23,7 @@ from hwm.pictures.canvas import DIM, enlargement, shrink
 from hwm.pictures.files import png, save_png
 from hwm.pictures.plot import need_matplotlib, small_charts
 from hwm.pictures.sheet import Block, Row, draw_sheet
+from hwm.pictures.stack import side_by_side
 from hwm.pictures.style import page_style
 from hwm.pictures.video import to_uint8
 from hwm.types import Tokenizer
@@ -103,6 +104,8 @@ def facts(store: Store) -> dict[str, str]:
             used = ids_in_use(store)
             lines["codebook usage"] = f"{used / latent.vocab:.2%}: {used:,} of {latent.vocab:,} ids"
         lines["tokenizer"] = h.tokenizer or "not recorded"
+    if h.views:
+        lines["cameras"] = f"{', '.join(h.views)}; one below the other in each step"
     lines["video"] = "yes" if store.has_video else "no"
     lines["size"] = f"{size / 2**20:,.1f} MiB"
     if h.source:
@@ -163,10 +166,12 @@ def _cells(c: Column, columns: list[Column]) -> list[str]:
 
 def pictures(store: Store, episode: Episode, steps: list[int], tokenizer: Tokenizer | None = None) -> np.ndarray:
     """What the camera saw at some steps of an episode, uint8 (len(steps), H, W, 3); without video, decoded latents.
+    Of several cameras the pictures are side by side.
 
     Raises:
         HwmError: there is neither video nor a tokenizer, or the video is too short.
     """
+    views = max(1, len(store.header.views))
     if store.has_video:
         every = episode.frames_per_step
         wanted = {s * every for s in steps}
@@ -174,7 +179,7 @@ def pictures(store: Store, episode: Episode, steps: list[int], tokenizer: Tokeni
         found = {i: frame for i, frame in film if i in wanted}
         if len(found) < len(wanted):
             raise HwmError(f"{store.path}: the video of {episode.id!r} ends before step {max(steps)}")
-        return np.stack([found[s * every] for s in steps])
+        return side_by_side(np.stack([found[s * every] for s in steps]), views)
     if tokenizer is None or store.latents is None:
         raise HwmError(
             f"{store.path} has no video: give the tokenizer whose latents it holds ({store.header.tokenizer})"
@@ -188,7 +193,8 @@ def pictures(store: Store, episode: Episode, steps: list[int], tokenizer: Tokeni
     latents = torch.from_numpy(rows.astype(np.float32 if continuous else np.int64))
     if continuous and store.header.dtype == "uint8":
         latents /= 255
-    return to_uint8(tokenizer.decode(latents[None].to(device_of(tokenizer, latents.device)))[0])[list(shown)]
+    shown_by = to_uint8(tokenizer.decode(latents[None].to(device_of(tokenizer, latents.device)))[0])[list(shown)]
+    return side_by_side(shown_by, views)
 
 
 def spread(count: int, most: int) -> list[int]:

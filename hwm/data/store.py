@@ -4,7 +4,8 @@
     STORE/actions.bin      (N, K, A) float32 (or float16); row t leads from step t-1 to step t
     STORE/segments.bin     (N,) int32: the episode of each step
     STORE/latents.bin      (N, H, W) ids or (N, C, H, W) values; absent in a recording that is not encoded yet
-    STORE/video/ID.mp4     the camera's frames of episode ID, and of those that name it; absent where there is no video
+    STORE/video/ID.mp4     the camera's frames of episode ID, and of those that name it; absent where there is no video.
+                           Of several cameras each has a folder of its own: STORE/video/VIEW/ID.mp4
     STORE/.partial/ID/     an episode that is written; `finish` gathers them
     STORE/.partial/*.json  the header and the settings, which a resumed command must repeat
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -34,6 +35,7 @@ from hwm.data.header import latent_dtype as latent_dtype
 from hwm.errors import HwmError
 from hwm.files import checksum
 from hwm.files import write_atomically as write_atomically
+from hwm.pictures.stack import Stacked
 from hwm.pictures.video import read_video
 from hwm.types import ActionSpec, DataSpec
 
@@ -178,26 +180,34 @@ class Store:
         short = clips * (stride - 1)  # frames that first steps lack
         return (self.steps * stride - short) / (self.header.fps * stride)
 
-    def video(self, episode: Episode) -> Path:
-        path = self.path / "video" / f"{episode.film}.mp4"
+    def video(self, episode: Episode, view: str = "") -> Path:
+        """The file that an episode's frames are in; of several cameras that of one."""
+        path = self.path / "video" / view / f"{episode.film}.mp4"
         if not path.is_file():
-            raise StoreError(f"{self.path} has no video of episode {episode.id!r} ({path.name} is missing)")
+            name = path.relative_to(self.path / "video")
+            raise StoreError(f"{self.path} has no video of episode {episode.id!r} ({name} is missing)")
         return path
 
     @property
     def has_video(self) -> bool:
         return (self.path / "video").is_dir()
 
-    def frames(self, episode: Episode, every: int = 1, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-        """Camera frames start, start + every, ... of an episode, uint8 (H, W, 3)."""
+    def frames(
+        self, episode: Episode, every: int = 1, start: int = 0, stop: int | None = None, view: str = ""
+    ) -> Iterator[np.ndarray]:
+        """Camera frames start, start + every, ... of an episode, uint8 (H, W, 3); of several cameras stacked
+        (`hwm.pictures.stack`), or those of one."""
+        if self.header.views and not view:
+            each = {v: partial(self.frames, episode, view=v) for v in self.header.views}
+            return Stacked(each)(every, start, stop)
         if stop is None and "video" in episode.info:  # where it ends, the video goes on with the next
             stop = (episode.steps - 1) * episode.frames_per_step + 1
         first = episode.first_frame
-        return read_video(self.video(episode), every, first + start, None if stop is None else first + stop)
+        return read_video(self.video(episode, view), every, first + start, None if stop is None else first + stop)
 
-    def copy_video(self, episode: Episode, to: Path) -> None:
-        """Write the video file that an episode's frames are in."""
-        shutil.copyfile(self.video(episode), to)
+    def copy_video(self, episode: Episode, to: Path, view: str = "") -> None:
+        """Write the video file that an episode's frames are in; of several cameras that of one."""
+        shutil.copyfile(self.video(episode, view), to)
 
     def verify(self) -> None:
         """Compare every array with its checksum; raise `StoreError` for the first that differs."""

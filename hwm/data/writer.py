@@ -8,6 +8,7 @@ import shutil
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,10 @@ class Writer:
         episode: str,
         actions_NKA: np.ndarray,
         latents: np.ndarray | None = None,
-        video: Path | None = None,
+        video: Path | Mapping[str, Path] | None = None,
         info: dict[str, Any] | None = None,
     ) -> None:
-        """Write one episode; a file given as `video` is moved into the store.
+        """Write one episode; a file given as `video`, or one for each view, is moved into the store.
 
         Raises:
             EpisodeError: wrong widths, values that are not finite as they are stored, or ids outside the vocabulary.
@@ -96,8 +97,8 @@ class Writer:
             arrays = {"actions.bin": actions} | ({} if stored is None else {"latents.bin": stored})
             for name, array in arrays.items():
                 (work / name).write_bytes(array.data)
-            if video is not None:
-                shutil.move(video, work / "video.mp4")
+            for view, file in ({} if video is None else video if isinstance(video, Mapping) else {"": video}).items():
+                shutil.move(file, work / _film(view))
             checksums = {name: zlib.crc32(array.data) for name, array in arrays.items()}
             (work / "info.json").write_text(
                 json.dumps({"steps": n, "info": info or {}, "checksums": checksums}), encoding="utf-8"
@@ -112,7 +113,16 @@ class Writer:
     def drop(self, episode: str) -> None:
         """Forget an episode that was written, and a video that waits for it."""
         shutil.rmtree(self.partial / episode, ignore_errors=True)
-        (self.partial / f".{episode}.mp4").unlink(missing_ok=True)
+        for file in self.waiting(episode).values():
+            file.unlink(missing_ok=True)
+
+    def waiting(self, episode: str) -> dict[str, Path]:
+        """Where the video of each view (of one camera: of none) can be written that `add` is then given."""
+        return {view: self.partial / f".{episode}{view and f'.{view}'}.mp4" for view in self._views}
+
+    @property
+    def _views(self) -> tuple[str, ...]:
+        return self.header.views or ("",)
 
     def _checked_actions(self, episode: str, actions_NKA: np.ndarray) -> np.ndarray:
         """The actions as they are stored."""
@@ -219,7 +229,8 @@ class Writer:
     def _filmed(self, names: list[str]) -> list[str]:
         """The episodes with video: all of them, or none."""
         # a kill during an earlier `finish` may have moved some of the videos already
-        held = {n for n in names if (self.partial / n / "video.mp4").exists() or self._video(n).exists()}
+        places = {n: [(self.partial / n / _film(v), self._video(n, v)) for v in self._views] for n in names}
+        held = {n for n in names if all(new.exists() or moved.exists() for new, moved in places[n])}
         infos = {n: json.loads((self.partial / n / "info.json").read_bytes())["info"] for n in names}
         filmed = [n for n in names if Episode(n, 0, 1, infos[n]).film in held]
         if filmed and len(filmed) < len(names):
@@ -239,10 +250,10 @@ class Writer:
         return checksums
 
     def _move_videos(self, names: list[str]) -> None:
-        for name in names:
-            if (self.partial / name / "video.mp4").exists():
-                self._video(name).parent.mkdir(exist_ok=True)
-                os.replace(self.partial / name / "video.mp4", self._video(name))
+        for name, view in product(names, self._views):
+            if (self.partial / name / _film(view)).exists():
+                self._video(name, view).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(self.partial / name / _film(view), self._video(name, view))
 
     def _gather_all(self, names: list[str], arrays: list[str], sinks: dict[str, _Sink]) -> list[Episode]:
         """Write the arrays of episodes one after the other, and which episode each step is of."""
@@ -270,8 +281,8 @@ class Writer:
         folder = self.partial / episode
         return StoreError(f"episode {episode!r} is damaged: remove the folder {folder} and write it again")
 
-    def _video(self, episode: str) -> Path:
-        return self.path / "video" / f"{episode}.mp4"
+    def _video(self, episode: str, view: str) -> Path:
+        return self.path / "video" / view / f"{episode}.mp4"
 
     def _check_sizes(self, names: list[str], arrays: list[str]) -> None:
         """Find episodes that a power cut left short, before anything is gathered from them."""
@@ -288,6 +299,11 @@ class Writer:
                 whole = False
             if not whole:
                 raise self._damaged(name)
+
+
+def _film(view: str) -> str:
+    """Name of the video file of a view in the folder of an episode under way."""
+    return f"video.{view}.mp4" if view else "video.mp4"
 
 
 class _Sink:

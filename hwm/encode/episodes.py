@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +24,10 @@ from hwm.data.writer import Writer
 from hwm.devices import device_of, exact, format_of
 from hwm.encode.options import EncodeConfig as EncodeConfig
 from hwm.errors import HwmError
+from hwm.pictures.stack import of_view
 from hwm.pictures.video import to_video, write_video
 from hwm.progress import track
-from hwm.tokenizers.pixels import Pixels
+from hwm.tokenizers.views import for_views
 from hwm.types import Tokenizer
 
 USUAL = EncodeConfig()
@@ -49,7 +50,9 @@ def encode(
     all is done already, it returns what is there, if that is what is asked for.
 
     Args:
-        source: a store with video, a path of another known kind, or a source that is open.
+        source: a store with video, a path of another known kind, or a source that is open. The pictures of several
+            cameras are encoded each by itself (`hwm.tokenizers.views`).
+        tokenizer: of one camera's pictures.
         statistics: take the action statistics of this store (the training set's, for a held-out store).
 
     Raises:
@@ -61,11 +64,12 @@ def encode(
     """
     config.check(tokenizer.latent.stride)
     source = source if isinstance(source, Source) else open_source(source)
+    one, tokenizer = tokenizer.size, for_views(tokenizer, source.header.views)
     if statistics and statistics.header.action_names != source.header.action_names:
         raise HwmError(f"{statistics.path} has other actions than {source.path}: its statistics do not describe them")
     names = _names(source, config)
     if config.crop:
-        source = Cropped(source, tokenizer.size)
+        source = Cropped(source, one)
     header = _header(source.header, tokenizer, config)
     settings = _settings(source, tokenizer, config, statistics)
     if (Path(out) / "meta.json").is_file():
@@ -110,10 +114,11 @@ def _header(h: Header, tokenizer: Tokenizer, config: EncodeConfig) -> Header:
         actions_per_step=h.actions_per_step * frames,
         fps=h.fps / frames,
         latent=tokenizer.latent,
-        dtype="uint8" if isinstance(tokenizer, Pixels) else latent_dtype(tokenizer.latent),
+        dtype=tokenizer.stored or latent_dtype(tokenizer.latent),
         action_dtype="float16" if config.half_actions else "float32",
         tokenizer=tokenizer.id,
         source=h.source,
+        views=h.views,
     )
 
 
@@ -237,13 +242,12 @@ def _encode_cut(writer: Writer, cut: _Cut, tokenizer: Tokenizer, config: EncodeC
             f"{path}: the video of {episode.id!r} shows {len(latents)} steps, its actions are of "
             f"{len(actions)}: the video is truncated or not of this episode"
         )
-    video = None
-    if config.keep_video and cut.film == cut.name:
-        video = writer.partial / f".{cut.name}.mp4"
-        _save_video(episode, video, path)
+    video = writer.waiting(cut.name) if config.keep_video and cut.film == cut.name else {}
+    for view, file in video.items():
+        _save_video(episode, file, path, view, writer.header.views)
     info = {**({"text": episode.text} if episode.text else {}), **_place(cut, config, stride)}
-    values = np.round(latents * 255).astype(np.uint8) if isinstance(tokenizer, Pixels) else latents
-    writer.add(cut.name, actions, values, video, info)
+    values = np.round(latents * 255).astype(np.uint8) if tokenizer.stored == "uint8" else latents
+    writer.add(cut.name, actions, values, video or None, info)
 
 
 def _place(cut: _Cut, config: EncodeConfig, stride: int) -> dict[str, Any]:
@@ -258,15 +262,16 @@ def _place(cut: _Cut, config: EncodeConfig, stride: int) -> dict[str, Any]:
     return info
 
 
-def _save_video(episode: Episode, to: Path, path: Path) -> None:
-    """Write what the camera saw, as it is where it has a file of its own."""
+def _save_video(episode: Episode, to: Path, path: Path, view: str, views: Sequence[str]) -> None:
+    """Write what the camera, or one of several, saw, as it is where it has a file of its own."""
     if episode.save_video:
         try:
-            episode.save_video(to)
+            episode.save_video(to, view) if view else episode.save_video(to)
         except HwmError as error:
             raise named(path, episode.id, error) from error
         return
-    frames = _decoded(episode, path, 1, 0, None)
+    shown = replace(episode, frames=of_view(episode.frames, views, view)) if view else episode
+    frames = _decoded(shown, path, 1, 0, None)
     # H.264 has half as many colours a side, so that sides are even
     write_video(to, (f[: len(f) // 2 * 2, : f.shape[1] // 2 * 2] for f in frames), episode.fps)
 
@@ -297,7 +302,7 @@ def _latents(cut: _Cut, tokenizer: Tokenizer, every: int, batch: int, path: Path
             whole = len(some) - (len(some) - (i == 0)) % spec.stride
             if not whole:
                 return
-            yield to_video(some[:whole], tokenizer.size, device)[None]
+            yield to_video(some[:whole], tokenizer.size, device, max(1, len(spec.views)))[None]
 
     with torch.inference_mode(), closing(ahead(pieces())) as ready:
         for part in tokenizer.encode_pieces(ready):

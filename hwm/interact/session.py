@@ -103,7 +103,7 @@ class World:
                 )
             limits[h.embodiment] = Limits.of_store(opened)
             gallery = Gallery(opened, loaded.config.past)
-        tok = load_tokenizer(tokenizer or spec.tokenizer, device)
+        tok = load_tokenizer(tokenizer or spec.tokenizer, device, views=spec.latent.views)
         return cls(loaded, tok, limits, gallery, str(model), dtype)
 
     @property

@@ -204,12 +204,23 @@ def frame_rate(path: str | Path) -> float:
 
 
 def to_video(
-    frames: np.ndarray | list[np.ndarray], size: tuple[int, int], device: torch.device | str = "cpu"
+    frames: np.ndarray | list[np.ndarray],
+    size: tuple[int, int],
+    device: torch.device | str = "cpu",
+    views: int = 1,
 ) -> Tensor:
-    """uint8 (F, H, W, 3) -> float (F, 3, *size) in [0, 1] on a device, averaged over areas when it shrinks."""
+    """uint8 (F, H, W, 3) -> float (F, 3, *size) in [0, 1] on a device, averaged over areas when it shrinks.
+
+    Args:
+        views: how many pictures of the same height lie one below the other in each; they do not mix.
+    """
     x = torch.from_numpy(np.asarray(frames)).to(device).permute(0, 3, 1, 2).float() / 255
     if tuple(x.shape[-2:]) == size:
         return x
+    return torch.cat([_resized(part, (size[0] // views, size[1])) for part in x.chunk(views, -2)], -2)
+
+
+def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
     shrink = x.shape[-2] >= size[0] and x.shape[-1] >= size[1]
     return F.interpolate(x, size, mode="area") if shrink else F.interpolate(x, size, mode="bilinear", antialias=True)
 

@@ -11,6 +11,8 @@ from hwm.types import LatentSpec, Tokenizer
 class Pixels(Tokenizer):
     """The identity: latents are the pictures themselves. What a tokenizer is trained on."""
 
+    stored = "uint8"
+
     def __init__(self, size: tuple[int, int] = (128, 128)) -> None:
         self.size = size
         self.latent = LatentSpec(grid=size, channels=3)

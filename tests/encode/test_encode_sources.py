@@ -311,5 +311,5 @@ def test_unknown_data_is_said_to_be_unknown(tmp_path: Path) -> None:
     with pytest.raises(HwmError, match="no kind of source called 'lerobt'; did you mean lerobot"):
         open_source(tmp_path, SourceOptions(kind="lerobt"))
     store = make_store(tmp_path / "s", [4], latent=None, tokenizer="", video=True)
-    with pytest.raises(HwmError, match="is a store: it has one camera"):
-        open_source(store.path, SourceOptions(camera="front"))
+    with pytest.raises(HwmError, match="is a store of one camera"):
+        open_source(store.path, SourceOptions(camera=("front",)))

@@ -58,16 +58,18 @@ class OneXRaw(OneX):
     def has_video(self) -> bool:
         return True
 
-    def video(self, episode: Episode) -> Path:
+    def video(self, episode: Episode, view: str = "") -> Path:
         raise StoreError(f"{episode.id} has no video file of its own in {self.path}; frames and copy_video read it")
 
-    def frames(self, episode: Episode, every: int = 1, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+    def frames(
+        self, episode: Episode, every: int = 1, start: int = 0, stop: int | None = None, view: str = ""
+    ) -> Iterator[np.ndarray]:
         shard = next(s for s in self.shards if s.number == episode.info["shard"])
         first = int(episode.info["frame"])
         end = episode.steps if stop is None else min(stop, episode.steps)
         return read_video(shard.video, every, first + start, first + end)
 
-    def copy_video(self, episode: Episode, to: Path) -> None:
+    def copy_video(self, episode: Episode, to: Path, view: str = "") -> None:
         write_video(to, self.frames(episode), self.header.fps)
 
     def verify(self) -> None:

@@ -15,13 +15,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from hwm.data.options import SourceOptions as SourceOptions
 from hwm.data.store import EpisodeError, Header
 from hwm.errors import HwmError
+from hwm.pictures.stack import Frames as Frames
+from hwm.pictures.stack import film
 
 #: what reading a damaged file can end in: Arrow's errors are the first two, numpy's archives' the others
 DAMAGE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile)
@@ -32,32 +34,21 @@ RATE_TOLERANCE = 0.1
 AS_IT_IS = SourceOptions()
 
 
-class Frames(Protocol):
-    """Frames of an episode, uint8 (H, W, 3), decoded as they are iterated over, in order.
-
-    Raises:
-        HwmError: while iterating, where a frame cannot be decoded or is not there.
-    """
-
-    def __call__(self, every: int = 1, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-        """Those of steps start, start + every, ... before `stop`; None goes on to the last that there is."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Episode:
     """A stretch of frames that is continuous in time, with its actions.
 
     Attributes:
         id: its name, unlike all others of its source.
-        frames: what the camera saw, a frame a step.
+        frames: what the camera saw, a frame a step; of several cameras stacked (`hwm.pictures.stack`).
         actions: (N, K, A) in the units of the robot; row t leads from step t-1 to step t.
         embodiment: whose actions these are.
         fps: steps a second.
         text: what was to be done, in words.
         times: (N,) seconds of the steps; None where they lie evenly.
         info: free values to be kept with the episode.
-        save_video: writes the frames as a video file without decoding them; None where there is no such file.
+        save_video: writes the frames (of several cameras those of the view that it is given) as a video file without
+            decoding them; None where there is no such file.
     """
 
     id: str
@@ -68,7 +59,7 @@ class Episode:
     text: str = ""
     times: np.ndarray | None = None
     info: dict[str, Any] = field(default_factory=dict)
-    save_video: Callable[[Path], None] | None = None
+    save_video: Callable[..., None] | None = None
 
     @property
     def steps(self) -> int:
@@ -76,7 +67,7 @@ class Episode:
 
 
 class Source(ABC):
-    """Episodes of one robot and one camera, by number.
+    """Episodes of one robot and its camera, or several cameras in step, by number.
 
     Attributes:
         path: where it lies.
@@ -213,6 +204,33 @@ def choose(what: str, wanted: str, there: Sequence[str], path: Path, option: str
     if len(there) != 1:
         raise HwmError(f"{path} has {len(there)} {what}s ({listed}): name one with {option}")
     return there[0]
+
+
+def choose_cameras(wanted: Sequence[str], there: Sequence[str], path: Path) -> tuple[str, ...]:
+    """The cameras of these names, in their order, or the only one; raises as `choose` does."""
+    found = tuple(choose("camera", name, there, path, "--camera") for name in wanted or ("",))
+    if len(set(found)) < len(found):
+        raise HwmError(f"--camera {' '.join(wanted)}: a camera is named twice")
+    return found
+
+
+def view_names(cameras: Sequence[str]) -> tuple[str, ...]:
+    """What several chosen cameras are called as views: the last part of their names where that tells them apart."""
+    if len(cameras) < 2:
+        return ()
+    short = [re.split(r"[./]", camera)[-1] for camera in cameras]
+    return tuple(short if len(set(short)) == len(short) else map(as_id, cameras))
+
+
+def told(cameras: Sequence[str], there: Sequence[str]) -> str:
+    """Which cameras were chosen of those that there are, in words."""
+    return f"camera{'s' * (len(cameras) > 1)} {', '.join(cameras)} of {', '.join(there)}"
+
+
+def seen_by(cameras: Sequence[str], frames: Callable[[str], Frames]) -> Frames:
+    """The frames of an episode from those that each of the chosen cameras saw."""
+    views = view_names(cameras)
+    return film(views, {view: frames(camera) for view, camera in zip(views or ("",), cameras, strict=True)})
 
 
 def as_id(name: str) -> str:

@@ -1,4 +1,5 @@
 """A folder of videos with a file of actions beside each: NAME.mp4 and NAME.parquet, NAME.npz, NAME.csv or NAME.npy.
+Of several cameras each has a video of its own, NAME.CAMERA.mp4.
 
 A row of actions stands for a frame, and is what was done when it was seen. With a column `timestamp` (seconds) a row
 stands for the frame that was shown then, whatever the video's rate; without it row i is that of frame i. A file
@@ -12,11 +13,24 @@ import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from hwm.data.sources.base import DAMAGE, Episode, Source, SourceOptions, dimension_names, joined, leading
+from hwm.data.sources.base import (
+    DAMAGE,
+    Episode,
+    Frames,
+    Source,
+    SourceOptions,
+    choose_cameras,
+    dimension_names,
+    joined,
+    leading,
+    seen_by,
+    told,
+    view_names,
+)
 from hwm.data.sources.columns import READ_WHOLE
 from hwm.data.sources.videos import is_video
 from hwm.data.store import EpisodeError, Header
@@ -31,6 +45,20 @@ KEYS = ("action", "actions")
 """Columns that are taken for the actions where none are named; of text without them, all columns of numbers."""
 
 
+class Take(NamedTuple):
+    """Actions, and the videos beside them by camera; empty is the name of a single one."""
+
+    name: str
+    actions: Path
+    videos: dict[str, Path]
+
+    def video(self, camera: str) -> Path:
+        if camera not in self.videos:
+            there = ", ".join(self.videos)
+            raise EpisodeError(f"{self.name} has no video of camera {camera!r}; there are those of: {there}")
+        return self.videos[camera]
+
+
 class Folder(Source):
     """Pairs of files in one folder.
 
@@ -40,18 +68,24 @@ class Folder(Source):
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
         self.path = path
-        if options.camera or options.split:
-            raise HwmError(f"{path} is a folder of videos: it has no cameras or splits by name")
-        about = _description(path)
-        self.pairs = _pairs(path)
-        self.ids = [video.stem for video, _ in self.pairs]
+        if options.split:
+            raise HwmError(f"{path} is a folder of videos: it has no splits by name")
+        about, takes = _description(path), _takes(path)
+        cameras = sorted({camera for take in takes for camera in take.videos})
+        if "" in cameras and not options.camera:  # videos that are called as their actions are the camera's
+            cameras, takes = [""], [take for take in takes if "" in take.videos]
+        named = [camera for camera in cameras if camera]
+        self.chosen = choose_cameras(options.camera, named, path) if named else ("",)
+        self.takes, self.ids = takes, [take.name for take in takes]
         if not self.ids:
             raise HwmError(_none_beside(path))
-        _one_file_each(path, self.pairs)
+        if options.camera and not named:
+            raise HwmError(f"{path} is a folder of videos of one camera: leave out --camera")
+        _one_file_each(path, takes)
         self.keys = tuple(options.action_keys)
-        first = self._columns(self.pairs[0][1])
+        first = self._columns(takes[0].actions)
         self.keys = tuple(first)
-        fps = options.source_fps or float(about.get("fps", 0)) or self._rate(*self.pairs[0])
+        fps = options.source_fps or float(about.get("fps", 0)) or self._rate(takes[0])
         names = tuple(map(str, about.get("action_names", ()))) or dimension_names(
             list(first), [len(v[0]) for v in first.values()]
         )
@@ -61,17 +95,21 @@ class Folder(Source):
             actions_per_step=1,
             fps=fps,
             source=f"videos in {path.resolve().name}",
+            views=view_names(self.chosen),
         )
+        self.notes = (told(self.chosen, named),) if named else ()
         self.text = str(about.get("text", ""))
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        return path.is_dir() and bool(_pairs(path))
+        return path.is_dir() and bool(_takes(path))
 
-    def _rate(self, video: Path, actions: Path) -> float:
+    def _rate(self, take: Take) -> float:
         """Rows a second, of the time stamps if there are any, else of the video."""
-        times = _arrays(actions, (TIME,)).get(TIME)
-        return frame_rate(video) if times is None or len(times) < 2 else round(1 / float(np.median(np.diff(times))), 3)
+        times = _arrays(take.actions, (TIME,)).get(TIME)
+        if times is None or len(times) < 2:
+            return frame_rate(take.video(self.chosen[0]))
+        return round(1 / float(np.median(np.diff(times))), 3)
 
     def _columns(self, path: Path) -> dict[str, np.ndarray]:
         """The columns that make up the actions, (N, width) each."""
@@ -88,23 +126,28 @@ class Folder(Source):
         return columns
 
     def read(self, number: int) -> Episode:
-        video, path = self.pairs[number]
-        columns = self._columns(path)
+        take = self.takes[number]
+        columns = self._columns(take.actions)
         actions = leading(joined(list(columns.values())))
-        times = _arrays(path, (TIME,)).get(TIME)
-        if times is None:
+        times = _arrays(take.actions, (TIME,)).get(TIME)
+        videos = {camera: take.video(camera) for camera in self.chosen}
+        for video in videos.values() if times is None else ():
             _same_length(video, len(actions))
             _same_rate(video, self.header.fps)
         return Episode(
             id=self.ids[number],
-            frames=partial(read_video, video) if times is None else partial(_at, video, times.astype(np.float64)),
+            frames=seen_by(self.chosen, lambda camera: _frames(videos[camera], times)),
             actions=actions,
             embodiment=self.header.embodiment,
             fps=self.header.fps,
             text=self.text,
             times=None if times is None else times.astype(np.float64),
-            save_video=partial(shutil.copyfile, video) if times is None else None,
+            save_video=partial(self._save_video, take) if times is None else None,
         )
+
+    def _save_video(self, take: Take, to: Path, view: str = "") -> None:
+        views = self.header.views or ("",)
+        shutil.copyfile(take.video(self.chosen[views.index(view)]), to)
 
 
 def _same_length(video: Path, rows: int) -> None:
@@ -119,21 +162,31 @@ def _same_rate(video: Path, fps: float) -> None:
         raise EpisodeError(f"{video.name} has {rate:g} frames a second, where {fps:g} are stated")
 
 
+def _frames(video: Path, times: np.ndarray | None) -> Frames:
+    return partial(read_video, video) if times is None else partial(_at, video, times.astype(np.float64))
+
+
 def _at(
     video: Path, times: np.ndarray, every: int = 1, start: int = 0, stop: int | None = None
 ) -> Iterator[np.ndarray]:
     return read_at(video, times[start:stop:every], frame_rate(video))
 
 
-def _pairs(path: Path) -> list[tuple[Path, Path]]:
-    """Videos and their actions, by name."""
+def _takes(path: Path) -> list[Take]:
+    """Actions that have videos, by name."""
     files = {p.name: p for p in listed(path) if p.is_file()}
-    found = []
-    for video in sorted(files.values()):
-        beside = [files[f"{video.stem}{s}"] for s in ACTIONS if f"{video.stem}{s}" in files]
-        if is_video(video) and beside:
-            found.append((video, beside[0]))
-    return found
+    found: dict[str, Take] = {}
+    for video in filter(is_video, sorted(files.values())):
+        # NAME.CAMERA.mp4 is of a camera unless there are actions of that whole name
+        for name, camera in ((video.stem, ""), (Path(video.stem).stem, Path(video.stem).suffix[1:])):
+            beside = [files[f"{name}{s}"] for s in ACTIONS if f"{name}{s}" in files]
+            if beside:
+                videos = found.setdefault(name, Take(name, beside[0], {})).videos
+                if camera in videos:
+                    raise HwmError(f"{videos[camera]} and {video.name} are of the same actions: remove one")
+                videos[camera] = video
+                break
+    return list(found.values())
 
 
 def _none_beside(path: Path) -> str:
@@ -145,12 +198,13 @@ def _none_beside(path: Path) -> str:
     return f"{path} has no video with a file of actions beside it ({', '.join(ACTIONS)}){unread}"
 
 
-def _one_file_each(path: Path, pairs: Sequence[tuple[Path, Path]]) -> None:
+def _one_file_each(path: Path, takes: Sequence[Take]) -> None:
     """Raise `HwmError` where a video has two files of actions, of which none may be chosen by guessing."""
-    for video, actions in pairs:
-        beside = [s for s in ACTIONS if actions.with_suffix(s).is_file()]
+    for take in takes:
+        beside = [s for s in ACTIONS if take.actions.with_suffix(s).is_file()]
         if len(beside) > 1:
-            raise HwmError(f"{path}: beside {video.name} lie actions as {' and '.join(beside)}: keep one of them there")
+            video = next(iter(take.videos.values())).name
+            raise HwmError(f"{path}: beside {video} lie actions as {' and '.join(beside)}: keep one of them there")
 
 
 def _description(path: Path) -> dict[str, Any]:

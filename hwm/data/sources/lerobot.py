@@ -21,13 +21,18 @@ import numpy as np
 from hwm.data.sources.base import (
     DAMAGE,
     Episode,
+    Frames,
     Source,
     SourceOptions,
     as_id,
     choose,
+    choose_cameras,
     dimension_names,
     joined,
     leading,
+    seen_by,
+    told,
+    view_names,
 )
 from hwm.data.sources.folder import column_values
 from hwm.data.store import EpisodeError, Header
@@ -52,7 +57,7 @@ class LeRobot(Source):
         self.info = info = _info(path)
         features = info["features"]
         self.cameras = _cameras(info)
-        self.camera = choose("camera", options.camera, self.cameras, path, "--camera")
+        self.chosen = choose_cameras(options.camera, self.cameras, path)
         self.keys = tuple(options.action_keys) or (ACTION,)
         if missing := [k for k in self.keys if k not in features]:
             numeric = [k for k in features if k not in self.cameras]
@@ -69,6 +74,7 @@ class LeRobot(Source):
             actions_per_step=per_step,
             fps=options.source_fps or float(info["fps"]),
             source=str(self.ours.get("source", f"LeRobot {path.resolve().name}")),
+            views=view_names(self.chosen),
         )
         self.episodes = self._of_split(self._episodes(), options.split)
         if not self.episodes:
@@ -79,7 +85,7 @@ class LeRobot(Source):
         numbers = [int(e["episode_index"]) for e in self.episodes]
         self.ids = [as_id(names_of.get(str(i), f"episode_{i:06d}")) for i in numbers]
         self.steps = sum(int(e["length"]) for e in self.episodes)
-        self.notes = (f"camera {self.camera} of {', '.join(self.cameras)}",)
+        self.notes = (told(self.chosen, self.cameras),)
         self._file: tuple[Path, dict[str, np.ndarray]] | None = None
 
     @classmethod
@@ -134,7 +140,7 @@ class LeRobot(Source):
         text = "; ".join(str(t) for t in about.get("tasks", ()))
         return Episode(
             id=self.ids[number],
-            frames=self._frames(about, times),
+            frames=seen_by(self.chosen, partial(self._frames, about, times)),
             actions=actions,
             embodiment=self.header.embodiment,
             fps=self.header.fps,
@@ -155,12 +161,12 @@ class LeRobot(Source):
     def _data_file(self, about: dict[str, Any]) -> Path:
         return self._file_of("data_path", about, "data")
 
-    def _file_of(self, pattern: str, about: dict[str, Any], key: str) -> Path:
+    def _file_of(self, pattern: str, about: dict[str, Any], key: str, camera: str = "") -> Path:
         """A file of an episode by the pattern of its paths, which both layouts have."""
         index = int(about["episode_index"])
         try:
             return self.path / str(self.info[pattern]).format(
-                video_key=self.camera,
+                video_key=camera,
                 episode_chunk=index // int(self.info.get("chunks_size", 1000)),
                 episode_index=index,
                 chunk_index=about.get(f"{key}/chunk_index", 0),
@@ -169,13 +175,13 @@ class LeRobot(Source):
         except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
             raise HwmError(f"{self.path / 'meta' / 'info.json'}: {pattern} cannot be filled in: {error!r}") from error
 
-    def _frames(self, about: dict[str, Any], times: np.ndarray) -> Any:
-        if self.info["features"][self.camera]["dtype"] == "image":
-            return partial(_pictures, self._data_file(about), self.camera, int(about["episode_index"]))
-        key = f"videos/{self.camera}"
-        file = self._file_of("video_path", about, key)
+    def _frames(self, about: dict[str, Any], times: np.ndarray, camera: str) -> Frames:
+        if self.info["features"][camera]["dtype"] == "image":
+            return partial(_pictures, self._data_file(about), camera, int(about["episode_index"]))
+        key = f"videos/{camera}"
+        file = self._file_of("video_path", about, key, camera)
         if not self.shared_files and (frames := count_frames(file)) != len(times):
-            raise EpisodeError(f"{file.name} shows {frames} frames, its actions are of {len(times)}")
+            raise EpisodeError(f"{file.name} of {camera} shows {frames} frames, its actions are of {len(times)}")
         begin = float(about.get(f"{key}/from_timestamp", 0.0))
         return partial(_shown, file, begin + times, float(self.info["fps"]))
 
@@ -276,7 +282,7 @@ def _json(file: Path) -> dict[str, Any]:
 def find_dataset(name: str, options: SourceOptions) -> Path:
     """The folder of a data set on the Hugging Face hub, OWNER/NAME: where LeRobot keeps it, else fetched (extra `hub`).
 
-    Of its videos only the chosen camera's are fetched.
+    Of its videos only those of the chosen cameras are fetched.
 
     Raises:
         HwmError: it is no such name, it cannot be fetched, or cameras are to be chosen.
@@ -297,8 +303,8 @@ def find_dataset(name: str, options: SourceOptions) -> Path:
     try:
         folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=["meta/*"]))
         info = _info(folder)
-        camera = choose("camera", options.camera, _cameras(info), folder, "--camera")
-        wanted = ["meta/*", "data/*", f"videos/{camera}/*", f"videos/*/{camera}/*"]
+        chosen = choose_cameras(options.camera, _cameras(info), folder)
+        wanted = ["meta/*", "data/*", *(f"videos/{at}{camera}/*" for camera in chosen for at in ("", "*/"))]
         return Path(snapshot_download(name, repo_type="dataset", allow_patterns=wanted))
     except HwmError:
         raise

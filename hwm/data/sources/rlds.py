@@ -20,7 +20,19 @@ from typing import Any
 
 import numpy as np
 
-from hwm.data.sources.base import Episode, Source, SourceOptions, choose, dimension_names, joined, leading
+from hwm.data.sources.base import (
+    Episode,
+    Source,
+    SourceOptions,
+    choose,
+    choose_cameras,
+    dimension_names,
+    joined,
+    leading,
+    seen_by,
+    told,
+    view_names,
+)
 from hwm.data.sources.tfrecord import Value, read_example, read_record, record_starts
 from hwm.data.store import EpisodeError, Header
 from hwm.errors import HwmError
@@ -88,8 +100,8 @@ class RLDS(Source):
         known = open_x().get(self.name, OpenX(0, 0, "", {}))
         self.leaves = dict(_leaves(_steps(self.path, features)))
         cameras = [k.removeprefix("observation/") for k, leaf in self.leaves.items() if leaf.kind == "image"]
-        preferred = known.camera if known.camera in cameras else ""
-        self.camera = "observation/" + choose("camera", options.camera or preferred, cameras, self.path, "--camera")
+        preferred = (known.camera,) if known.camera in cameras else ()
+        self.chosen = choose_cameras(options.camera or preferred, cameras, self.path)
         self.keys = self._action_keys(options.action_keys, known)
         fps = options.source_fps or known.fps
         if not fps:
@@ -100,6 +112,7 @@ class RLDS(Source):
             actions_per_step=1,
             fps=fps,
             source=f"RLDS {self.name} {info.get('version', '')}".strip(),
+            views=view_names(self.chosen),
         )
         self.text = next((k for k in TEXTS if k in self.leaves), "")
         splits = {str(s["name"]): s for s in info.get("splits", [])}
@@ -132,7 +145,7 @@ class RLDS(Source):
         return tuple(keys)
 
     def _notes(self, known: OpenX, cameras: list[str]) -> Iterator[str]:
-        yield f"split {self.split}, camera {self.camera.removeprefix('observation/')} of {', '.join(cameras)}"
+        yield f"split {self.split}, {told(self.chosen, cameras)}"
         for key, dim in known.actions.items():
             leaf = self.leaves.get(key) or self.leaves.get(f"action/{key}")
             have = int(np.prod(leaf.shape)) if leaf else dim
@@ -142,14 +155,14 @@ class RLDS(Source):
     def read(self, number: int) -> Episode:
         example = read_example(self._record(number))
         columns = [self._numbers(example, key) for key in self.keys]
-        pictures = _feature(example, self.camera)
-        if not isinstance(pictures, list):
-            raise EpisodeError(f"{self.camera} holds numbers in place of pictures")
-        actions = joined(columns, len(pictures))
+        pictures = {camera: _pictures(example, f"observation/{camera}") for camera in self.chosen}
+        actions = joined(columns, len(pictures[self.chosen[0]]))
+        if short := [camera for camera, shown in pictures.items() if len(shown) != len(actions)]:
+            raise EpisodeError(f"{short[0]} has {len(pictures[short[0]])} pictures, its actions are of {len(actions)}")
         said = example.get(f"steps/{self.text}", []) if self.text else []
         return Episode(
             id=self.ids[number],
-            frames=partial(_frames, self.camera, pictures),
+            frames=seen_by(self.chosen, lambda c: partial(_frames, f"observation/{c}", pictures[c])),
             actions=leading(actions),
             embodiment=self.header.embodiment,
             fps=self.header.fps,
@@ -185,6 +198,13 @@ def _feature(example: dict[str, Value], key: str) -> Value:
     values = example.get(f"steps/{key}")
     if values is None or not len(values):
         raise EpisodeError(f"{key} is missing")
+    return values
+
+
+def _pictures(example: dict[str, Value], key: str) -> list[bytes]:
+    values = _feature(example, key)
+    if not isinstance(values, list):
+        raise EpisodeError(f"{key} holds numbers in place of pictures")
     return values
 
 

@@ -17,7 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from hwm.data.sources.base import Episode, Source, SourceOptions, choose, dimension_names, joined, leading
+from hwm.data.sources.base import (
+    Episode,
+    Source,
+    SourceOptions,
+    choose,
+    choose_cameras,
+    dimension_names,
+    joined,
+    leading,
+    seen_by,
+    told,
+    view_names,
+)
 from hwm.data.store import EpisodeError, Header
 from hwm.errors import HwmError
 
@@ -47,7 +59,7 @@ class Robomimic(Source):
             about = _json(data.attrs.get("env_args", "{}"))
             first = data[self.ids[0]]
             cameras = sorted(k for k in first.get("obs", {}) if _is_video(first["obs"][k]))
-            self.camera = choose("camera", options.camera, cameras, path, "--camera")
+            self.chosen = choose_cameras(options.camera, cameras, path)
             settings = about.get("env_kwargs", {})
             fps = options.source_fps or float(settings.get("control_freq", 0))
             if not fps:
@@ -61,8 +73,9 @@ class Robomimic(Source):
             actions_per_step=1,
             fps=fps,
             source=f"robomimic {about.get('env_name', path.stem)}",
+            views=view_names(self.chosen),
         )
-        self.notes = (f"camera {self.camera} of {', '.join(cameras)}",)
+        self.notes = (told(self.chosen, cameras),)
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
@@ -83,15 +96,16 @@ class Robomimic(Source):
         with _opened(self.path) as file:
             demo = file["data"][self.ids[number]]
             actions = joined([_column(demo, key)[()] for key in self.keys])
-            if "obs" not in demo or self.camera not in demo["obs"]:
-                raise EpisodeError(f"has no pictures of {self.camera}")
-            pictures = demo["obs"][self.camera]
-            if len(pictures) != len(actions) or not _is_video(pictures):
-                raise EpisodeError(f"has pictures of shape {pictures.shape} for {len(actions)} actions")
+            for camera in self.chosen:
+                if "obs" not in demo or camera not in demo["obs"]:
+                    raise EpisodeError(f"has no pictures of {camera}")
+                pictures = demo["obs"][camera]
+                if len(pictures) != len(actions) or not _is_video(pictures):
+                    raise EpisodeError(f"has pictures of shape {pictures.shape} of {camera} for {len(actions)} actions")
             text = str(_json(demo.attrs.get("ep_meta", "{}")).get("lang", ""))
         return Episode(
             id=self.ids[number],
-            frames=partial(_frames, self.path, f"data/{self.ids[number]}/obs/{self.camera}"),
+            frames=seen_by(self.chosen, lambda c: partial(_frames, self.path, f"data/{self.ids[number]}/obs/{c}")),
             actions=leading(actions),
             embodiment=self.header.embodiment,
             fps=self.header.fps,

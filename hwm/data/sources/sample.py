@@ -10,6 +10,7 @@ from hwm.data.arrays import moments
 from hwm.data.sources.base import Episode, Source
 from hwm.data.store import Episode as Stretch
 from hwm.data.store import EpisodeError, Store, StoreError
+from hwm.pictures.stack import of_view
 
 
 class Sample(Store):
@@ -61,8 +62,11 @@ class Sample(Store):
     def has_video(self) -> bool:
         return True
 
-    def frames(self, episode: Stretch, every: int = 1, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-        return self._read[episode.id].frames(every, start, stop)
+    def frames(
+        self, episode: Stretch, every: int = 1, start: int = 0, stop: int | None = None, view: str = ""
+    ) -> Iterator[np.ndarray]:
+        frames = self._read[episode.id].frames
+        return (of_view(frames, self.header.views, view) if view else frames)(every, start, stop)
 
     def verify(self) -> None:
         return  # what is shown was checked when it was read

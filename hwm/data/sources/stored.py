@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 
 from hwm.data.readers import READERS, open_store
-from hwm.data.sources.base import AS_IT_IS, Episode, Source, SourceOptions, named
+from hwm.data.sources.base import (
+    AS_IT_IS,
+    Episode,
+    Frames,
+    Source,
+    SourceOptions,
+    choose_cameras,
+    named,
+    seen_by,
+    told,
+    view_names,
+)
 from hwm.data.store import Episode as Stretch
 from hwm.data.store import Store
 from hwm.errors import HwmError
@@ -23,9 +34,15 @@ class Stored(Source):
     def __init__(self, path: Path | Store, options: SourceOptions = AS_IT_IS) -> None:
         self.store = path if isinstance(path, Store) else open_store(path)
         self.path, self.steps, self.notes = self.store.path, self.store.steps, self.store.notes
-        if options.camera or options.action_keys or options.split or options.source_fps:
-            raise HwmError(f"{self.path} is a store: it has one camera, and says what its actions and its rate are")
-        self.header = replace(self.store.header, latent=None, dtype="", tokenizer="")
+        if options.action_keys or options.split or options.source_fps:
+            raise HwmError(f"{self.path} is a store: it says what its actions and its rate are")
+        views = self.store.header.views
+        if options.camera and not views:
+            raise HwmError(f"{self.path} is a store of one camera: leave out --camera")
+        self.chosen = choose_cameras(options.camera, views, self.path) if options.camera else views or ("",)
+        if options.camera:
+            self.notes = (told(self.chosen, views), *self.notes)
+        self.header = replace(self.store.header, latent=None, dtype="", tokenizer="", views=view_names(self.chosen))
         self.ids = _Ids(self.store)
 
     @classmethod
@@ -43,19 +60,31 @@ class Stored(Source):
         e = self.store.episodes[number]
         return Episode(
             id=e.id,
-            frames=partial(self._frames, e),
+            frames=self._film(e),
             actions=np.asarray(self.store.actions[e.start : e.stop], np.float32),
             embodiment=self.header.embodiment,
             fps=self.header.fps,
             text=str(e.info.get("text", "")),
             info=e.info,
-            save_video=partial(self.store.copy_video, e),
+            save_video=partial(self._save_video, e),
         )
 
-    def _frames(self, e: Stretch, every: int = 1, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-        per_step = e.frames_per_step
-        end = None if stop is None else (stop - 1) * per_step + 1
-        return self.store.frames(e, every * per_step, start * per_step, end)
+    def _film(self, e: Stretch) -> Frames:
+        if not self.store.header.views:
+            return partial(_by_step, partial(self.store.frames, e), e)
+        return seen_by(self.chosen, lambda view: partial(_by_step, partial(self.store.frames, e, view=view), e))
+
+    def _save_video(self, e: Stretch, to: Path, view: str = "") -> None:
+        self.store.copy_video(e, to, view or self.chosen[0])
+
+
+def _by_step(
+    frames: Frames, e: Stretch, every: int = 1, start: int = 0, stop: int | None = None
+) -> Iterator[np.ndarray]:
+    """The frames that show steps, of a video of which a step may be several frames."""
+    per_step = e.frames_per_step
+    end = None if stop is None else (stop - 1) * per_step + 1
+    return frames(every * per_step, start * per_step, end)
 
 
 class _Ids(Sequence[str]):

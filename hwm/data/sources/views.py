@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 
 import numpy as np
 
-from hwm.data.sources.base import Episode, Source
+from hwm.data.sources.base import Episode, Frames, Source
 from hwm.errors import HwmError
+from hwm.pictures.stack import Stacked
 
 SLACK = 0.01
 """In frames: time stamps that are this near are the same moment."""
@@ -132,7 +133,7 @@ class Resampled(View):
         nearest = np.searchsorted((times[1:] + times[:-1]) / 2, wanted - SLACK / episode.fps)
         return replace(
             _without_file(episode),
-            frames=partial(_frames_of, episode, nearest),
+            frames=_each(episode.frames, lambda frames: partial(_frames_of, frames, nearest)),
             actions=_in_force(episode.actions, times, 1 / episode.fps, wanted, self.per_step, 1 / self.fps),
             fps=self.fps,
             times=None,
@@ -158,10 +159,15 @@ def _in_force(
     return actions_NKA.reshape(n * k, a)[rows]
 
 
+def _each(frames: Frames, change: Callable[[Frames], Frames]) -> Frames:
+    """Frames that are changed; of several cameras each by itself."""
+    return Stacked({k: change(v) for k, v in frames.each.items()}) if isinstance(frames, Stacked) else change(frames)
+
+
 def _frames_of(
-    episode: Episode, numbers: np.ndarray, every: int = 1, start: int = 0, stop: int | None = None
+    frames: Frames, numbers: np.ndarray, every: int = 1, start: int = 0, stop: int | None = None
 ) -> Iterator[np.ndarray]:
-    """Frames of an episode by number; the numbers ascend, and may repeat."""
+    """Frames by number; the numbers ascend, and may repeat."""
     wanted = numbers[start:stop:every]
     if not len(wanted):
         return
@@ -169,7 +175,7 @@ def _frames_of(
     gap = int(gaps[0]) if len(gaps) == 1 and gaps[0] > 0 else 1
     first, at = int(wanted[0]), 0
     for number, frame in zip(
-        range(first, int(wanted[-1]) + 1, gap), episode.frames(gap, first, int(wanted[-1]) + 1), strict=False
+        range(first, int(wanted[-1]) + 1, gap), frames(gap, first, int(wanted[-1]) + 1), strict=False
     ):
         while at < len(wanted) and wanted[at] == number:
             yield frame
@@ -177,19 +183,19 @@ def _frames_of(
 
 
 class Cropped(View):
-    """The middle of each picture, as large as it can be in the proportions of `size` (height, width)."""
+    """The middle of each camera's picture, as large as it can be in the proportions of `size` (height, width)."""
 
     def __init__(self, source: Source, size: tuple[int, int]) -> None:
         super().__init__(source)
         self.size = size
 
     def change(self, episode: Episode) -> Episode:
-        return replace(_without_file(episode), frames=partial(self._frames, episode))
+        return replace(
+            _without_file(episode), frames=_each(episode.frames, lambda frames: partial(self._frames, frames))
+        )
 
-    def _frames(
-        self, episode: Episode, every: int = 1, start: int = 0, stop: int | None = None
-    ) -> Iterator[np.ndarray]:
-        for frame in episode.frames(every, start, stop):
+    def _frames(self, frames: Frames, every: int = 1, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        for frame in frames(every, start, stop):
             yield middle(frame, self.size)
 
 

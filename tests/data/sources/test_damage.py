@@ -51,7 +51,7 @@ def rows(folder: Path) -> tuple[Path, SourceOptions]:
 
 def episodes(folder: Path) -> tuple[Path, SourceOptions]:
     shutil.copytree(HERE / "lerobot", folder)
-    return folder / "meta/episodes/chunk-000/file-000.parquet", SourceOptions(camera="front")
+    return folder / "meta/episodes/chunk-000/file-000.parquet", SourceOptions(camera=("front",))
 
 
 def lines(folder: Path) -> tuple[Path, SourceOptions]:
@@ -61,7 +61,7 @@ def lines(folder: Path) -> tuple[Path, SourceOptions]:
 
 def info(folder: Path) -> tuple[Path, SourceOptions]:
     shutil.copytree(HERE / "lerobot", folder)
-    return folder / "meta/info.json", SourceOptions(camera="front", kind="lerobot")
+    return folder / "meta/info.json", SourceOptions(camera=("front",), kind="lerobot")
 
 
 def features(folder: Path) -> tuple[Path, SourceOptions]:

@@ -206,3 +206,57 @@ def test_actions_are_not_chosen_by_guessing(tmp_path: Path) -> None:
     np.savez(lab / "a.npz", action=np.zeros((5, 2)))
     with pytest.raises(HwmError, match=r"beside a.mp4 lie actions as .npz and .npy: keep one of them there"):
         open_source(lab)
+
+
+# ---------------------------------------------------------------------- several cameras
+def make_cameras(path: Path, wrist: int = 6) -> None:
+    """Two takes of two cameras; of the second the wrist's may have another length."""
+    path.mkdir()
+    for e, frames in enumerate((6, wrist)):
+        write_video(path / f"take_{e}.top.mp4", make_frames(6, seed=e), 10)
+        write_video(path / f"take_{e}.wrist.mp4", make_frames(frames, seed=e + 5), 10)
+        np.savez(path / f"take_{e}.npz", action=np.ones((6, 2), np.float32))
+
+
+def test_several_cameras_are_named_in_the_names_of_their_videos(tmp_path: Path) -> None:
+    make_cameras(tmp_path / "lab")
+    assert recognise(tmp_path / "lab") == "folder"
+    with pytest.raises(HwmError, match=r"2 cameras \(top, wrist\): name one with --camera"):
+        open_source(tmp_path / "lab")
+    both = open_source(tmp_path / "lab", SourceOptions(camera=("wrist", "top")))
+    assert (both.header.views, list(both.ids)) == (("wrist", "top"), ["take_0", "take_1"])
+    wrist = open_source(tmp_path / "lab", SourceOptions(camera=("wrist",)))
+    assert wrist.header.views == ()
+    for e in range(2):
+        films = [np.stack(list(read_video(tmp_path / f"lab/take_{e}.{view}.mp4"))) for view in ("wrist", "top")]
+        assert np.array_equal(np.stack(list(both[e].frames(2))), np.concatenate(films, 1)[::2])
+        assert np.array_equal(np.stack(list(wrist[e].frames())), films[0])
+        save = wrist[e].save_video
+        assert save is not None
+        save(tmp_path / "copy.mp4")
+        assert (tmp_path / "copy.mp4").read_bytes() == (tmp_path / f"lab/take_{e}.wrist.mp4").read_bytes()
+
+
+def test_a_camera_of_another_length_is_named(tmp_path: Path) -> None:
+    make_cameras(tmp_path / "lab", wrist=5)
+    both = open_source(tmp_path / "lab", SourceOptions(camera=("top", "wrist")))
+    with pytest.raises(EpisodeError, match=r"take_1.wrist.mp4 shows 5 frames, its actions are of 6"):
+        both[1]
+    (tmp_path / "lab/take_0.wrist.mp4").unlink()
+    both = open_source(tmp_path / "lab", SourceOptions(camera=("top", "wrist")))
+    with pytest.raises(EpisodeError, match="take_0 has no video of camera 'wrist'; there are those of: top"):
+        both[0]
+    with pytest.raises(HwmError, match="a camera is named twice"):
+        open_source(tmp_path / "lab", SourceOptions(camera=("top", "top")))
+
+
+def test_a_video_that_is_called_as_its_actions_is_the_one_camera(tmp_path: Path) -> None:
+    make_folder(tmp_path / "lab", (6, 4))
+    write_video(tmp_path / "lab/take_0.slow.mp4", make_frames(3), 10)
+    assert [e.id for e in open_source(tmp_path / "lab")] == ["take_0", "take_1"]
+    make_folder(tmp_path / "plain")
+    with pytest.raises(HwmError, match="of one camera: leave out --camera"):
+        open_source(tmp_path / "plain", SourceOptions(camera=("top",)))
+    write_video(tmp_path / "lab/take_0.mkv", make_frames(6), 10)
+    with pytest.raises(HwmError, match=r"take_0.mkv and take_0.mp4 are of the same actions: remove one"):
+        open_source(tmp_path / "lab")

@@ -29,7 +29,7 @@ from hwm.tokenizers.pixels import Pixels
 from tests.conftest import make_frames, make_store
 
 HERE = Path(__file__).parent / "lerobot"
-FRONT = SourceOptions(camera="front")
+FRONT = SourceOptions(camera=("front",))
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def png(frame: np.ndarray) -> bytes:
 @pytest.mark.parametrize("folder", [HERE, HERE.with_name("lerobot_v21")], ids=lambda folder: folder.name)
 def test_what_lerobot_wrote_is_read(folder: Path, camera: str) -> None:
     expected = np.load(folder / "expected.npz")
-    source = open_source(folder, SourceOptions(camera=camera))
+    source = open_source(folder, SourceOptions(camera=(camera,)))
     assert isinstance(source, LeRobot)
     assert (source.header.embodiment, source.header.action_names) == ("toy_arm", ("x", "y", "grip"))
     assert (source.header.fps, source.steps, len(source)) == (10, 21, 3)
@@ -106,7 +106,7 @@ def test_what_lerobot_wrote_is_read(folder: Path, camera: str) -> None:
 
 def test_other_keys_may_be_the_actions() -> None:
     expected = np.load(HERE / "expected.npz")
-    source = open_source(HERE, SourceOptions(camera="front", action_keys=("observation.state", "action")))
+    source = open_source(HERE, SourceOptions(camera=("front",), action_keys=("observation.state", "action")))
     assert source.header.action_names == ("a", "b", "c", "x", "y", "grip")
     taken = expected["1/action"]
     assert np.array_equal(source[1].actions[1:, 0], np.concatenate([taken + 1, taken], 1)[:-1])
@@ -251,7 +251,7 @@ def test_a_wrong_rate_is_noticed(copy: Path) -> None:
         open_source(copy, FRONT)[0]
     (copy / "meta/info.json").write_text(json.dumps(info), encoding="utf-8")
     with pytest.raises(EpisodeError, match="time stamps of 10 steps a second, where 5 are stated"):
-        open_source(copy, SourceOptions(camera="front", source_fps=5.0))[0]
+        open_source(copy, SourceOptions(camera=("front",), source_fps=5.0))[0]
 
 
 def test_missing_and_cut_files_are_named(copy: Path, tmp_path: Path) -> None:
@@ -275,7 +275,8 @@ def test_a_video_of_another_length_is_noticed_before_3(tmp_path: Path) -> None:
     write_v21(tmp_path / "d")
     write_video(tmp_path / "d/videos/chunk-000/observation.image/episode_000001.mp4", make_frames(7), 10)
     with pytest.raises(
-        EpisodeError, match=r"'episode_000001': episode_000001.mp4 shows 7 frames, its actions are of 4"
+        EpisodeError,
+        match=r"'episode_000001': episode_000001.mp4 of observation.image shows 7 frames, its",
     ):
         open_source(tmp_path / "d")[1]
 
@@ -306,7 +307,7 @@ def test_of_a_data_set_on_the_hub_one_camera_is_fetched(tmp_path: Path, monkeypa
     hub.snapshot_download = snapshot_download  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     monkeypatch.setenv("HF_LEROBOT_HOME", str(tmp_path / "none"))
-    assert len(list(open_source("somebody/arm", SourceOptions(camera="wrist"))[2].frames())) == 9
+    assert len(list(open_source("somebody/arm", SourceOptions(camera=("wrist",)))[2].frames())) == 9
     assert asked[0] == ["meta/*"]
     assert "videos/observation.images.wrist/*" in asked[1]
     assert not (tmp_path / "videos/observation.images.front").exists()
@@ -317,3 +318,25 @@ def test_of_a_data_set_on_the_hub_one_camera_is_fetched(tmp_path: Path, monkeypa
     hub.snapshot_download = offline  # type: ignore[attr-defined]
     with pytest.raises(HwmError, match="somebody/arm cannot be fetched from the hub: no route"):
         open_source("somebody/arm", FRONT)
+
+
+@pytest.mark.parametrize("folder", [HERE, HERE.with_name("lerobot_v21")], ids=lambda folder: folder.name)
+def test_several_cameras_in_step(folder: Path) -> None:
+    source = open_source(folder, SourceOptions(camera=("wrist", "front")))
+    assert source.header.views == ("wrist", "front")
+    assert source.notes == ("cameras observation.images.wrist, observation.images.front of "
+                            "observation.images.front, observation.images.wrist",)  # fmt: skip
+    each = [open_source(folder, SourceOptions(camera=(camera,))) for camera in ("wrist", "front")]
+    for i, episode in enumerate(source):
+        films = [np.stack(list(one[i].frames())) for one in each]
+        assert np.array_equal(np.stack(list(episode.frames())), np.concatenate(films, 1))
+        assert np.array_equal(np.stack(list(episode.frames(3, 1))), np.concatenate(films, 1)[1::3])
+
+
+def test_a_camera_that_lacks_frames_is_named(tmp_path: Path) -> None:
+    shutil.copytree(HERE.with_name("lerobot_v21"), tmp_path / "toy")
+    video = next((tmp_path / "toy/videos").rglob("*wrist/episode_000001.mp4"))
+    write_video(video, make_frames(3), 10)
+    source = open_source(tmp_path / "toy", SourceOptions(camera=("front", "wrist")))
+    with pytest.raises(EpisodeError, match=r"of observation.images.wrist shows 3 frames, its actions are of"):
+        source[1]

@@ -22,13 +22,13 @@ EXPECTED = np.load(HERE / "expected.npz")
 
 
 def options(**changes: object) -> SourceOptions:
-    return SourceOptions(**{"camera": "image", "split": "train", "source_fps": 5.0, **changes})  # type: ignore[arg-type]
+    return SourceOptions(**{"camera": ("image",), "split": "train", "source_fps": 5.0, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("camera", ["image", "wrist_image"])
 @pytest.mark.parametrize(("split", "episodes"), [("train", 3), ("val", 1)])
 def test_a_tensor_of_actions(camera: str, split: str, episodes: int) -> None:
-    source = open_source(HERE / "toy_arm", options(camera=camera, split=split))
+    source = open_source(HERE / "toy_arm", options(camera=(camera,), split=split))
     assert isinstance(source, RLDS)
     assert len(source) == episodes
     assert source.header.action_names == tuple(f"action_{i}" for i in range(7))
@@ -47,7 +47,7 @@ def test_a_tensor_of_actions(camera: str, split: str, episodes: int) -> None:
 
 
 def test_a_dictionary_of_actions_and_exact_pictures() -> None:
-    source = open_source(HERE / "toy_base" / "0.1.0", options(camera=""))
+    source = open_source(HERE / "toy_base" / "0.1.0", options(camera=()))
     names = source.header.action_names
     assert names[:2] == ("gripper_closedness_action", "open_gripper")
     assert names[2:5] == ("terminate_episode_0", "terminate_episode_1", "terminate_episode_2")
@@ -59,12 +59,12 @@ def test_a_dictionary_of_actions_and_exact_pictures() -> None:
 
 
 def test_chosen_actions_in_the_order_asked_for() -> None:
-    source = open_source(HERE / "toy_base", options(camera="", action_keys=("world_vector", "open_gripper")))
+    source = open_source(HERE / "toy_base", options(camera=(), action_keys=("world_vector", "open_gripper")))
     assert source.header.action_names == (*(f"world_vector_{i}" for i in range(3)), "open_gripper")
 
 
 def test_it_goes_through_encode(tmp_path: Path) -> None:
-    store = encode(open_source(HERE / "toy_base", options(camera="")), Pixels((24, 32)), tmp_path / "out")
+    store = encode(open_source(HERE / "toy_base", options(camera=())), Pixels((24, 32)), tmp_path / "out")
     assert [e.steps for e in store.episodes] == [len(EXPECTED[f"toy_base/train/{i}/rgb"]) for i in range(3)]
     assert store.latents is not None
     first = store.episodes[0]
@@ -85,15 +85,15 @@ def test_the_table_of_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     made_up = type(known)(7.0, 7.0, "wrist_image", {"action": 6})
     monkeypatch.setitem(table, "toy_arm", made_up)
     source = open_source(HERE / "toy_arm", SourceOptions(split="val"))
-    assert (source.header.fps, source.camera) == (7, "observation/wrist_image")  # type: ignore[attr-defined]
+    assert (source.header.fps, source.chosen) == (7, ("wrist_image",))  # type: ignore[attr-defined]
     assert any("action has 7 numbers here, where 6 are usual" in note for note in source.notes)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"camera": ""}, r"2 cameras \(image, wrist_image\): name one with --camera"),
-        ({"camera": "depth"}, "no camera 'depth'; there are: image, wrist_image"),
+        ({"camera": ()}, r"2 cameras \(image, wrist_image\): name one with --camera"),
+        ({"camera": ("depth",)}, "no camera 'depth'; there are: image, wrist_image"),
         ({"split": ""}, r"2 splits \(train, val\): name one with --split"),
         ({"split": "test"}, "no split 'test'"),
         ({"source_fps": 0.0}, "does not say how many steps a second it has: give --source-fps"),
@@ -161,10 +161,21 @@ def test_as_tensorflow_datasets_reads_it() -> None:
     for split in ("train", "val"):
         read = tfds.builder_from_directory(str(HERE / "toy_base" / "0.1.0")).as_dataset(split=split)
         for episode, truth in zip(
-            open_source(HERE / "toy_base", options(camera="", split=split)), tfds.as_numpy(read), strict=True
+            open_source(HERE / "toy_base", options(camera=(), split=split)), tfds.as_numpy(read), strict=True
         ):
             steps = list(truth["steps"])
             assert np.array_equal(np.stack(list(episode.frames())), np.stack([s["observation"]["rgb"] for s in steps]))
             assert np.array_equal(
                 episode.actions[1:, 0, 5:], np.stack([s["action"]["world_vector"] for s in steps])[:-1]
             )
+
+
+def test_several_cameras() -> None:
+    source = open_source(HERE / "toy_arm", options(camera=("wrist_image", "image")))
+    assert source.header.views == ("wrist_image", "image")
+    assert "cameras wrist_image, image of" in source.notes[0]
+    for i, episode in enumerate(source):
+        frames = np.stack(list(episode.frames())).astype(int)
+        truth = np.concatenate([EXPECTED[f"toy_arm/train/{i}/{view}"] for view in source.header.views], 1)
+        assert frames.shape == truth.shape
+        assert abs(frames - truth).mean() < 2

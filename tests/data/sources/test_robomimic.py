@@ -60,12 +60,12 @@ def test_splits_cameras_and_other_actions(tmp_path: Path) -> None:
         HwmError, match=r"2 cameras \(agentview_image, robot0_eye_in_hand_image\): name one with --camera"
     ):
         open_source(path)
-    options = SourceOptions(camera="agentview_image", split="train", action_keys=("abs_actions",))
+    options = SourceOptions(camera=("agentview_image",), split="train", action_keys=("abs_actions",))
     source = open_source(path, options)
     assert list(source.ids) == ["demo_0", "demo_10"]
     assert source[1].actions.min() > 50
     with pytest.raises(HwmError, match="no split 'test'; there are: train, valid"):
-        open_source(path, SourceOptions(camera="agentview_image", split="test"))
+        open_source(path, SourceOptions(camera=("agentview_image",), split="test"))
 
 
 def test_it_goes_through_encode(tmp_path: Path) -> None:
@@ -106,3 +106,19 @@ def test_without_h5py_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(HwmError, match=r"pip install 'humanoid-world-models\[hdf5\]'"):
         open_source(path)
+
+
+def test_several_cameras(tmp_path: Path) -> None:
+    path = make_file(tmp_path / "a", cameras=("agentview_image", "robot0_eye_in_hand_image"))
+    with h5py.File(path, "a") as file:
+        hand = np.stack(make_frames(5, 16, 16, seed=9))
+        del file["data/demo_0/obs/robot0_eye_in_hand_image"], file["data/demo_2/obs/robot0_eye_in_hand_image"]
+        file["data/demo_0/obs/robot0_eye_in_hand_image"] = hand
+        file["data/demo_2/obs/robot0_eye_in_hand_image"] = hand[:3]
+    source = open_source(path, SourceOptions(camera=("robot0_eye_in_hand_image", "agentview_image")))
+    assert source.header.views == ("robot0_eye_in_hand_image", "agentview_image")
+    shown = np.stack(list(source[0].frames()))
+    assert shown.shape == (5, 32, 16, 3)
+    assert np.array_equal(shown[:, :16], hand)
+    with pytest.raises(EpisodeError, match=r"pictures of shape \(3, 16, 16, 3\) of robot0_eye_in_hand_image for 4"):
+        source[1]
