@@ -29,6 +29,7 @@ from hwm.nn.actions import ActionEncoder
 from hwm.nn.gqa import GroupedAttention, MarkedMemory, RMSNorm, SwiGLU, TokenMemory
 from hwm.nn.rope import Table, Yarn, rope_3d, sincos_3d
 from hwm.nn.tokens import DigitTable
+from hwm.nn.views import ViewEmbedding
 from hwm.objectives.maskgit import corrupt, corruption_rate
 from hwm.objectives.next_token import GREEDY, NextTokenSampler, choose, draw
 from hwm.types import Batch, DataSpec, Generator, Prediction, check_ids
@@ -200,6 +201,7 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
         rows = math.ceil((self.vocab + 1) / ROWS_MULTIPLE) * ROWS_MULTIPLE if c.begin else self.vocab
         self.tok_embeddings: nn.Embedding
         self.output: TokenHead
+        self.views = ViewEmbedding(latent, c.dim).to(dtype)
         if c.factorized:
             self.tok_embeddings, self.output = DigitTable(latent.levels, c.dim, dtype), DigitHead(latent.levels, c.dim)
             self.output.to(dtype)
@@ -260,9 +262,10 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
         if isinstance(start, int):
             self.check_places(start, start + length, grid)
         place_L = start + torch.arange(length, device=device)
-        x_BLD = self.tok_embeddings(ids_BL)
+        cells = grid[1] * grid[2]
+        x_BLD = self.views.at(self.tok_embeddings(ids_BL), place_L, cells, lead)
         if actions_BTD is not None:
-            x_BLD = x_BLD + actions_BTD.index_select(1, (place_L + 1 - lead) // (grid[1] * grid[2]))
+            x_BLD = x_BLD + actions_BTD.index_select(1, (place_L + 1 - lead) // cells)
         longest = self.longest(grid)
         table = rope_3d(tuple(range(longest)), grid[1:], c.head_dim, device, theta=c.rope_theta, yarn=c.yarn, lead=lead)
         absolute = None
@@ -318,6 +321,8 @@ class CosmosAR(WorldModel, name="cosmos_ar"):
                 f"this model knows {mine.vocab} ids{f' of digits {mine.levels}' if self.output.levels else ''}, and "
                 f"the data has {theirs}"
             )
+        if mine.views != theirs.views:
+            self.views = ViewEmbedding(theirs, self.config.dim).to(self.tok_embeddings.weight)
         self.spec = replace(self.spec, latent=theirs, tokenizer=spec.tokenizer, fps=spec.fps)
 
     def read_text(self, path: Path) -> None:

@@ -25,6 +25,7 @@ from hwm.nn.actions import module_key, standardised
 from hwm.nn.latents import latent_scale
 from hwm.nn.noise_level import ContextLevel, NoiseLevel
 from hwm.nn.unet import UNet, groups
+from hwm.nn.views import ViewEmbedding
 from hwm.objectives.context import check_levels, noised
 from hwm.objectives.draws import normal
 from hwm.objectives.edm import EDMSampler, draw_sigmas, preconditioning, solve
@@ -132,6 +133,7 @@ class Diffusion(WorldModel, name="diffusion"):
         self.mix = nn.Linear(c.condition, c.condition)
         self.enter = nn.Conv2d(c.horizon * channels, width, 3, padding=1)
         self.enter_past = nn.Conv2d(c.past * channels, width, 3, padding=1, bias=False)
+        self.views = ViewEmbedding(latent, width)
         self.unet = UNet(c.widths, c.blocks, c.attention, c.condition)
         self.norm, self.leave = nn.GroupNorm(groups(width), width), nn.Conv2d(width, c.horizon * channels, 3, padding=1)
 
@@ -139,8 +141,10 @@ class Diffusion(WorldModel, name="diffusion"):
         c, latent, halvings = self.config, self.spec.latent, 2 ** (len(self.config.widths) - 1)
         if latent.channels is None:
             raise HwmError(f"{self.name} needs continuous latents, and this data has ids of {latent.vocab}")
-        if any(n % halvings for n in latent.grid):
-            raise HwmError(f"a grid of {latent.grid} cannot be halved {len(c.widths) - 1} times: choose fewer widths")
+        if any(n % halvings for n in latent.view_grid):
+            raise HwmError(
+                f"a grid of {latent.view_grid} cannot be halved {len(c.widths) - 1} times: choose fewer widths"
+            )
         check_levels(c.context_noise)
         if not (0 <= c.short_past < 1 and 0 <= c.dropped_actions < 1):
             raise HwmError(
@@ -187,7 +191,7 @@ class Diffusion(WorldModel, name="diffusion"):
         h_BE = h_BE + self.shown(torch.cat([shown_BP, kept_B[:, None]], 1).to(dtype))
         condition_BE = self.actions(F.silu(h_BE)) + self.context_level(level_B)
         seen_BDHW = seen_BPCHW.flatten(1, 2).to(dtype).contiguous(memory_format=torch.channels_last)
-        return Context(self.enter_past(seen_BDHW), condition_BE)
+        return Context(self.views.in_grid(self.enter_past(seen_BDHW)), condition_BE)
 
     def told(self, actions_BTKA: Tensor, embodiment: str) -> Tensor:
         """Normalised actions of `past + horizon` steps; those of absent steps, and absent ones of a window's first

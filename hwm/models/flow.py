@@ -25,6 +25,7 @@ from hwm.nn.latents import latent_scale
 from hwm.nn.noise_level import ContextLevel
 from hwm.nn.rope import Table, rope_3d
 from hwm.nn.streams import FUTURE_ACTION, FUTURE_VIDEO, PAST_ACTION, PAST_VIDEO, STREAMS
+from hwm.nn.views import ViewEmbedding
 from hwm.objectives.context import check_levels, noised
 from hwm.objectives.draws import normal
 from hwm.objectives.flow import FlowSampler, guided, integrate
@@ -137,8 +138,8 @@ class FlowModel(WorldModel):
         c, latent = config, spec.latent
         if latent.channels is None:
             raise HwmError(f"{self.name} needs continuous latents, and this data has ids of {latent.vocab}")
-        if any(n % c.patch for n in latent.grid):
-            raise HwmError(f"a grid of {latent.grid} does not split into patches of {c.patch} x {c.patch}")
+        if any(n % c.patch for n in latent.view_grid):
+            raise HwmError(f"a grid of {latent.view_grid} does not split into patches of {c.patch} x {c.patch}")
         if not (0 <= c.condition_dropout < 1 and 0 <= c.self_consistency < 1):
             raise HwmError(
                 f"condition_dropout={c.condition_dropout} and self_consistency={c.self_consistency} must be at least 0 "
@@ -149,6 +150,7 @@ class FlowModel(WorldModel):
         width = c.patch**2 * latent.channels
         self.patch_past = nn.Linear(width, c.dim)
         self.patch_future = nn.Linear((1 + c.direct) * width, c.dim)
+        self.views = ViewEmbedding(latent, c.dim)
         self.actions, self.time = ActionTokens(spec, c.dim), TimeEmbedding(c.dim)
         self.span = TimeEmbedding(c.dim) if self.objective else None  # of the step size; checkpoints name it so
         self.context_level = ContextLevel(c.dim) if any(c.context_noise) else None
@@ -207,10 +209,10 @@ class FlowModel(WorldModel):
         """
         (past, steps), per_step = (past_BPCHW.shape[1], actions_BTKA.shape[1]), actions_BTKA.shape[2]
         dtype, shown_BPCHW = self.patch_past.weight.dtype, past_BPCHW * kept_B.view(-1, 1, 1, 1, 1)
-        video = self.patch_past(patches(shown_BPCHW, self.config.patch).to(dtype))
+        video = self.views(self.patch_past(patches(shown_BPCHW, self.config.patch).to(dtype)).flatten(2, 3))
         tokens = self.actions(actions_BTKA, embodiment, kept_B)
         old = len(self.actions.times(past, per_step))
-        x = {PAST_VIDEO: video.flatten(1, 3), FUTURE_ACTION: tokens[:, old:], PAST_ACTION: tokens[:, :old]}
+        x = {PAST_VIDEO: video.flatten(1, 2), FUTURE_ACTION: tokens[:, old:], PAST_ACTION: tokens[:, :old]}
         tables = self.tables(past, steps, per_step, past_BPCHW.device)
         x = {s: tokens_BLD.to(dtype) for s, tokens_BLD in x.items()}
         told = self.context_level
@@ -251,7 +253,8 @@ class FlowModel(WorldModel):
         grid = patches(seen, self.config.patch)
         dtype = self.patch_future.weight.dtype
         future = self.patch_future(grid.to(dtype))
-        future_BLD = (future if context.led is None else future + context.led).flatten(1, 3).to(dtype)
+        future = (future if context.led is None else future + context.led).flatten(2, 3)
+        future_BLD = self.views(future).flatten(1, 2).to(dtype)
         c_BD = self.timed(context, t_B)
         if self.span is not None:
             c_BD = c_BD + self.span(torch.zeros_like(t_B) if step_size_B is None else step_size_B)

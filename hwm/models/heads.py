@@ -40,7 +40,7 @@ def vocabulary(name: str, latent: LatentSpec, factorized: bool) -> int:
 def token_embedding(latent: LatentSpec, dim: int, factorized: bool) -> TokenEmbedding:
     """An embedding of whole ids, or of their digits."""
     vocab = latent.vocab or 0
-    return TokenEmbedding(DigitTable(latent.levels, dim) if factorized else nn.Embedding(vocab, dim))
+    return TokenEmbedding(DigitTable(latent.levels, dim) if factorized else nn.Embedding(vocab, dim), latent)
 
 
 def token_head(latent: LatentSpec, dim: int, factorized: bool) -> TokenHead:

@@ -27,6 +27,7 @@ from hwm.nn.causal import CausalCache, CausalWindow, mup_width
 from hwm.nn.denoiser import Denoiser
 from hwm.nn.layers import constant, init_weights
 from hwm.nn.noise_level import ContextLevel
+from hwm.nn.views import ViewEmbedding
 from hwm.objectives import diffusion
 from hwm.objectives.cells import Cells
 from hwm.objectives.context import check_levels, noised
@@ -122,13 +123,13 @@ class HMAContinuous(ActionModel, name="hma_continuous"):
         c, latent = config, spec.latent
         if latent.channels is None:
             raise HwmError(f"{self.name} needs continuous latents, and this data has ids; hma_discrete reads those")
-        if c.patch < 1 or latent.grid[0] % c.patch or latent.grid[1] % c.patch:
-            raise HwmError(f"a grid of {latent.grid} does not split into patches of {c.patch} x {c.patch}")
+        if c.patch < 1 or any(n % c.patch for n in latent.view_grid):
+            raise HwmError(f"a grid of {latent.view_grid} does not split into patches of {c.patch} x {c.patch}")
         self.side = latent.grid[0] // c.patch, latent.grid[1] // c.patch  # rows and columns of patches
         self.cells, numbers = self.side[0] * self.side[1], latent.channels * c.patch**2
         self.mup_width = mup_width(c)
         self.mask_cell = nn.Parameter(torch.zeros(latent.channels))
-        self.embed = nn.Linear(numbers, c.dim, bias=False)
+        self.embed, self.views = nn.Linear(numbers, c.dim, bias=False), ViewEmbedding(latent, c.dim)
         check_levels(c.context_noise)
         self.context_level = ContextLevel(c.dim) if any(c.context_noise) else None
         rows = latent.cells + c.action_tokens if c.published_positions else None
@@ -184,7 +185,7 @@ class HMAContinuous(ActionModel, name="hma_continuous"):
         Args:
             level_B: of the noise on the latents shown, of models that are told it; None is none.
         """
-        x_TBSD = self.embed(x_BTSE.transpose(0, 1))
+        x_TBSD = self.views(self.embed(x_BTSE.transpose(0, 1)))
         if self.context_level is not None:
             level_B = x_BTSE.new_zeros(len(x_BTSE)) if level_B is None else level_B
             x_TBSD = x_TBSD + self.context_level(level_B)[:, None]

@@ -132,7 +132,7 @@ class NextBlock(WorldModel, name="next_block"):
     def hidden(self, ids_BPS: Tensor, actions_BTKA: Tensor, embodiment: str) -> Tensor:
         """The last hidden states (B, H, S, D) of the steps that have actions and no ids."""
         (batch, past, cells), steps = ids_BPS.shape, actions_BTKA.shape[1]
-        mask = self.embed.mask_vector.expand(steps - past, batch, cells, -1)
+        mask = self.embed.views(self.embed.mask_vector.expand(steps - past, batch, cells, -1))
         known = self.embed(ids_BPS.transpose(0, 1))
         start = self.config.past - past
         x_TBSD = torch.cat([known, mask.to(known.dtype)]) + self.position[start : start + steps, None]

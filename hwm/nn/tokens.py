@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwm.nn.layers import constant
-from hwm.types import split_digits
+from hwm.nn.views import ViewEmbedding
+from hwm.types import LatentSpec, split_digits
 
 
 class DigitTable(nn.Embedding):
@@ -29,14 +30,16 @@ class DigitTable(nn.Embedding):
 
 
 class TokenEmbedding(nn.Module):
-    """A table of ids, and one vector that stands for "masked"."""
+    """A table of ids, one vector that stands for "masked", and where there are several views one for each."""
 
-    def __init__(self, table: nn.Embedding) -> None:
+    def __init__(self, table: nn.Embedding, latent: LatentSpec) -> None:
         super().__init__()
         self.table = table
         self.mask_vector = nn.Parameter(torch.zeros(table.embedding_dim))
+        self.views = ViewEmbedding(latent, table.embedding_dim)
 
     def forward(self, ids: Tensor, masked: Tensor | None = None) -> Tensor:
-        """ids (...) and, where some are masked, bool (...) -> (..., D)."""
+        """ids of whole steps (..., S) and, where some are masked, bool (..., S) -> (..., S, D)."""
         x_D: Tensor = self.table(ids)
-        return x_D if masked is None else torch.where(masked[..., None], self.mask_vector.to(x_D.dtype), x_D)
+        x_D = x_D if masked is None else torch.where(masked[..., None], self.mask_vector.to(x_D.dtype), x_D)
+        return self.views(x_D)
