@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from hwm.data.arrays import Lazy, Shards
-from hwm.data.onex.base import OneX
+from hwm.data.in_place import InPlace
 from hwm.data.onex.layout import (
     CLIP_BYTES,
     CLIP_FRAMES,
@@ -55,7 +55,7 @@ def header_v2(what: str, hz: float = 30.0) -> Header:
     )
 
 
-class OneXV2(OneX):
+class OneXV2(InPlace):
     """`train_v2.0` (a tree of folders) and `val_v2.0` (all files side by side); each clip is an episode.
 
     A clip begins with a step of one frame that was encoded from nothing. So a window may begin there and nowhere else
@@ -156,7 +156,7 @@ class OneXV2Joined(OneXV2):
         return np.flatnonzero(np.concatenate(first))
 
 
-class OneXTest(OneX):
+class OneXTest(InPlace):
     """`test_v2.0`: independent samples, each one clip and more states than the clip has frames.
 
     How the states lie against the frames is not documented. They are taken to begin with the clip's first frame, as in
