@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from hwm.data.store import write_atomically
 from hwm.evaluate.metrics import METRICS, Metric
 from hwm.evaluate.uncertainty import Estimate, estimate, estimates
+from hwm.tables import Figures
 
 MOVING_DB = 20.0
 """A clip moves when the copy of its last context frame scores below this at the last step of the horizon."""
@@ -344,27 +343,18 @@ class Results:
             parts.append(Text("The store has no video: the decoded latents stand in for the camera.", style="yellow"))
         return Group(*parts, *(found.table() for found in self.further.values()))
 
-    def _table(self, scenario: str, moving: bool, title: str) -> Table:
+    def _table(self, scenario: str, moving: bool, title: str) -> Figures:
         columns = shown_steps(self.horizon, 6)
-        table = Table(
-            title=title,
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            padding=(0, 0, 0, 1),
-        )
-        table.add_column("step")  # of what is too wide, names wrap, and figures stay whole
-        for step in columns:
-            table.add_column(f"{step + 1} ", justify="right", no_wrap=True)
+        some = f"step ({len(columns)} of {self.horizon})" if len(columns) < self.horizon else "step"
+        table = Figures(some, *(f"{step + 1} " for step in columns), title=title)
         for group, rows in self.groups(moving, scenario).items():
-            table.add_row(Text(group, style="dim"))
+            table.add(Text(group, style="dim"))
             for name, row in rows.items():
                 cells = [
                     _cell(self.quoted(name, row[t]), name in self.best(rows, t), self.loses(name, row[t]))
                     for t in columns
                 ]
-                table.add_row(Text(f"  {label(name)}"), *cells)
+                table.add(f"  {label(name)}", *cells)
         return table
 
     def groups(self, moving: bool = False, scenario: str | None = None) -> dict[str, dict[str, list[float]]]:
