@@ -147,14 +147,19 @@ def train_recipe(recipe: Any, run: Path, init: str | None = None, tokenizer: str
     from hwm.commands.samples import show_progress
     from hwm.train.checkpoint import step_folders
     from hwm.train.distributed import building, leading
-    from hwm.train.trainer import Trainer, write_run
+    from hwm.train.trainer import Trainer, same_kind, write_run
 
     data = recipe.data.open()
     held_out = recipe.data.open(validation=True) if recipe.data.paths(validation=True) else None
-    if held_out and (held_out.spec.latent, held_out.spec.tokenizer) != (data.spec.latent, data.spec.tokenizer):
-        raise HwmError(
-            f"training data is of tokenizer {data.spec.tokenizer!r}, held-out data of {held_out.spec.tokenizer!r}"
-        )
+    if held_out:
+        try:
+            same_kind(data.spec, held_out.spec)
+        except HwmError as error:
+            stores = ", ".join(recipe.data.paths(validation=True))
+            raise HwmError(
+                f"{error}. Held out are {stores}: name stores that go with yours by --data.val-stores, or none, by "
+                "giving it no value"
+            ) from error
     rollouts = _rollouts(recipe, data.spec, held_out, tokenizer)
     torch.manual_seed(recipe.train.seed)
     with building(recipe.train.shard):

@@ -25,6 +25,7 @@ from hwm.data.onex.layout import (
     STATES,
     STEP_FRAMES_JK,
     find_shards,
+    in_words,
     numbers_of,
     place_of,
     read_json,
@@ -101,7 +102,7 @@ class OneXV2(InPlace):
             there = shard.frames - np.arange(0, shard.frames, CLIP_FRAMES)  # from the clip's first frame on
             spanning += int((frames < np.minimum(there, CLIP_FRAMES)).sum())
         self.notes = (
-            f"shards: {len(self.shards)}, frames: {sum(s.frames for s in self.shards):,}, clips: "
+            f"shards: {in_words(self.path, len(self.shards))}, frames: {sum(s.frames for s in self.shards):,}, clips: "
             f"{len(self._clip_starts):,}",
             f"clips cut short: {spanning:,} where a recording ends, {padded} where a shard ends",
         )
@@ -193,7 +194,9 @@ class OneXTest(InPlace):
             (count * per_sample, 1, STATES),
             lambda n: states.take(n // per_sample)[np.arange(len(n)), n % per_sample][:, None],
         )
-        self.notes = (f"samples: {count:,}, each of one clip and {per_sample} states",)
+        self.notes = (
+            f"shards: {in_words(self.path, len(files))}, samples: {count:,}, each of one clip and {per_sample} states",
+        )
 
         def describe(number: int) -> tuple[str, dict[str, Any]]:
             return f"sample_{number:05d}", {"sample": number, "frames_per_step": 8}
