@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hwm.data.sources.base import Episode, Source, named
+from hwm.data.sources.base import Episode, Source, of_episode
 from hwm.data.sources.lerobot import OURS
 from hwm.errors import HwmError
 from hwm.pictures.stack import of_view
@@ -118,15 +118,13 @@ class _Writing:
         self.seen, count, view = [], 0, self.cameras[key]
         spread = set(np.linspace(0, episode.steps - 1, SEEN).round().astype(int).tolist())
         frames = of_view(episode.frames, self.source.header.views, view) if view else episode.frames
-        try:
+        with of_episode(self.source.path, episode.id):
             for frame in frames():
                 even = np.ascontiguousarray(frame[: len(frame) // 2 * 2, : frame.shape[1] // 2 * 2])
                 if count in spread:
                     self.seen.append(even[:: max(1, len(even) // 64), :: max(1, even.shape[1] // 64)] / 255)
                 count, self.sizes[key] = count + 1, (even.shape[0], even.shape[1])
                 yield even
-        except HwmError as error:
-            raise named(self.source.path, episode.id, error) from error
         if count != episode.steps:
             where = f"{self.source.path}: the video of {episode.id!r}{view and f' of camera {view!r}'}"
             raise HwmError(f"{where} shows {count} steps, its actions are of {episode.steps}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from hwm.config import to_json
 from hwm.data.ahead import ahead
 from hwm.data.sources import Episode, Source, SourceOptions, open_source
-from hwm.data.sources.base import named
+from hwm.data.sources.base import named, of_episode
 from hwm.data.sources.views import Cropped
 from hwm.data.store import EpisodeError, Header, Store, StoreError, differing, latent_dtype
 from hwm.data.writer import Writer
@@ -269,6 +269,8 @@ def _save_video(episode: Episode, to: Path, path: Path, view: str, views: Sequen
             episode.save_video(to, view) if view else episode.save_video(to)
         except HwmError as error:
             raise named(path, episode.id, error) from error
+        except OSError as error:  # the disk is full, say: this is no fault of the episode
+            raise HwmError(f"the video of {episode.id!r} cannot be written to {to}: {error}") from error
         return
     shown = replace(episode, frames=of_view(episode.frames, views, view)) if view else episode
     frames = _decoded(shown, path, 1, 0, None)
@@ -279,14 +281,12 @@ def _save_video(episode: Episode, to: Path, path: Path, view: str, views: Sequen
 def _decoded(episode: Episode, path: Path, every: int, start: int, stop: int | None) -> Iterator[np.ndarray]:
     """Frames of an episode, all of one size; what goes wrong is said to be of that episode."""
     shape = None
-    try:
+    with of_episode(path, episode.id):
         for i, frame in enumerate(episode.frames(every, start, stop)):
             shape = shape or frame.shape
             if frame.shape != shape:
                 raise HwmError(f"frame {start + i * every} has shape {frame.shape}, the first had {shape}")
             yield frame
-    except HwmError as error:
-        raise named(path, episode.id, error) from error
 
 
 def _latents(cut: _Cut, tokenizer: Tokenizer, every: int, batch: int, path: Path) -> Iterator[np.ndarray]:

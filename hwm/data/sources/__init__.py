@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hwm.assets import STORES
-from hwm.data.sources.base import AS_IT_IS
+from hwm.data.sources.base import AS_IT_IS, reading
 from hwm.data.sources.base import Episode as Episode
 from hwm.data.sources.base import Source as Source
 from hwm.data.sources.base import SourceOptions as SourceOptions
@@ -60,19 +60,24 @@ def open_plain(name: str | Path, options: SourceOptions = AS_IT_IS) -> Source:
     path = STORES.get(str(name), Path(name))
     if not path.exists():
         path = find_dataset(str(name), options)
-    kind = options.kind or recognise(path)
-    if not kind:
-        if is_video(path) or (path.is_dir() and videos_in(path)):
-            raise HwmError(
-                f"{path} is video without actions ({', '.join(ACTIONS)} of the same name beside it): for a store to "
-                "train on say so with --kind videos; hwm tokenizer encode makes files of latents of videos"
-            )
-        raise HwmError(
-            f"{path} is none of the known kinds of data ({', '.join(SOURCES.names())}); see docs/data.md{ELSEWHERE}"
-        )
-    source = SOURCES.find(kind)(path, replace(options, split=options.split.partition("[")[0]))
+    with reading(path):
+        kind = options.kind or recognise(path)
+        if not kind:
+            raise _of_no_kind(path)
+        source = SOURCES.find(kind)(path, replace(options, split=options.split.partition("[")[0]))
     source.options = replace(options, kind=kind)
     return source
+
+
+def _of_no_kind(path: Path) -> HwmError:
+    if is_video(path) or (path.is_dir() and videos_in(path)):
+        return HwmError(
+            f"{path} is video without actions ({', '.join(ACTIONS)} of the same name beside it): for a store to "
+            "train on say so with --kind videos; hwm tokenizer encode makes files of latents of videos"
+        )
+    return HwmError(
+        f"{path} is none of the known kinds of data ({', '.join(SOURCES.names())}); see docs/data.md{ELSEWHERE}"
+    )
 
 
 def seen_as(source: Source, options: SourceOptions) -> Source:

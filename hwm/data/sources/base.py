@@ -8,14 +8,16 @@ Shape suffixes: N steps, K actions a step, A action dimension.
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,13 +27,17 @@ from hwm.errors import HwmError
 from hwm.pictures.stack import Frames as Frames
 from hwm.pictures.stack import film
 
-#: what reading a damaged file can end in: Arrow's errors are the first two, numpy's archives' the others
-DAMAGE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile)
+#: what reading files that are damaged, or that hold something else, can end in: Arrow's, h5py's and numpy's errors
+DAMAGE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, EOFError, zlib.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
 RATE_TOLERANCE = 0.1
 """How far, in shares of the rate, the median distance of time stamps may be from what a data set says its rate is."""
 
 
 AS_IT_IS = SourceOptions()
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,20 +114,84 @@ class Source(ABC):
                 are not finite, or time stamps that are not of the source's rate.
         """
         number = range(len(self))[number]
-        try:
+        with of_episode(self.path, self.ids[number]):
             episode = self.read(number)
-        except HwmError as error:
-            raise named(self.path, self.ids[number], error) from error
         return checked(self.path, episode, self.header)
 
     def __iter__(self) -> Iterator[Episode]:
         return (self[i] for i in range(len(self)))
 
 
+@contextmanager
+def reading(what: object, error: type[HwmError] = HwmError) -> Iterator[None]:
+    """Make one error of whatever reading something ends in, which says what cannot be read and why."""
+    try:
+        yield
+    except HwmError:
+        raise
+    except DAMAGE as found:
+        why = str(found) if isinstance(found, OSError) else f"{type(found).__name__}: {found}"
+        raise error(f"{what} cannot be read: {why}") from found
+
+
+@contextmanager
+def of_episode(path: Path, episode: str) -> Iterator[None]:
+    """The same for one episode: it can be left out."""
+    try:
+        with reading("it"):
+            yield
+    except HwmError as error:
+        raise named(path, episode, error) from error
+
+
 def named(path: Path, episode: str, error: HwmError) -> EpisodeError:
     """An error of one episode, which says of which."""
     text = str(error)
     return EpisodeError(text if f"{episode!r}" in text else f"{path}: episode {episode!r}: {text}")
+
+
+def of_first(path: Path, ids: Sequence[str], read: Callable[[int], R]) -> R:
+    """What is read of the first episode, by its number, that it can be read of.
+
+    Raises:
+        EpisodeError: it can be read of none; the error is that of the first.
+    """
+    first: EpisodeError | None = None
+    for number, name in enumerate(ids):
+        try:
+            with of_episode(path, name):
+                return read(number)
+        except EpisodeError as error:
+            first = first or error
+    raise first or EpisodeError(f"{path} has no episodes")
+
+
+def stated(where: object, fps: float) -> float:
+    """Steps a second, if they are not 0.
+
+    Raises:
+        HwmError: they are.
+    """
+    if not fps:
+        raise HwmError(f"{where} does not say how many steps a second it has: give --source-fps")
+    return fps
+
+
+def together(path: Path, *choices: Callable[[], Any]) -> list[Any]:
+    """The results of several choices.
+
+    Raises:
+        HwmError: some cannot be made; it tells all of them, so that they can be mended at once.
+    """
+    made, wrong = [], list[str]()
+    for choice in choices:
+        try:
+            made.append(choice())
+        except HwmError as error:
+            wrong.append(str(error).removeprefix(f"{path} ") if wrong else str(error))
+    if wrong:
+        raise HwmError("; ".join(wrong))
+    return made
 
 
 def checked(path: Path, episode: Episode, header: Header) -> Episode:
@@ -131,23 +201,23 @@ def checked(path: Path, episode: Episode, header: Header) -> Episode:
         EpisodeError: what is wrong with it.
     """
     actions, where = episode.actions, f"{path}: episode {episode.id!r}"
+    if len(actions) < 2:
+        raise EpisodeError(f"{where} has {len(actions)} frames: no action leads from one to another")
     if actions.ndim != 3 or actions.shape[1:] != header.action_shape:
         raise EpisodeError(
             f"{where} has actions of shape {actions.shape}, where those of {header.embodiment!r} are (N, "
             f"{header.action_shape[0]}, {header.action_shape[1]})"
         )
-    if len(actions) < 2:
-        raise EpisodeError(f"{where} has {len(actions)} frames: no action leads from one to another")
     bad = np.argwhere(~np.isfinite(actions))
     if len(bad):
         t, k, a = bad[0]
         raise EpisodeError(f"{where}: action {header.action_names[a]!r} is {actions[t, k, a]} at step {t}")
     if episode.times is not None:
-        _check_times(where, episode.times, len(actions), header.fps)
+        check_times(where, episode.times, len(actions), header.fps)
     return episode
 
 
-def _check_times(where: str, times: np.ndarray, steps: int, fps: float) -> None:
+def check_times(where: str, times: np.ndarray, steps: int, fps: float) -> None:
     if times.shape != (steps,):
         raise EpisodeError(f"{where} has {len(times)} time stamps for {steps} steps")
     gaps = np.diff(times)
@@ -157,7 +227,7 @@ def _check_times(where: str, times: np.ndarray, steps: int, fps: float) -> None:
         raise EpisodeError(
             f"{where}: time does not go on from step {i} ({times[i]:g} s) to the next ({times[i + 1]:g} s)"
         )
-    rate = 1 / float(np.median(gaps))
+    rate = 1 / float(np.median(gaps)) if len(gaps) else fps
     if abs(rate / fps - 1) > RATE_TOLERANCE:
         raise EpisodeError(f"{where} has time stamps of {rate:.4g} steps a second, where {fps:.4g} are stated")
 
@@ -175,7 +245,7 @@ def leading(taken_NA: np.ndarray) -> np.ndarray:
 
 def joined(values: Sequence[np.ndarray], steps: int | None = None) -> np.ndarray:
     """Columns of actions, (N,) or (N, ...) each, side by side: (N, A)."""
-    flat = [np.asarray(v, np.float32).reshape(len(v), -1) for v in values]
+    flat = [np.asarray(v, np.float32).reshape(len(v), math.prod(v.shape[1:])) for v in values]
     if len({len(v) for v in flat} | ({steps} if steps is not None else set())) > 1:
         raise EpisodeError(f"columns of actions of {', '.join(str(len(v)) for v in flat)} rows, of {steps} steps")
     return np.concatenate(flat, 1)

@@ -8,17 +8,16 @@ stands for the frame that was shown then, whatever the video's rate; without it 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from hwm.data.fields import Fields
 from hwm.data.sources.base import (
-    DAMAGE,
     Episode,
     Frames,
     Source,
@@ -27,11 +26,12 @@ from hwm.data.sources.base import (
     dimension_names,
     joined,
     leading,
+    of_first,
     seen_by,
     told,
     view_names,
 )
-from hwm.data.sources.columns import READ_WHOLE
+from hwm.data.sources.columns import READ_WHOLE, columns_of, names_in, scalars
 from hwm.data.sources.videos import is_video
 from hwm.data.store import EpisodeError, Header
 from hwm.errors import HwmError
@@ -70,7 +70,8 @@ class Folder(Source):
         self.path = path
         if options.split:
             raise HwmError(f"{path} is a folder of videos: it has no splits by name")
-        about, takes = _description(path), _takes(path)
+        takes, file = _takes(path), path / DESCRIPTION
+        self.about = Fields.read(file) if file.is_file() else Fields(file, {})
         cameras = sorted({camera for take in takes for camera in take.videos})
         if "" in cameras and not options.camera:  # videos that are called as their actions are the camera's
             cameras, takes = [""], [take for take in takes if "" in take.videos]
@@ -83,53 +84,64 @@ class Folder(Source):
             raise HwmError(f"{path} is a folder of videos of one camera: leave out --camera")
         _one_file_each(path, takes)
         self.keys = tuple(options.action_keys)
-        first = self._columns(takes[0].actions)
-        self.keys = tuple(first)
-        fps = options.source_fps or float(about.get("fps", 0)) or self._rate(takes[0])
-        names = tuple(map(str, about.get("action_names", ()))) or dimension_names(
-            list(first), [len(v[0]) for v in first.values()]
-        )
-        self.header = Header(
-            embodiment=str(about.get("embodiment", path.resolve().name)),
-            action_names=names,
-            actions_per_step=1,
-            fps=fps,
-            source=f"videos in {path.resolve().name}",
-            views=view_names(self.chosen),
-        )
+        self.fps = options.source_fps or self.about.rate("fps", 0)
+        self.keys, self.header = of_first(path, self.ids, self._look)
         self.notes = (told(self.chosen, named),) if named else ()
-        self.text = str(about.get("text", ""))
+        self.text = self.about.text("text", "")
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
         return path.is_dir() and bool(_takes(path))
 
+    def _look(self, number: int) -> tuple[tuple[str, ...], Header]:
+        """The columns of actions and what all episodes have in common, as far as one of them tells."""
+        take, given = self.takes[number], self.about.texts("action_names")
+        columns = self._columns(take.actions)
+        names = dimension_names(list(columns), [v.shape[1] for v in columns.values()])
+        if given and len(given) != len(names):
+            where = f"{self.about.where}: action_names"
+            raise EpisodeError(f"{where} are {len(given)}, {take.actions.name} has {len(names)}")
+        header = Header(
+            embodiment=self.about.text("embodiment", self.path.resolve().name),
+            action_names=given or names,
+            actions_per_step=1,
+            fps=self.fps or self._rate(take),
+            source=f"videos in {self.path.resolve().name}",
+            views=view_names(self.chosen),
+        )
+        return tuple(columns), header
+
     def _rate(self, take: Take) -> float:
         """Rows a second, of the time stamps if there are any, else of the video."""
-        times = _arrays(take.actions, (TIME,)).get(TIME)
+        times = _times(take.actions)
         if times is None or len(times) < 2:
             return frame_rate(take.video(self.chosen[0]))
-        return round(1 / float(np.median(np.diff(times))), 3)
+        gap = float(np.median(np.diff(times)))
+        if not 0 < gap < np.inf:
+            raise EpisodeError(f"{take.actions.name}: the times of column {TIME} do not go on")
+        return round(1 / gap, 3)
 
     def _columns(self, path: Path) -> dict[str, np.ndarray]:
         """The columns that make up the actions, (N, width) each."""
-        there = _names(path)
+        there = names_in(path)
         keys = self.keys or tuple(k for k in KEYS if k in there)[:1]
         if not keys and path.suffix == ".csv":
             keys = tuple(k for k in there if k != TIME)
         missing = [k for k in keys if k not in there] or ([] if keys else [" or ".join(KEYS)])
         if missing:
             raise EpisodeError(f"{path.name} has no column {', '.join(missing)}; there are: {', '.join(there)}")
-        columns = {k: v.reshape(len(v), -1) for k, v in _arrays(path, keys).items()}
+        columns = columns_of(path, keys)
         if not all(len(v) for v in columns.values()):
             raise EpisodeError(f"{path.name} has no rows")
-        return columns
+        if empty := [k for k, v in columns.items() if not v.size]:
+            raise EpisodeError(f"{path.name}: {empty[0]} has rows of no numbers")
+        return {k: v.reshape(len(v), -1) for k, v in columns.items()}
 
     def read(self, number: int) -> Episode:
         take = self.takes[number]
         columns = self._columns(take.actions)
         actions = leading(joined(list(columns.values())))
-        times = _arrays(take.actions, (TIME,)).get(TIME)
+        times = _times(take.actions)
         videos = {camera: take.video(camera) for camera in self.chosen}
         for video in videos.values() if times is None else ():
             _same_length(video, len(actions))
@@ -141,13 +153,19 @@ class Folder(Source):
             embodiment=self.header.embodiment,
             fps=self.header.fps,
             text=self.text,
-            times=None if times is None else times.astype(np.float64),
+            times=times,
             save_video=partial(self._save_video, take) if times is None else None,
         )
 
     def _save_video(self, take: Take, to: Path, view: str = "") -> None:
         views = self.header.views or ("",)
         shutil.copyfile(take.video(self.chosen[views.index(view)]), to)
+
+
+def _times(actions: Path) -> np.ndarray | None:
+    """When each row was, in seconds, (N,); None where that is not said."""
+    found = columns_of(actions, [name for name in names_in(actions) if name == TIME])
+    return scalars(found[TIME], f"{actions.name}: {TIME}").astype(np.float64) if found else None
 
 
 def _same_length(video: Path, rows: int) -> None:
@@ -163,7 +181,7 @@ def _same_rate(video: Path, fps: float) -> None:
 
 
 def _frames(video: Path, times: np.ndarray | None) -> Frames:
-    return partial(read_video, video) if times is None else partial(_at, video, times.astype(np.float64))
+    return partial(read_video, video) if times is None else partial(_at, video, times)
 
 
 def _at(
@@ -205,69 +223,3 @@ def _one_file_each(path: Path, takes: Sequence[Take]) -> None:
         if len(beside) > 1:
             video = next(iter(take.videos.values())).name
             raise HwmError(f"{path}: beside {video} lie actions as {' and '.join(beside)}: keep one of them there")
-
-
-def _description(path: Path) -> dict[str, Any]:
-    file = path / DESCRIPTION
-    if not file.is_file():
-        return {}
-    try:
-        about = json.loads(file.read_bytes())
-        if not isinstance(about, dict):
-            raise ValueError("it is no object")
-    except ValueError as error:
-        raise HwmError(f"{file} cannot be read: {error}") from error
-    return about
-
-
-def _names(path: Path) -> list[str]:
-    """Columns of a file of actions."""
-    try:
-        if path.suffix in READ_WHOLE:
-            return list(READ_WHOLE[path.suffix](path))
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return list(file.files)
-        import pyarrow.parquet as pq
-
-        return list(pq.read_schema(path).names)
-    except DAMAGE as error:
-        raise EpisodeError(f"{path.name} cannot be read: {error}") from error
-
-
-def _arrays(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    """Those of some columns that are there, (N, ...) each."""
-    wanted = [k for k in keys if k in _names(path)]
-    if not wanted:
-        return {}
-    try:
-        if path.suffix in READ_WHOLE:
-            columns = READ_WHOLE[path.suffix](path)
-            return {k: columns[k] for k in wanted}
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return {k: np.asarray(file[k]) for k in wanted}
-        import pyarrow.parquet as pq
-
-        return {k: column_values(column) for k, column in zip(wanted, pq.read_table(path, columns=wanted), strict=True)}
-    except DAMAGE as error:
-        raise EpisodeError(f"{path.name} cannot be read: {error}") from error
-
-
-def column_values(column: Any) -> np.ndarray:
-    """A column of numbers or of lists of numbers as an array, (N,) or (N, ...).
-
-    Raises:
-        EpisodeError: rows of different widths, or without a value.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    shape = [len(values)]
-    while pa.types.is_list(values.type) or pa.types.is_fixed_size_list(values.type):
-        widths = pc.unique(pc.list_value_length(values)).to_pylist()
-        if len(widths) > 1 or None in widths:
-            raise EpisodeError(f"rows of different widths: {', '.join(map(str, widths))}")
-        shape, values = [*shape, *(widths or [0])], values.flatten()
-    return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(shape)

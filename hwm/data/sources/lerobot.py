@@ -8,33 +8,37 @@ when it was seen. `meta/hwm.json`, where it is there, was written by `hwm export
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from hwm.data.fields import Fields
 from hwm.data.sources.base import (
-    DAMAGE,
     Episode,
     Frames,
     Source,
     SourceOptions,
     as_id,
+    check_times,
     choose,
     choose_cameras,
     dimension_names,
     joined,
     leading,
+    reading,
     seen_by,
+    stated,
+    together,
     told,
     view_names,
 )
-from hwm.data.sources.folder import column_values
+from hwm.data.sources.columns import column_values, scalars
+from hwm.data.sources.places import Placed
 from hwm.data.store import EpisodeError, Header
 from hwm.errors import HwmError
 from hwm.files import listed
@@ -55,38 +59,37 @@ class LeRobot(Source):
     def __init__(self, path: Path, options: SourceOptions) -> None:
         self.path = path
         self.info = info = _info(path)
-        features = info["features"]
-        self.cameras = _cameras(info)
-        self.chosen = choose_cameras(options.camera, self.cameras, path)
+        self.features = info.part("features")
+        self.cameras = _cameras(self.features)
         self.keys = tuple(options.action_keys) or (ACTION,)
-        if missing := [k for k in self.keys if k not in features]:
-            numeric = [k for k in features if k not in self.cameras]
-            raise HwmError(
-                f"{path} has no {', '.join(missing)}; there are: {', '.join(numeric)}. Name others with --action-keys"
-            )
+        self.chosen, widths, self.fps = together(
+            path,
+            lambda: choose_cameras(options.camera, self.cameras, path),
+            self._widths,
+            lambda: stated(info.where, options.source_fps or info.rate("fps", 0)),
+        )
         ours = path / OURS
-        self.ours = _json(ours) if ours.is_file() and self.keys == (ACTION,) else {}
-        per_step = int(self.ours.get("actions_per_step", 1))
-        names = tuple(self.ours.get("action_names", ())) or _dimensions(self.keys, features)
+        self.ours = Fields.read(ours) if ours.is_file() and self.keys == (ACTION,) else Fields(ours, {})
+        names = self.ours.texts("action_names") or _dimensions(self.keys, widths, self.features)
         self.header = Header(
-            embodiment=str(self.ours.get("embodiment") or info.get("robot_type") or path.resolve().name),
+            embodiment=self.ours.text("embodiment", "") or info.text("robot_type", "") or path.resolve().name,
             action_names=names,
-            actions_per_step=per_step,
-            fps=options.source_fps or float(info["fps"]),
-            source=str(self.ours.get("source", f"LeRobot {path.resolve().name}")),
+            actions_per_step=self.ours.whole("actions_per_step", 1),
+            fps=self.fps,
+            source=self.ours.text("source", f"LeRobot {path.resolve().name}"),
             views=view_names(self.chosen),
         )
-        self.episodes = self._of_split(self._episodes(), options.split)
+        self.all = self._episodes()
+        self.episodes = self._of_split(options.split)
         if not self.episodes:
             raise HwmError(f"{path} has no episodes")
-        if not all("episode_index" in e and "length" in e for e in self.episodes):
-            raise HwmError(f"{path}: meta/episodes lacks numbers or lengths of episodes")
-        names_of = self.ours.get("episodes", {})
-        numbers = [int(e["episode_index"]) for e in self.episodes]
-        self.ids = [as_id(names_of.get(str(i), f"episode_{i:06d}")) for i in numbers]
-        self.steps = sum(int(e["length"]) for e in self.episodes)
+        given = self.ours.part("episodes")
+        numbers = [e.whole("episode_index") for e in self.episodes]
+        self.ids = [as_id(given.text(str(i), f"episode_{i:06d}")) for i in numbers]
+        self.steps = sum(length for e in self.episodes if isinstance(length := e.get("length"), int))
         self.notes = (told(self.chosen, self.cameras),)
         self._file: tuple[Path, dict[str, np.ndarray]] | None = None
+        self._placed: dict[str, Placed] = {}
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
@@ -96,94 +99,109 @@ class LeRobot(Source):
     @property
     def shared_files(self) -> bool:
         """Whether several episodes lie in one file, as from 3.0 on."""
-        return str(self.info["codebase_version"]).startswith("v3.")
+        return self.info.text("codebase_version").startswith("v3.")
 
-    def _episodes(self) -> list[dict[str, Any]]:
+    def _widths(self) -> list[int]:
+        """How many numbers each of the actions' features has."""
+        if missing := [k for k in self.keys if k not in self.features]:
+            numeric = [k for k in self.features if k not in self.cameras]
+            raise HwmError(
+                f"{self.path} has no {', '.join(missing)}; there are: {', '.join(numeric)}. Name others with "
+                "--action-keys"
+            )
+        features = [self.features.part(key) for key in self.keys]
+        for feature in features:
+            feature.need("shape")
+        return [math.prod(feature.wholes("shape")) for feature in features]
+
+    def _episodes(self) -> list[Fields]:
         """What is said of each episode, in order."""
         if not self.shared_files:
-            file = self.path / "meta" / "episodes.jsonl"
-            try:
-                return [json.loads(line) for line in _text(file).splitlines() if line.strip()]
-            except ValueError as error:
-                raise HwmError(f"{file} cannot be read: {error}") from error
+            return Fields.read_lines(self.path / "meta" / "episodes.jsonl")
         import pyarrow.parquet as pq
 
         files = listed(self.path / "meta" / "episodes", "*/*.parquet")
         if not files:
             raise HwmError(f"{self.path} lacks meta/episodes, which say where each episode lies")
-        rows: list[dict[str, Any]] = []
+        rows: list[Fields] = []
         for file in files:
-            try:
+            with reading(file):
                 names = [n for n in pq.read_schema(file).names if not n.startswith("stats/")]
-                rows += pq.read_table(file, columns=names).to_pylist()
-            except DAMAGE as error:
-                raise HwmError(f"{file} cannot be read: {error}") from error
+                table = pq.read_table(file, columns=names).to_pylist()
+            rows += [Fields(f"{file}, row {i}", row) for i, row in enumerate(table)]
         return rows
 
-    def _of_split(self, episodes: list[dict[str, Any]], split: str) -> list[dict[str, Any]]:
+    def _of_split(self, split: str) -> list[Fields]:
         if not split:
-            return episodes
-        splits = {str(k): str(v) for k, v in self.info.get("splits", {}).items()}
-        bounds = splits[choose("split", split, list(splits), self.path, "--split")].split(":")
-        return episodes[int(bounds[0]) : int(bounds[1])]
+            return self.all
+        splits = self.info.part("splits")
+        chosen = choose("split", split, list(splits), self.path, "--split")
+        bounds = re.fullmatch(r"(\d+):(\d+)", splits.text(chosen))
+        if not bounds:
+            raise HwmError(
+                f"{splits.where}: {chosen} is {splits.text(chosen)!r}, where FIRST:END are expected, numbers of "
+                "episodes: mend it, or take a part of all with --split '[:80%]'"
+            )
+        return self.all[int(bounds[1]) : int(bounds[2])]
 
     def read(self, number: int) -> Episode:
         about = self.episodes[number]
-        index, length = int(about["episode_index"]), int(about["length"])
+        index, length = about.whole("episode_index"), about.whole("length")
         rows = self._rows(about)
-        times = rows["timestamp"].astype(np.float64)
+        times = scalars(rows["timestamp"], "timestamp").astype(np.float64)
         if len(times) != length:
             raise EpisodeError(f"has {len(times)} rows, where {length} are stated")
+        check_times(f"{self.path}: episode {self.ids[number]!r}", times, length, self.fps)
         actions = leading(joined([rows[k] for k in self.keys]))
-        if self.ours:
+        if self.ours.values:
             actions = actions.reshape(len(actions), *self.header.action_shape)
-        text = "; ".join(str(t) for t in about.get("tasks", ()))
         return Episode(
             id=self.ids[number],
             frames=seen_by(self.chosen, partial(self._frames, about, times)),
             actions=actions,
             embodiment=self.header.embodiment,
             fps=self.header.fps,
-            text=text,
+            text="; ".join(about.texts("tasks")),
             times=times,
             info={"episode_index": index},
         )
 
-    def _rows(self, about: dict[str, Any]) -> dict[str, np.ndarray]:
+    def _rows(self, about: Fields) -> dict[str, np.ndarray]:
         """Actions and time stamps of an episode."""
-        file, index = self._data_file(about), int(about["episode_index"])
+        file, index = self._data_file(about), about.whole("episode_index")
         if self._file is None or self._file[0] != file:
             self._file = file, _columns(file, [*self.keys, "timestamp", "episode_index"])
         columns = self._file[1]
-        mine = columns["episode_index"] == index
+        mine = scalars(columns["episode_index"], "episode_index") == index
         return {k: v[mine] for k, v in columns.items()}
 
-    def _data_file(self, about: dict[str, Any]) -> Path:
-        return self._file_of("data_path", about, "data")
+    def _data_file(self, about: Fields) -> Path:
+        return self._file_of("data_path", about)
 
-    def _file_of(self, pattern: str, about: dict[str, Any], key: str, camera: str = "") -> Path:
-        """A file of an episode by the pattern of its paths, which both layouts have."""
-        index = int(about["episode_index"])
-        try:
-            return self.path / str(self.info[pattern]).format(
+    def _file_of(self, pattern: str, about: Fields, camera: str = "") -> Path:
+        """A file of an episode by the pattern of its paths, which both layouts have: of its rows, or of a camera."""
+        index, key = about.whole("episode_index"), f"videos/{camera}" if camera else "data"
+        with reading(f"{self.info.where}: {pattern}"):
+            return self.path / self.info.text(pattern).format(
                 video_key=camera,
-                episode_chunk=index // int(self.info.get("chunks_size", 1000)),
+                episode_chunk=index // max(1, self.info.whole("chunks_size", 1000)),
                 episode_index=index,
-                chunk_index=about.get(f"{key}/chunk_index", 0),
-                file_index=about.get(f"{key}/file_index", 0),
+                chunk_index=about.whole(f"{key}/chunk_index", 0),
+                file_index=about.whole(f"{key}/file_index", 0),
             )
-        except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-            raise HwmError(f"{self.path / 'meta' / 'info.json'}: {pattern} cannot be filled in: {error!r}") from error
 
-    def _frames(self, about: dict[str, Any], times: np.ndarray, camera: str) -> Frames:
-        if self.info["features"][camera]["dtype"] == "image":
-            return partial(_pictures, self._data_file(about), camera, int(about["episode_index"]))
-        key = f"videos/{camera}"
-        file = self._file_of("video_path", about, key, camera)
-        if not self.shared_files and (frames := count_frames(file)) != len(times):
-            raise EpisodeError(f"{file.name} of {camera} shows {frames} frames, its actions are of {len(times)}")
-        begin = float(about.get(f"{key}/from_timestamp", 0.0))
-        return partial(_shown, file, begin + times, float(self.info["fps"]))
+    def _frames(self, about: Fields, times: np.ndarray, camera: str) -> Frames:
+        if self.features.part(camera).text("dtype") == "image":
+            return partial(_pictures, self._data_file(about), camera, about.whole("episode_index"))
+        file = self._file_of("video_path", about, camera)
+        if not self.shared_files:
+            if (frames := count_frames(file)) != len(times):
+                raise EpisodeError(f"{file.name} of {camera} shows {frames} frames, its actions are of {len(times)}")
+            return partial(_shown, file, times, self.fps)
+        if camera not in self._placed:
+            file_of = partial(self._file_of, "video_path", camera=camera)
+            self._placed[camera] = Placed(self.all, camera, self.fps, file_of)
+        return partial(_shown, file, self._placed[camera].begin(about, file) + times, self.fps)
 
 
 def _shown(
@@ -198,10 +216,8 @@ def _pictures(
     """Frames that lie in the rows themselves."""
     import pyarrow.parquet as pq
 
-    try:
+    with reading(file.name):
         table = pq.read_table(file, columns=[camera], filters=[("episode_index", "=", episode)])
-    except DAMAGE as error:
-        raise HwmError(f"{file.name} cannot be read: {error}") from error
     for value in table.column(camera)[start:stop].to_pylist()[::every]:
         data = value.get("bytes") if isinstance(value, dict) else None
         if data is None:
@@ -209,41 +225,36 @@ def _pictures(
         yield read_picture(data)
 
 
-def _cameras(info: dict[str, Any]) -> list[str]:
+def _cameras(features: Fields) -> list[str]:
     """Keys of the colour cameras."""
-    return [
-        key
-        for key, about in info["features"].items()
-        if about.get("dtype") in ("video", "image")
-        and not (about.get("info") or about.get("video_info") or {}).get("video.is_depth_map", False)
-    ]
+    found = []
+    for key in features:
+        about = features.part(key)
+        more = about.part("info" if "info" in about else "video_info")
+        if about.get("dtype") in ("video", "image") and not more.get("video.is_depth_map"):
+            found.append(key)
+    return found
 
 
-def _dimensions(keys: Sequence[str], features: dict[str, Any]) -> tuple[str, ...]:
+def _dimensions(keys: Sequence[str], widths: Sequence[int], features: Fields) -> tuple[str, ...]:
     """Names of the action dimensions, as the data set gives them where it does."""
     names: list[str] = []
-    for key in keys:
-        width = int(np.prod(features[key]["shape"]))
-        given = features[key].get("names") or ()
+    for key, width in zip(keys, widths, strict=True):
+        given = features.part(key).get("names") or ()
         if isinstance(given, dict):  # such as {"motors": [...]}
             values = list(given.values())
             given = values[0] if len(values) == 1 and isinstance(values[0], list) else list(given)
-        names += map(str, given) if len(given) == width else dimension_names([key], [width])
-    return tuple(names) if len(set(names)) == len(names) else dimension_names(keys, _widths(keys, features))
+        fits = isinstance(given, list) and len(given) == width
+        names += map(str, given) if fits else dimension_names([key], [width])
+    return tuple(names) if len(set(names)) == len(names) else dimension_names(keys, widths)
 
 
-def _widths(keys: Sequence[str], features: dict[str, Any]) -> list[int]:
-    return [int(np.prod(features[key]["shape"])) for key in keys]
-
-
-def _info(path: Path) -> dict[str, Any]:
+def _info(path: Path) -> Fields:
     """The description of a data set."""
-    file = path / "meta" / "info.json"
-    info = _json(file)
-    if missing := [k for k in ("codebase_version", "features", "fps", "data_path") if k not in info]:
-        raise HwmError(f"{file} lacks {', '.join(missing)}: it does not describe a LeRobot data set")
-    if not re.match(r"v(2\.[01]|3\.\d+)$", str(info["codebase_version"])):
-        raise HwmError(f"{file} is of version {info['codebase_version']}; those from v2.0 to v3 are read")
+    info = Fields.read(path / "meta" / "info.json")
+    info.need("codebase_version", "features", "data_path")
+    if not re.match(r"v(2\.[01]|3\.\d+)$", info.text("codebase_version")):
+        raise HwmError(f"{info.where} is of version {info.text('codebase_version')}; those from v2.0 to v3 are read")
     return info
 
 
@@ -252,31 +263,12 @@ def _columns(file: Path, names: list[str]) -> dict[str, np.ndarray]:
 
     if not file.is_file():
         raise HwmError(f"there is no {file}")
-    try:
+    with reading(file):
         there = pq.read_schema(file).names
         if missing := [n for n in names if n not in there]:
             raise EpisodeError(f"{file.name} has no column {', '.join(missing)}; there are: {', '.join(there)}")
         table = pq.read_table(file, columns=names)
-    except DAMAGE as error:
-        raise HwmError(f"{file} cannot be read: {error}") from error
-    return {name: column_values(table.column(name)) for name in names}
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise HwmError(f"{file} cannot be read: {error}") from error
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(_text(file))
-    except ValueError as error:
-        raise HwmError(f"{file} cannot be read: {error}") from error
-    if not isinstance(read, dict):
-        raise HwmError(f"{file} is no description of a data set")
-    return read
+    return {name: column_values(table.column(name), f"{file.name}: {name}") for name in names}
 
 
 def find_dataset(name: str, options: SourceOptions) -> Path:
@@ -303,7 +295,7 @@ def find_dataset(name: str, options: SourceOptions) -> Path:
     try:
         folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=["meta/*"]))
         info = _info(folder)
-        chosen = choose_cameras(options.camera, _cameras(info), folder)
+        chosen = choose_cameras(options.camera, _cameras(info.part("features")), folder)
         wanted = ["meta/*", "data/*", *(f"videos/{at}{camera}/*" for camera in chosen for at in ("", "*/"))]
         return Path(snapshot_download(name, repo_type="dataset", allow_patterns=wanted))
     except HwmError:

@@ -9,17 +9,16 @@ its steps. What these data sets do not say, steps a second and which of their ac
 from __future__ import annotations
 
 import csv
-import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from hwm.data.fields import Fields
 from hwm.data.sources.base import (
     Episode,
     Source,
@@ -30,6 +29,8 @@ from hwm.data.sources.base import (
     joined,
     leading,
     seen_by,
+    stated,
+    together,
     told,
     view_names,
 )
@@ -95,30 +96,31 @@ class RLDS(Source):
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
         self.path = _version_folder(path)
-        info, features = _json(self.path / "dataset_info.json"), _json(self.path / "features.json")
-        self.name = str(info.get("name") or path.name)
+        info, features = Fields.read(self.path / "dataset_info.json"), Fields.read(self.path / "features.json")
+        self.name = info.text("name", path.name)
         known = open_x().get(self.name, OpenX(0, 0, "", {}))
         self.leaves = dict(_leaves(_steps(self.path, features)))
         cameras = [k.removeprefix("observation/") for k, leaf in self.leaves.items() if leaf.kind == "image"]
         preferred = (known.camera,) if known.camera in cameras else ()
-        self.chosen = choose_cameras(options.camera or preferred, cameras, self.path)
-        self.keys = self._action_keys(options.action_keys, known)
-        fps = options.source_fps or known.fps
-        if not fps:
-            raise HwmError(f"{self.path} does not say how many steps a second it has: give --source-fps")
+        splits = {split.text("name"): split for split in info.parts("splits")}
+        self.chosen, self.keys, fps, self.split = together(
+            self.path,
+            lambda: choose_cameras(options.camera or preferred, cameras, self.path),
+            lambda: self._action_keys(options.action_keys, known),
+            lambda: stated(self.path, options.source_fps or known.fps),
+            lambda: choose("split", options.split, list(splits), self.path, "--split"),
+        )
         self.header = Header(
             embodiment=self.name,
             action_names=dimension_names(self.keys, [int(np.prod(self.leaves[k].shape)) for k in self.keys]),
             actions_per_step=1,
             fps=fps,
-            source=f"RLDS {self.name} {info.get('version', '')}".strip(),
+            source=f"RLDS {self.name} {info.text('version', '')}".strip(),
             views=view_names(self.chosen),
         )
         self.text = next((k for k in TEXTS if k in self.leaves), "")
-        splits = {str(s["name"]): s for s in info.get("splits", [])}
-        self.split = choose("split", options.split, list(splits), self.path, "--split")
-        self.files = _files(self.path, splits[self.split])
-        lengths = [int(n) for n in splits[self.split].get("shardLengths", [])]
+        lengths = splits[self.split].wholes("shardLengths")
+        self.files = _files(self.path, self.split, len(lengths))
         if len(lengths) != len(self.files):
             raise HwmError(f"{self.path}: {len(self.files)} files of {self.split!r}, where {len(lengths)} are listed")
         self.ends = np.cumsum(lengths)
@@ -233,48 +235,37 @@ def _version_folder(path: Path) -> Path:
     return found[0]
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise HwmError(f"{path} cannot be read: {error}") from error
-    if not isinstance(read, dict):
-        raise HwmError(f"{path} does not describe a data set")
-    return read
-
-
-def _steps(path: Path, features: dict[str, Any]) -> dict[str, Any]:
+def _steps(path: Path, features: Fields) -> Fields:
     """The description of a step."""
-    try:
-        return dict(features["featuresDict"]["features"]["steps"]["sequence"]["feature"])
-    except (KeyError, TypeError) as error:
-        raise HwmError(f"{path} is a data set of tensorflow-datasets, but not of episodes: it has no steps") from error
+    steps = features.part("featuresDict").part("features").part("steps").part("sequence").part("feature")
+    if not list(steps):
+        raise HwmError(f"{path} is a data set of tensorflow-datasets, but not of episodes: it has no steps")
+    return steps
 
 
-def _leaves(feature: dict[str, Any], name: str = "") -> Iterator[tuple[str, Leaf]]:
+def _leaves(feature: Fields, name: str = "") -> Iterator[tuple[str, Leaf]]:
     """Full names and kinds of what a description holds; what is neither number, text nor picture is left out."""
     if "featuresDict" in feature:
-        for key, inner in feature["featuresDict"].get("features", {}).items():
-            yield from _leaves(inner, f"{name}/{key}" if name else key)
+        inner = feature.part("featuresDict").part("features")
+        for key in inner:
+            yield from _leaves(inner.part(key), f"{name}/{key}" if name else key)
         return
     for kind in ("tensor", "image", "text"):
         if kind in feature:
-            about = feature[kind]
-            shape = tuple(int(n) for n in about.get("shape", {}).get("dimensions", ()))
+            about = feature.part(kind)
+            shape = tuple(about.part("shape").wholes("dimensions", least=-1))  # -1: any
             if kind == "image" and shape[-1:] != (3,):
                 return  # depth and masks
             yield (
                 name,
-                Leaf(str(about.get("dtype", kind)) if kind == "tensor" else kind, shape, about.get("encoding", "none")),
+                Leaf(about.text("dtype", kind) if kind == "tensor" else kind, shape, about.text("encoding", "none")),
             )
 
 
-def _files(path: Path, split: dict[str, Any]) -> list[Path]:
+def _files(path: Path, split: str, count: int) -> list[Path]:
     """The files of a split, in order."""
-    name = str(split["name"])
-    found = [p for p in listed(path) if PLACE.search(p.name) and f"-{name}." in p.name]
-    count = len(split.get("shardLengths", []))
+    found = [p for p in listed(path) if PLACE.search(p.name) and f"-{split}." in p.name]
     there = {int(match[1]) for p in found if (match := PLACE.search(p.name))}
     if missing := sorted(set(range(count)) - there):
-        raise HwmError(f"{path} lacks {len(missing)} of the {count} files of {name!r}: fetch them")
+        raise HwmError(f"{path} lacks {len(missing)} of the {count} files of {split!r}: fetch them")
     return found

@@ -8,8 +8,9 @@ simulator was controlled, and `mask/NAME` lists the demonstrations of a split
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from hwm.data.fields import Fields
 from hwm.data.sources.base import (
     Episode,
     Source,
@@ -26,10 +28,15 @@ from hwm.data.sources.base import (
     dimension_names,
     joined,
     leading,
+    of_first,
+    reading,
     seen_by,
+    stated,
+    together,
     told,
     view_names,
 )
+from hwm.data.sources.columns import numbers
 from hwm.data.store import EpisodeError, Header
 from hwm.errors import HwmError
 
@@ -53,26 +60,25 @@ class Robomimic(Source):
                 raise HwmError(f"{path} is HDF5, but has no group data: it is not of robomimic's layout")
             data = file["data"]
             demos = sorted(data, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
+            about = _described(path, "env_args", data.attrs.get("env_args"))
+            settings = about.part("env_kwargs")
             self.ids = self._of_split(file, demos, options.split)
             if not self.ids:
                 raise HwmError(f"{path} has no demonstrations")
-            about = _json(data.attrs.get("env_args", "{}"))
-            first = data[self.ids[0]]
-            cameras = sorted(k for k in first.get("obs", {}) if _is_video(first["obs"][k]))
-            self.chosen = choose_cameras(options.camera, cameras, path)
-            settings = about.get("env_kwargs", {})
-            fps = options.source_fps or float(settings.get("control_freq", 0))
-            if not fps:
-                raise HwmError(f"{path} does not say how many steps a second it has: give --source-fps")
-            widths = [int(np.prod(_column(first, key).shape[1:])) for key in self.keys]
-            self.steps = sum(int(data[d].attrs.get("num_samples", 0)) for d in self.ids)
-        robots = settings.get("robots", ())
+            look = partial(self._look, data, options.camera)
+            cameras, widths = of_first(path, self.ids, look)
+            self.chosen, fps = together(
+                path,
+                lambda: choose_cameras(options.camera, cameras, path),
+                lambda: stated(path, options.source_fps or settings.rate("control_freq", 0)),
+            )
+            self.steps = sum(_samples(data[d]) for d in self.ids)
         self.header = Header(
-            embodiment="_".join([robots] if isinstance(robots, str) else map(str, robots)).lower() or "robomimic",
+            embodiment="_".join(settings.texts("robots")).lower() or "robomimic",
             action_names=dimension_names(self.keys, widths),
             actions_per_step=1,
             fps=fps,
-            source=f"robomimic {about.get('env_name', path.stem)}",
+            source=f"robomimic {about.text('env_name', path.stem)}",
             views=view_names(self.chosen),
         )
         self.notes = (told(self.chosen, cameras),)
@@ -92,17 +98,35 @@ class Robomimic(Source):
         names = {n.decode() if isinstance(n, bytes) else str(n) for n in masks[chosen][()]}
         return [d for d in demos if d in names]
 
+    def _look(self, data: Any, wanted: Sequence[str], number: int) -> tuple[list[str], list[int]]:
+        """The cameras of a demonstration, of which those wanted are to be some, and how wide its actions are."""
+        demo = data[self.ids[number]]
+        widths = [math.prod(_column(demo, key).shape[1:]) for key in self.keys]
+        seen = demo.get("obs", {})
+        cameras = sorted(k for k in seen if _is_video(seen[k]))
+        others = [k for k in seen if k not in cameras and len(getattr(seen[k], "shape", ())) == 4]
+        if blamed := [k for k in others if k in wanted or not cameras]:
+            other = blamed[0]
+            raise EpisodeError(
+                f"has {seen[other].dtype} of shape {seen[other].shape} in obs/{other}, where pictures are uint8 of "
+                "shape (frames, height, width, 3): convert them"
+            )
+        if wanted or not cameras:
+            choose_cameras(wanted, cameras, self.path)
+        return cameras, widths
+
     def read(self, number: int) -> Episode:
         with _opened(self.path) as file:
             demo = file["data"][self.ids[number]]
-            actions = joined([_column(demo, key)[()] for key in self.keys])
+            actions = joined([numbers(_column(demo, key)[()], key) for key in self.keys])
             for camera in self.chosen:
                 if "obs" not in demo or camera not in demo["obs"]:
                     raise EpisodeError(f"has no pictures of {camera}")
                 pictures = demo["obs"][camera]
                 if len(pictures) != len(actions) or not _is_video(pictures):
-                    raise EpisodeError(f"has pictures of shape {pictures.shape} of {camera} for {len(actions)} actions")
-            text = str(_json(demo.attrs.get("ep_meta", "{}")).get("lang", ""))
+                    form = f"shape {pictures.shape} of {camera}"
+                    raise EpisodeError(f"has {pictures.dtype} pictures of {form} for {len(actions)} actions")
+            text = _described(self.path, f"ep_meta of {self.ids[number]}", demo.attrs.get("ep_meta")).text("lang", "")
         return Episode(
             id=self.ids[number],
             frames=seen_by(self.chosen, lambda c: partial(_frames, self.path, f"data/{self.ids[number]}/obs/{c}")),
@@ -145,9 +169,13 @@ def _opened(path: Path) -> Iterator[Any]:
         raise HwmError(f"{path} cannot be read: {error}") from error
 
 
-def _json(text: Any) -> dict[str, Any]:
-    try:
-        read = json.loads(text)
-    except (TypeError, ValueError):
-        return {}
-    return read if isinstance(read, dict) else {}
+def _described(path: Path, name: str, text: Any) -> Fields:
+    """An attribute that holds JSON; no fields where it is not there."""
+    with reading(f"{path}: {name}"):
+        return Fields(f"{path}: {name}", json.loads(text) if text is not None else {})
+
+
+def _samples(demo: Any) -> int:
+    """How many steps a demonstration says that it has."""
+    count = demo.attrs.get("num_samples", 0)
+    return int(count) if isinstance(count, (int, np.integer)) else 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from hwm.data.arrays import moments
-from hwm.data.sources.base import Episode, Source
+from hwm.data.sources.base import Episode, Source, of_episode
 from hwm.data.store import Episode as Stretch
 from hwm.data.store import EpisodeError, Store, StoreError
 from hwm.pictures.stack import of_view
@@ -66,7 +66,8 @@ class Sample(Store):
         self, episode: Stretch, every: int = 1, start: int = 0, stop: int | None = None, view: str = ""
     ) -> Iterator[np.ndarray]:
         frames = self._read[episode.id].frames
-        return (of_view(frames, self.header.views, view) if view else frames)(every, start, stop)
+        with of_episode(self.path, episode.id):
+            yield from (of_view(frames, self.header.views, view) if view else frames)(every, start, stop)
 
     def verify(self) -> None:
         return  # what is shown was checked when it was read

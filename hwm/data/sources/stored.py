@@ -18,7 +18,7 @@ from hwm.data.sources.base import (
     Source,
     SourceOptions,
     choose_cameras,
-    named,
+    of_episode,
     seen_by,
     told,
     view_names,
@@ -50,11 +50,8 @@ class Stored(Source):
         return path.is_dir() and any(kind.recognises(path) for kind in READERS.values())
 
     def __getitem__(self, number: int) -> Episode:
-        episode = self.store.episodes[number]
-        try:
+        with of_episode(self.path, self.store.episodes[number].id):
             return self.read(number)
-        except HwmError as error:
-            raise named(self.path, episode.id, error) from error
 
     def read(self, number: int) -> Episode:
         e = self.store.episodes[number]

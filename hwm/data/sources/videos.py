@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hwm.data.sources.base import Episode, Source, SourceOptions
+from hwm.data.sources.base import Episode, Source, SourceOptions, of_first
 from hwm.data.store import EpisodeError, Header
 from hwm.errors import HwmError
 from hwm.files import listed
@@ -38,11 +38,12 @@ class Videos(Source):
             raise HwmError(f"{path} holds no video ({', '.join(VIDEOS)})")
         self.ids = [file.stem for file in self.files]
         self.wanted, self.stated = options.fps, options.source_fps
+        self.example, rate = of_first(path, self.ids, lambda n: (self.files[n], frame_rate(self.files[n])))
         self.header = Header(
             embodiment="video",
             action_names=(NO_ACTION,),
             actions_per_step=1,
-            fps=self.stated or frame_rate(self.files[0]),
+            fps=self.stated or rate,
             source="video files",
         )
 
@@ -57,7 +58,7 @@ class Videos(Source):
             raise EpisodeError(f"{video.name} has {rate:g} frames a second: {self.wanted:g} cannot be made of them")
         if not self.wanted and abs(rate / fps - 1) > 0.01:
             raise EpisodeError(
-                f"{video.name} has {rate:g} frames a second and {self.files[0].name} {fps:g}: say how many to take "
+                f"{video.name} has {rate:g} frames a second and {self.example.name} {fps:g}: say how many to take "
                 "(--fps), or make a store of each"
             )
         return Episode(

@@ -43,7 +43,7 @@ def lerobot_v21(path: Path) -> SourceOptions:
 
 def lerobot_v3(path: Path) -> SourceOptions:
     shutil.copytree(HERE / "lerobot", path)
-    return SourceOptions(camera="front")
+    return SourceOptions(camera=("front",))
 
 
 def rlds(path: Path) -> SourceOptions:

@@ -233,7 +233,7 @@ def test_what_is_not_said_is_asked_for(options: dict, message: str) -> None:
     ("change", "message"),
     [
         ({"codebase_version": "v1.6"}, "of version v1.6; those from v2.0 to v3 are read"),
-        ({"fps": None}, "lacks fps"),
+        ({"fps": None}, "does not say how many steps a second it has: give --source-fps"),
     ],
 )
 def test_descriptions_that_are_none(copy: Path, change: dict, message: str) -> None:
