@@ -257,8 +257,9 @@ class Tokenizer(ABC):
         return map(self.decode, pieces)
 
     def answers_to(self, name: str) -> bool:
-        """Whether latents whose tokenizer is recorded as `name` are this one's."""
-        return bool(name) and name in (self.id, self.published)
+        """Whether latents whose tokenizer is recorded as `name` are this one's: the same weights, wherever they lie."""
+        _, at, fingerprint = name.rpartition("@")
+        return bool(name) and (name in (self.id, self.published) or (bool(at) and self.id.endswith(f"@{fingerprint}")))
 
     def of_size(self, size: tuple[int, int]) -> Tokenizer:
         """The same weights for pictures of another (height, width).

@@ -240,7 +240,7 @@ def _model(o: WriteOptions) -> tuple[Any, Where]:
 
 
 def _compression_table(scores: dict[str, Any], k: int) -> Any:
-    from rich.table import Table
+    from hwm.tables import Figures
 
     first = scores["model"]["top_ce"]
     labels = {
@@ -250,19 +250,19 @@ def _compression_table(scores: dict[str, Any], k: int) -> Any:
         "accuracy": ("likeliest id right, %", 100, 1),
     }
     steps = (f"step {i + 1}" for i in range(len(first["steps"])))
-    table = Table(f"{first['clips']} clips", "", "mean", "±", *steps, box=None)
+    table = Figures(f"{first['clips']} clips", "", "mean", "±", *steps, words=2, ruled=False)
     for figure, (label, scale, digits) in labels.items():
         for who in ("model", "copy", "unigram"):
             if found := scores.get(who, {}).get(figure):
                 values = (found["mean"], found["standard_error"], *found["steps"])
-                table.add_row(label, who, *(_number(v, scale, digits) for v in values))
+                table.add(label, who, *(_number(v, scale, digits) for v in values))
                 label = ""
-    table.add_row("a uniform guess, nats", "", _number(scores["uniform"], 1, 4))
+    table.add("a uniform guess, nats", "", _number(scores["uniform"], 1, 4))
     return table
 
 
 def _sampling_table(scores: dict[str, Any], drawn: int) -> Any:
-    from rich.table import Table
+    from hwm.tables import Figures
 
     labels = {
         "psnr": f"the picture, mean of {drawn}" if drawn > 1 else "the picture, one sample",
@@ -270,10 +270,10 @@ def _sampling_table(scores: dict[str, Any], drawn: int) -> Any:
         "psnr_copy": "the last frame seen, repeated",
         "psnr_reconstruction": "the truth as the tokenizer shows it",
     }
-    table = Table(f"PSNR of {scores['psnr']['clips']} samples, dB", "mean", "±", box=None)
+    table = Figures(f"PSNR of {scores['psnr']['clips']} samples, dB", "mean", "±", ruled=False)
     for name, label in labels.items():
         if name != "psnr_one" or drawn > 1:
-            table.add_row(label, _number(scores[name]["mean"]), _number(scores[name]["standard_error"]))
+            table.add(label, _number(scores[name]["mean"]), _number(scores[name]["standard_error"]))
     return table
 
 

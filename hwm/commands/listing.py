@@ -28,20 +28,15 @@ def _stop(error: HwmError) -> None:
 def print_recipes(recipes: list[Listed], counts: Mapping[str, int] | None = None) -> None:
     """Recipes below the names of their families, with their parameter counts where these are given."""
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
-    console = Console(highlight=False)
-    width = max((len(recipe.name) for recipe in recipes), default=0)
+    from hwm.tables import Figures
+
+    console, width = Console(highlight=False), max((len(recipe.name) for recipe in recipes), default=0)
+    console.print()
     for family, members in groupby(recipes, key=lambda recipe: recipe.family):
-        console.print(f"\n{family}", style="bold", markup=False)
-        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column()
-        table.add_column(min_width=width, no_wrap=True)
-        if counts:
-            table.add_column(justify="right", min_width=max(len(f"{count:,}") for count in counts.values()))
+        table = Figures("", "", *([""] if counts else []), title=family, words=2, ruled=False)
         for name, what, _ in members:
-            table.add_row("", name, *([f"{counts[name]:,}"] if counts else []), escape(what))
+            table.add(f"  {name:<{width}}", what, *([f"{counts[name]:,}"] if counts else []))
         console.print(table)
 
 

@@ -129,13 +129,13 @@ def presets(args: list[str]) -> None:
 
     from rich.console import Console
     from rich.progress import track
-    from rich.table import Table
 
     from hwm.data.clips import Clips
     from hwm.data.readers import open_store
     from hwm.interact.presets import COLUMNS, HORIZON, load_presets, measure, save_presets, settle
     from hwm.interact.session import World
     from hwm.loading import find_model
+    from hwm.tables import Figures
 
     if o.clips < 1 or o.threads < 0 or o.seconds <= 0:
         raise HwmError("clips must be at least 1, threads cannot be negative, seconds must be positive")
@@ -153,10 +153,10 @@ def presets(args: list[str]) -> None:
     if o.json:
         print(json.dumps({preset.name: preset.figures for preset in measured}, indent=1))
     else:
-        table = Table("preset", *COLUMNS.values(), box=None)
+        table = Figures("preset", *COLUMNS.values(), ruled=False)
         for preset in measured:
             f = preset.figures or {}
-            table.add_row(preset.name, *("" if f[key] is None else f"{f[key]:.2f}" for key in COLUMNS))
+            table.add(preset.name, *("" if f[key] is None else f"{f[key]:.2f}" for key in COLUMNS))
         Console().print(table)
     if o.write:
         path = save_presets(folder, settle(folder, world.model, measured))

@@ -17,6 +17,9 @@ from hwm.errors import HwmError
 
 if TYPE_CHECKING:
     from hwm.config import Config
+    from hwm.data.clips import Clips
+    from hwm.data.mixture import Mixture
+    from hwm.types import DataSpec, Tokenizer
 
 
 SPELLINGS = (
@@ -78,7 +81,9 @@ def train(args: list[str]) -> None:
         Options, args=todays_options(args[1:], recipe.model), prog=f"hwm train {name}", default=Options(**fields),
         description=function.__doc__,
     )  # fmt: skip
-    train_recipe(Recipe(**{name: getattr(o, name) for name in fields}), o.out, o.init)
+    named = any(word.partition("=")[0] == "--tokenizer" for word in args)
+    chosen = Recipe(**{name: getattr(o, name) for name in fields})
+    train_recipe(chosen, o.out, o.init, tokenizer=o.tokenizer if named else "")
 
 
 train_help = """\
@@ -127,23 +132,35 @@ bench_help = "Time a recipe on random clips: training steps and predictions, aga
 bench_options = "Each field of a recipe is an option, as of hwm train; hwm bench RECIPE --help lists them."
 
 
-def train_recipe(recipe: Any, run: Path, init: str | None = None) -> Any:
-    """Train a recipe in a run folder; returns the trained module."""
+def train_recipe(recipe: Any, run: Path, init: str | None = None, tokenizer: str = "") -> Any:
+    """Train a recipe in a run folder; returns the trained module.
+
+    Args:
+        init: begin from these weights.
+        tokenizer: show rollouts by this one, instead of by the one that the data name, or else the recipe.
+
+    Raises:
+        HwmError: data of two tokenizers, or of another than is named; weights that do not fit, or are not given.
+    """
     import torch
 
     from hwm.commands.samples import show_progress
-    from hwm.data.clips import Clips
-    from hwm.loading import load_tokenizer
     from hwm.train.checkpoint import step_folders
     from hwm.train.distributed import building, leading
-    from hwm.train.trainer import Trainer, write_run
+    from hwm.train.trainer import Trainer, same_kind, write_run
 
     data = recipe.data.open()
     held_out = recipe.data.open(validation=True) if recipe.data.paths(validation=True) else None
-    if held_out and (held_out.spec.latent, held_out.spec.tokenizer) != (data.spec.latent, data.spec.tokenizer):
-        raise HwmError(
-            f"training data is of tokenizer {data.spec.tokenizer!r}, held-out data of {held_out.spec.tokenizer!r}"
-        )
+    if held_out:
+        try:
+            same_kind(data.spec, held_out.spec)
+        except HwmError as error:
+            stores = ", ".join(recipe.data.paths(validation=True))
+            raise HwmError(
+                f"{error}. Held out are {stores}: name stores that go with yours by --data.val-stores, or none, by "
+                "giving it no value"
+            ) from error
+    rollouts = _rollouts(recipe, data.spec, held_out, tokenizer)
     torch.manual_seed(recipe.train.seed)
     with building(recipe.train.shard):
         module = recipe.model.build(data.spec)
@@ -159,15 +176,38 @@ def train_recipe(recipe: Any, run: Path, init: str | None = None) -> Any:
         for text in [*data.warnings(data.spec), *(held_out.warnings(data.spec) if held_out else ())]:
             print(text, file=sys.stderr)
         write_run(run, recipe)
-    rollouts = None
-    if recipe.tokenizer and held_out:
-        try:
-            name, clips = held_out.spec.tokenizer or recipe.tokenizer, held_out.clips[0]
-            tokenizer = load_tokenizer(name, views=held_out.spec.latent.views)
-            rollouts = Clips(clips.store, module.config.past + 8, stride=clips.stride, part=clips.part), tokenizer
-        except HwmError as error:
-            print(f"no pictures of rollouts while training: {error}")
     return Trainer(recipe.train, module, data, held_out, run, show_progress(rollouts, recipe.train.dtype)).run()
+
+
+def _rollouts(recipe: Any, spec: DataSpec, held_out: Mixture | None, named: str) -> tuple[Clips, Tokenizer] | None:
+    """Held-out windows and the tokenizer of their latents, to show rollouts of; None where there are none to show.
+
+    Raises:
+        HwmError: there is no tokenizer of the name that was asked for, or the data are another's.
+    """
+    from hwm.data.clips import Clips
+    from hwm.loading import load_tokenizer
+
+    of_data, views = spec.tokenizer, spec.latent.views
+    asked = load_tokenizer(named, views=views) if named else None
+    if asked and not hasattr(recipe.model, "past"):
+        raise HwmError(
+            f"--tokenizer {named}: {recipe.model.owner.name} is no world model, whose rollouts could be shown"
+        )
+    if asked and of_data and not asked.answers_to(of_data):
+        raise HwmError(
+            f"--tokenizer {named} is {asked.id}, to which the data mean nothing: they are latents of {of_data}. Leave "
+            "the option out, or encode them by it"
+        )
+    if not held_out or not (asked or recipe.tokenizer):
+        return None
+    try:
+        clips = held_out.clips[0]
+        shown = Clips(clips.store, recipe.model.past + 8, stride=clips.stride, part=clips.part)
+        return shown, asked or load_tokenizer(of_data or recipe.tokenizer, views=views)
+    except HwmError as error:
+        print(f"no pictures of rollouts while training: {error}")
+        return None
 
 
 def recipes(args: list[str]) -> None:

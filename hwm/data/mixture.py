@@ -38,8 +38,8 @@ class DataConfig:
         stores: folders of encoded stores to train on; `mini` is the set shipped with the package.
         val_stores: held-out stores, of which the validation part is seen: every second episode, from the first on.
         split: a list of data sets, each a store in `root`, to add to these: `openx_1`, `openx_5`, `openx_10`,
-            `openx_20`, `openx_30`, `openx_40`, `language_table`, or a text file with a name a line. Their held-out
-            stores, where there are any, have the same names with `_heldout` behind.
+            `openx_20`, `openx_30`, `openx_40`, `language_table`, a text file with a name a line, or a YAML file whose
+            `domains` they are. Their held-out stores, where there are any, have the same names with `_heldout` behind.
         root: the folder in which the stores of a split are.
         episodes: use the first so many episodes of each training store, and their statistics; 0 uses all.
         steps: latent steps of a window.
@@ -126,7 +126,8 @@ def stride_of(store: Store, stride: int, rate: float) -> int:
 
 
 def split_names(split: str) -> tuple[str, ...]:
-    """The data sets of a split: one of `SPLITS` by name, or a text file with a name a line; `#` begins a remark.
+    """The data sets of a split: one of `SPLITS` by name, or a text file with a name a line; `#` begins a remark. A YAML
+    file has them under `domains`, as a list or, as HMA's have, with commas between.
 
     Raises:
         HwmError: there is no such split, or it names none, or one twice.
@@ -136,12 +137,30 @@ def split_names(split: str) -> tuple[str, ...]:
         path = Path(split)
     if not path.is_file():
         raise unknown("split", split, (p.stem for p in SPLITS.glob("*.txt")))
-    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
-    names = tuple(line for line in lines if line)
+    text = path.read_text(encoding="utf-8-sig")
+    plain = path.suffix not in (".yaml", ".yml")
+    lines = [line.partition("#")[0] for line in text.splitlines()] if plain else _domains(path, text)
+    names = tuple(line.strip() for line in lines if line.strip())
     if not names or len(set(names)) < len(names):
         twice = sorted({n for n in names if names.count(n) > 1})
         raise HwmError(f"{path} names {', '.join(twice) + ' twice' if twice else 'no data set'}")
     return names
+
+
+def _domains(path: Path, text: str) -> list[str]:
+    """The data sets that a split in YAML names."""
+    import yaml
+
+    try:
+        about = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise HwmError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    domains = about.get("domains") if isinstance(about, dict) else None
+    if isinstance(domains, str):
+        return domains.split(",")
+    if not isinstance(domains, list) or not all(isinstance(name, str) for name in domains):
+        raise HwmError(f"{path} has no `domains`: a list of names, or names with commas between")
+    return domains
 
 
 class Mixture:

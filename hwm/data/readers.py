@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hwm.assets import resolve_store
+from hwm.data.hma import HMA
 from hwm.data.onex.raw import OneXRaw
 from hwm.data.onex.v1 import OneXV1
 from hwm.data.onex.v2 import OneXTest, OneXV2, OneXV2Joined
@@ -13,6 +14,7 @@ from hwm.errors import unknown
 
 READERS: dict[str, type[Store]] = {
     "hwm": Store,
+    "hma": HMA,  # its files have the names of 1X v1.1, and its metadata say more
     "1x-v1.1": OneXV1,
     "1x-v2.0": OneXV2,
     "1x-v2.0-joined": OneXV2Joined,

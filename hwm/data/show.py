@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Group
-from rich.table import Table
 
 from hwm.data.arrays import pieces
 from hwm.data.store import Episode, Store
@@ -26,6 +25,7 @@ from hwm.pictures.sheet import Block, Row, draw_sheet
 from hwm.pictures.stack import side_by_side
 from hwm.pictures.style import page_style
 from hwm.pictures.video import to_uint8
+from hwm.tables import Figures
 from hwm.types import Tokenizer
 
 STYLE = """
@@ -138,16 +138,15 @@ def ids_in_use(store: Store) -> int:
 
 def describe(store: Store) -> Group:
     """Tables for a terminal: the store as a whole, and the statistics of each action dimension."""
-    whole = Table("store", str(store.path), box=None, pad_edge=False)
+    whole = Figures("", "", words=2, ruled=False)
+    whole.add("store", str(store.path))
     for name, value in facts(store).items():
-        whole.add_row(name, value)
+        whole.add(name, value)
     columns = columns_of(store)
-    actions = Table(*_headings(columns), box=None, pad_edge=False)
-    for column in actions.columns[1:]:
-        column.justify = "right"
+    actions = Figures(*_headings(columns), ruled=False)
     for c in columns:
-        actions.add_row(*_cells(c, columns), style="dim" if c.constant else None)
-    return Group(whole, "", actions)
+        actions.add(*_cells(c, columns), style="dim" if c.constant else "")
+    return Group(whole, actions)
 
 
 def _foreign(columns: Iterable[Column]) -> bool:

@@ -88,7 +88,7 @@ def camera_frames(store: Store, wanted: Sequence[tuple[Episode, np.ndarray]], si
                 f"{episode.steps} steps of that episode need; the video does not belong to these latents, or "
                 "frames_per_step is wrong"
             )
-        video = to_video(frames, size)
+        video = to_video(frames, size, views=max(1, len(store.header.views)))
         for i in mine:
             found[i] = video[torch.from_numpy(np.searchsorted(numbers, wanted[i][1]))]
     return [found[i] for i in range(len(wanted))]

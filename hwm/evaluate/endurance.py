@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from hwm.evaluate.moments import BASELINES, SOURCES, Figure
@@ -27,6 +25,7 @@ from hwm.pictures.page import picture_card, section, video_card
 from hwm.pictures.panels import compose
 from hwm.pictures.plot import Series, line_chart
 from hwm.pictures.sheet import Block, Row, draw_sheet
+from hwm.tables import Figures
 
 FROZEN = 0.1
 """Share of the camera's motion below which a dream has frozen."""
@@ -173,15 +172,12 @@ class Endurance:
         """A table for a terminal: the prediction among its baselines at each horizon."""
         clips, episodes = len(self.episodes), len(set(self.episodes))
         title = f"long rollouts: {clips} clips of {episodes} episode{'s' * (episodes > 1)}, seconds after the context"
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
-        table.add_column("seconds")
-        for seconds in self.seconds:
-            table.add_column(f"{seconds:.3g} ", justify="right", no_wrap=True)
+        table = Figures("seconds", *(f"{seconds:.3g} " for seconds in self.seconds), title=title)
         for heading, rows in self.groups().items():
-            table.add_row(Text(heading, style="dim"))
+            table.add(Text(heading, style="dim"))
             for label, cells in rows.items():
-                table.add_row(Text(f"  {label}"), *(_cell(*cell) for cell in cells))
-        parts: list[Any] = [Text(title, style="bold"), table]
+                table.add(f"  {label}", *(_cell(*cell) for cell in cells))
+        parts: list[Any] = [table]
         for name, found in self.distances.items():
             row = ", ".join(f"{SOURCES[s]} {v:,.2f}" for s, v in found.items() if s in SOURCES)
             parts.append(Text(f"{name}, {found['examples']:,.0f} examples: {row}"))

@@ -26,6 +26,7 @@ from hwm.evaluate.moments import FRAMES, SOURCES, Eyes, Moment, eyes
 from hwm.evaluate.predict import judged
 from hwm.evaluate.rollout import by_clips, clip_windows
 from hwm.models.base import WorldModel
+from hwm.pictures.stack import side_by_side
 from hwm.pictures.video import to_uint8
 from hwm.progress import bar
 from hwm.types import Batch, Prediction, Tokenizer
@@ -220,7 +221,8 @@ class _Run:
         """A clip to look at."""
         episode = episode_of(self.clips, index)
         (truth,) = camera_frames(self.clips.store, [(episode, self.numbers(index))], self.tokenizer.size)
-        return Film(episode.id, int(self.clips.starts[index]) - episode.start, dream, to_uint8(truth))
+        shown = (side_by_side(frames, len(self.clips.store.header.views)) for frames in (dream, to_uint8(truth)))
+        return Film(episode.id, int(self.clips.starts[index]) - episode.start, *shown)
 
     def measure(self, moment: Moment) -> None:
         """Take the figures of a batch, and add its pictures to the sets that distances are between."""

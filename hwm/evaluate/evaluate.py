@@ -27,6 +27,7 @@ from hwm.evaluate.predict import Predictor, Truth, judged
 from hwm.evaluate.results import MOVING_DB, Results
 from hwm.evaluate.scenarios import SCENARIOS
 from hwm.evaluate.swaps import SWAPS, action_bounds, distance
+from hwm.evaluate.views import cuts
 from hwm.models.base import WorldModel
 from hwm.progress import bar
 from hwm.types import Prediction, Tokenizer
@@ -124,7 +125,8 @@ class _Run:
         indices: (N,) which windows are evaluated.
         wrong: swap -> actions of all of them and those that follow, (N, steps + 1, K, A), which do not depend on the
             batches.
-        parts, seconds, distances: what was found so far, by scenario.
+        views: by view, what cuts its part out of pictures; under the empty name the whole.
+        parts, seconds, distances: what was found so far, by scenario, and figures of pictures by view too.
     """
 
     def __init__(
@@ -140,10 +142,12 @@ class _Run:
         self.examples = Examples(clips, c.examples, c.seed)
         self.swap_distance: dict[str, np.ndarray] = {}
         self.wrong = self.wrong_actions()
-        self.parts: dict[str, list[Figures]] = {name: [] for name in c.scenarios}
+        self.views = cuts(tokenizer.latent.views)
+        self.parts: dict[str, dict[str, list[Figures]]] = {v: {name: [] for name in c.scenarios} for v in self.views}
         self.seconds: dict[str, list[float]] = {name: [] for name in c.scenarios}
-        self.distances = {name: Distances(dict(c.features)) for name in c.scenarios}
-        self.baselines: Figures = {}  # of the batch at hand
+        self.distances = {v: {name: Distances(dict(c.features)) for name in c.scenarios} for v in self.views}
+        self.truths: dict[str, Truth] = {}  # of the batch at hand, by view
+        self.baselines: dict[str, Figures] = {}
 
     def wrong_actions(self) -> dict[str, Tensor]:
         c = self.config
@@ -168,7 +172,14 @@ class _Run:
         truth = self.predictor.truth(self.indices[first : first + self.config.batch_size])
         target = truth.batch.latents[:, self.prompt :]
         kept = truth.batch.latents[:, self.prompt - 1 : self.prompt].expand_as(target)
-        self.baselines = {"accuracy_copy": _numpy(metrics.accuracy(kept, target))}
+        self.truths = {view: truth.part(cut) for view, cut in self.views.items()}
+        self.baselines = {view: self.baseline_figures(part) for view, part in self.truths.items()}
+        self.baselines[""]["accuracy_copy"] = _numpy(metrics.accuracy(kept, target))
+        return truth
+
+    def baseline_figures(self, truth: Truth) -> Figures:
+        """The metrics of copies of the last frame, and of the tokenizer alone."""
+        out: Figures = {}
         copy, rebuilt_copy = truth.copies["copy"], truth.copies["copy_reconstruction"]
         for name, metric in self.metrics.items():
             for figure, pictures, against in (
@@ -178,17 +189,18 @@ class _Run:
                 ("reconstruction", truth.rebuilt, truth.future),
             ):
                 found = per_step(metric.of, pictures.expand_as(against), against)
-                self.baselines[f"{name}_{figure}"] = _numpy(found)
-        return truth
+                out[f"{name}_{figure}"] = _numpy(found)
+        return out
 
     def score(self, scenario: str, truth: Truth, first: int) -> None:
         """Predict a batch in a scenario, under the true actions and under wrong ones, and keep all figures."""
         prediction, video, took = self.predictor.pictured(scenario, truth, truth.batch, first, logits=True)
         pictures = future(video, self.prompt, self.predictor.stride)
-        figures = self.baselines | self.token_figures(prediction, truth)
+        figures: dict[str, Figures] = {"": self.token_figures(prediction, truth)}
         prediction.logits = None  # over a large vocabulary the largest thing there is
-        figures |= self.picture_figures(pictures, truth)
-        self.compare_sets(scenario, pictures, truth)
+        for view, cut in self.views.items():
+            figures[view] = self.baselines[view] | figures.get(view, {}) | self.picture_figures(cut(pictures), view)
+            self.compare_sets(self.distances[view][scenario], cut(pictures), self.truths[view])
         swapped = None
         for swap, actions in self.wrong.items():
             # the same random numbers, so that only the actions differ; no logits, so that its time is that of playing
@@ -196,9 +208,11 @@ class _Run:
             told = replace(truth.batch, actions=mine).window(0, self.predictor.steps, self.predictor.steps)
             _, other, took = self.predictor.pictured(scenario, truth, told, first, logits=False)
             swapped = other if swap == "jump_free" else swapped
-            figures |= self.swap_figures(swap, other, truth, figures["psnr"])
-        self.examples.consider(truth, video, swapped, figures)
-        self.parts[scenario].append(figures)
+            for view, cut in self.views.items():
+                figures[view] |= self.swap_figures(swap, cut(other), self.truths[view], figures[view]["psnr"])
+        self.examples.consider(truth, video, swapped, figures[""])
+        for view, found in figures.items():
+            self.parts[view][scenario].append(found)
         self.seconds[scenario].append(took)
 
     def token_figures(self, prediction: Prediction, truth: Truth) -> Figures:
@@ -208,14 +222,15 @@ class _Run:
             "accuracy": _numpy(metrics.accuracy(prediction.latents, target)),
         }
 
-    def picture_figures(self, pictures: Tensor, truth: Truth) -> Figures:
+    def picture_figures(self, pictures: Tensor, view: str) -> Figures:
         """The metrics of the predicted pictures, and what they are above the copies."""
         out: Figures = {}
+        truth = self.truths[view]
         for name, metric in self.metrics.items():
             out[name] = _numpy(per_step(metric.of, pictures, truth.future))
             out[f"{name}_reconstruction_reference"] = _numpy(per_step(metric.of, pictures, truth.rebuilt))
         for baseline in truth.copies:
-            mine, theirs = out["psnr"], self.baselines[f"psnr_{baseline}"]
+            mine, theirs = out["psnr"], self.baselines[view][f"psnr_{baseline}"]
             assert mine is not None
             assert theirs is not None
             out[f"gain_{baseline}"] = mine - theirs
@@ -230,16 +245,21 @@ class _Run:
         assert other is not None
         return {f"psnr_{SWAPPED[swap]}": other, DELTA[swap]: psnr - other}
 
-    def compare_sets(self, scenario: str, pictures: Tensor, truth: Truth) -> None:
+    @staticmethod
+    def compare_sets(distances: Distances, pictures: Tensor, truth: Truth) -> None:
         """Add a batch to the sets of pictures that Frechet distances are between."""
         sets = {"prediction": pictures, "camera": truth.future, "reconstruction": truth.rebuilt}
         sets |= {name: frames.expand_as(truth.future) for name, frames in truth.copies.items()}
         for name, frames in sets.items():
-            self.distances[scenario].add(name, frames)
+            distances.add(name, frames)
 
     def results(self) -> Results:
         c, clips, spec = self.config, self.clips, self.clips.spec()
-        figures = {name: _join(parts) for name, parts in self.parts.items()}
+        by_view = {v: {name: _join(parts) for name, parts in each.items()} for v, each in self.parts.items()}
+        distances = {
+            v: {name: d.figures() for name, d in each.items() if c.features} for v, each in self.distances.items()
+        }
+        figures = by_view.pop("")
         copy = figures[c.scenarios[0]]["psnr_copy"]
         assert copy is not None
         return Results(
@@ -270,7 +290,9 @@ class _Run:
             metrics=self.metrics,
             swap_distance=self.swap_distance,
             draws=c.draws,
-            distances={name: d.figures() for name, d in self.distances.items() if c.features},
+            distances=distances.pop(""),
+            by_view=by_view,
+            distances_by_view=distances,
             examples=list(self.examples),
             checkpoint=c.checkpoint,
             command=c.command,

@@ -11,6 +11,7 @@ from hwm.data.clips import Clips
 from hwm.evaluate.camera import episode_of
 from hwm.evaluate.predict import Truth
 from hwm.evaluate.results import MOVING_DB, Example
+from hwm.pictures.stack import side_by_side
 from hwm.pictures.video import to_uint8
 
 
@@ -28,6 +29,10 @@ class Examples:
 
     def __iter__(self) -> Iterator[Example]:
         return (example for _, example in self.kept)
+
+    def shown(self, video_FCHW: Tensor) -> np.ndarray:
+        """Frames as people look at them, (F, H, W, 3) uint8: of several cameras side by side."""
+        return side_by_side(to_uint8(video_FCHW), len(self.clips.store.header.views))
 
     def consider(
         self, truth: Truth, video: Tensor, swapped: Tensor | None, figures: dict[str, np.ndarray | None]
@@ -54,9 +59,9 @@ class Examples:
                 start=int(self.clips.starts[index]) - episode.start,
                 moving=moving,
                 context=video.shape[1] - truth.future.shape[1] * truth.future.shape[2],
-                truth=to_uint8(truth.camera[i]),
-                prediction=to_uint8(video[i]),
-                swapped=None if swapped is None else to_uint8(swapped[i]),
+                truth=self.shown(truth.camera[i]),
+                prediction=self.shown(video[i]),
+                swapped=None if swapped is None else self.shown(swapped[i]),
                 psnr=psnr[i],
                 psnr_copy=copy[i],
                 psnr_copy_reconstruction=rebuilt[i],

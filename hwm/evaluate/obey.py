@@ -25,7 +25,9 @@ from hwm.evaluate.camera import camera_video, decode, episode_of
 from hwm.evaluate.predict import judged
 from hwm.evaluate.swaps import action_bounds
 from hwm.evaluate.uncertainty import Estimate, estimate
+from hwm.evaluate.views import first_view
 from hwm.models.base import WorldModel
+from hwm.pictures.stack import side_by_side
 from hwm.pictures.video import to_uint8
 from hwm.progress import track
 from hwm.types import Batch, Tokenizer
@@ -157,15 +159,15 @@ def obey(
     context = clips.batch(indices).window(0, prompt, prompt)
     limit = _limit(clips.store, ramp or {})
     targets, told = _targets(clips.store, context, commands)
-    motion, videos = {}, {}
+    motion, videos, views = {}, {}, tokenizer.latent.views
     with judged(model):
         asked = targets.items()
         for command, target in track(asked, len(asked), "commands", starts, "rollouts") if progress else asked:
             actions = torch.cat([context.actions, ramp_to(context.actions, target, limit, steps)], 1)
             latents = _rolled_out(model, runtime, replace(context, actions=actions, following=None), sampler, seed)
             video = decode(tokenizer, latents).cpu()
-            motion[command] = motion_by_step(video, tokenizer.latent.stride)[:, prompt - 1 :].numpy()
-            videos[command] = to_uint8(video)
+            motion[command] = motion_by_step(first_view(video, views), tokenizer.latent.stride)[:, prompt - 1 :].numpy()
+            videos[command] = side_by_side(to_uint8(video), len(views))
         expected = expectation(tokenizer, clips, told, reference) if reference else None
     spec = clips.spec()
     return Obedience(
@@ -270,7 +272,8 @@ def expectation(
             video = camera_video(clips, np.array([index]), clips.length, tokenizer.size)
         else:
             video = decode(tokenizer, batch.latents).cpu()
-        moved.append(motion_by_step(video, tokenizer.latent.stride)[0].double().numpy())
+        seen = first_view(video, tokenizer.latent.views)
+        moved.append(motion_by_step(seen, tokenizer.latent.stride)[0].double().numpy())
         mean_TA = batch.actions[0].mean(1).double().numpy()
         values.append(mean_TA[1:, used])
         changes.append(np.diff(mean_TA, axis=0) / std)

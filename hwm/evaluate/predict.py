@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from hwm.devices import runtime_of, synchronize
 from hwm.evaluate.camera import camera_video, decode, future
 from hwm.evaluate.rollout import by_clips, rollout_clips
 from hwm.evaluate.scenarios import SCENARIOS
+from hwm.evaluate.views import Cut
 from hwm.models.base import WorldModel
 from hwm.types import Batch, Prediction, Tokenizer
 
@@ -56,6 +58,14 @@ class Truth:
             "copy": camera[:, None, last : last + 1],
             "copy_reconstruction": reconstruction[:, None, last : last + 1],
         }
+
+    def part(self, cut: Cut) -> Truth:
+        """The same of a part of each picture."""
+        part = copy(self)
+        part.camera, part.reconstruction = cut(self.camera), cut(self.reconstruction)
+        part.future, part.rebuilt = cut(self.future), cut(self.rebuilt)
+        part.copies = {name: cut(pictures) for name, pictures in self.copies.items()}
+        return part
 
 
 class Predictor:

@@ -76,6 +76,7 @@ def write_report(
         *(found.html() for found in results.further.values()),
         training_section(training),
         section("All figures", *(_figures(results, s, m) for s in results.figures for m in _subsets(results))),
+        *_by_view(results),
         section("What was evaluated", _about(results, data)),
         section("To be fair", _list([*cautions(results), *notes], "notes")),
     ]
@@ -265,6 +266,16 @@ def _figures(results: Results, scenario: str, moving: bool) -> str:
         f'<div class="scroll"><table><thead><tr><th>step</th>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def _by_view(results: Results) -> list[str]:
+    """The tables of each of several cameras."""
+    words = "<p>The figures above are of all cameras' pictures as one; here each camera's are by themselves.</p>"
+    tables = [
+        f"<h3>{escape(view)}</h3>" + "".join(_figures(of, s, m) for s in of.figures for m in _subsets(of))
+        for view, of in results.views().items()
+    ]
+    return [section("By view", words, *tables)] if tables else []
 
 
 def _about(results: Results, data: str) -> str:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from hwm.data.store import write_atomically
 from hwm.evaluate.metrics import METRICS, Metric
 from hwm.evaluate.uncertainty import Estimate, estimate, estimates
+from hwm.tables import Figures
 
 MOVING_DB = 20.0
 """A clip moves when the copy of its last context frame scores below this at the last step of the horizon."""
@@ -127,6 +126,8 @@ class Results:
         swap_distance: swap -> (N, T), see `swaps.distance`.
         draws: of how many predictions the mean was judged.
         distances: scenario -> Frechet distance -> value, with the number of its examples, see `frechet.Distances`.
+        by_view: of several cameras, view -> what `figures` is of that view's part of the pictures.
+        distances_by_view: the same of `distances`.
         examples: some clips to look at, drawn at random among the moving ones without regard to any score.
         checkpoint: which weights, where that is known: a shipped model's name or a folder.
         command: how it was started, where that is known.
@@ -161,6 +162,8 @@ class Results:
     swap_distance: dict[str, np.ndarray] = field(default_factory=dict)
     draws: int = 1
     distances: dict[str, dict[str, float]] = field(default_factory=dict)
+    by_view: dict[str, dict[str, dict[str, np.ndarray | None]]] = field(default_factory=dict)
+    distances_by_view: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
     checkpoint: str = ""
     command: str = ""
@@ -169,6 +172,15 @@ class Results:
     @property
     def clips(self) -> int:
         return len(self.moving)
+
+    def views(self) -> dict[str, Results]:
+        """By view, the figures of its pictures; none where there is one camera. Which clips move the whole tells."""
+        return {
+            view: replace(
+                self, figures=figures, distances=self.distances_by_view[view], by_view={}, examples=[], further={}
+            )
+            for view, figures in self.by_view.items()
+        }
 
     @property
     def data(self) -> str:
@@ -262,7 +274,20 @@ class Results:
                 }
                 for name in self.figures
             },
+            **({"by_view": {view: of.view_json() for view, of in self.views().items()}} if self.by_view else {}),
             **{name: found.json() for name, found in self.further.items()},
+        }
+
+    def view_json(self) -> dict[str, Any]:
+        """The means alone, as in `json`."""
+        return {
+            **self._means(False, self.scenario),
+            "rival": self.rival(),
+            "moving": {**self._means(True, self.scenario), "rival": self.rival(True)},
+            "distances": self.distances,
+            "by_scenario": {
+                name: {**self._means(False, name), "moving": self._means(True, name)} for name in self.figures
+            },
         }
 
     def _means(self, moving: bool, scenario: str) -> dict[str, Any]:
@@ -279,6 +304,8 @@ class Results:
                 found = self.by_step(name, moving, scenario)
                 known = found is not None and found[0].known_error is not None
                 out[f"{name}_stderr"] = [plain(each.error) for each in found] if found is not None and known else None
+        if "ce" not in self.figures[scenario]:  # of one view: tokens are counted of all views together
+            return out
         nats, each = self.overall("ce", moving, scenario), self.mean("perplexity", moving, scenario)
         out["perplexity"] = None if nats is None else plain(perplexity(nats.mean))
         out["perplexity_by_step"] = None if each is None else [plain(v) for v in each]
@@ -300,6 +327,8 @@ class Results:
             parts.append(self._table(scenario, False, f"{title}: all {self.clips} clips, {count} of which move"))
             if 0 < count < self.clips:
                 parts.append(self._table(scenario, True, f"{title}: the {count} clips that move"))
+            for view, of in self.views().items():
+                parts.append(of._table(scenario, False, f"{title}, {view}: all {self.clips} clips"))
             step, frame = self.seconds_per_step[scenario] * 1e3, self.seconds_per_frame(scenario) * 1e3
             each = f" ({frame:.1f} ms a frame)" if self.frames_per_step > 1 else ""
             for name, value in self.distances.get(scenario, {}).items():
@@ -314,27 +343,18 @@ class Results:
             parts.append(Text("The store has no video: the decoded latents stand in for the camera.", style="yellow"))
         return Group(*parts, *(found.table() for found in self.further.values()))
 
-    def _table(self, scenario: str, moving: bool, title: str) -> Table:
+    def _table(self, scenario: str, moving: bool, title: str) -> Figures:
         columns = shown_steps(self.horizon, 6)
-        table = Table(
-            title=title,
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            padding=(0, 0, 0, 1),
-        )
-        table.add_column("step")  # of what is too wide, names wrap, and figures stay whole
-        for step in columns:
-            table.add_column(f"{step + 1} ", justify="right", no_wrap=True)
+        some = f"step ({len(columns)} of {self.horizon})" if len(columns) < self.horizon else "step"
+        table = Figures(some, *(f"{step + 1} " for step in columns), title=title)
         for group, rows in self.groups(moving, scenario).items():
-            table.add_row(Text(group, style="dim"))
+            table.add(Text(group, style="dim"))
             for name, row in rows.items():
                 cells = [
                     _cell(self.quoted(name, row[t]), name in self.best(rows, t), self.loses(name, row[t]))
                     for t in columns
                 ]
-                table.add_row(Text(f"  {label(name)}"), *cells)
+                table.add(f"  {label(name)}", *cells)
         return table
 
     def groups(self, moving: bool = False, scenario: str | None = None) -> dict[str, dict[str, list[float]]]:

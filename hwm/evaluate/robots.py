@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
 from hwm.errors import HwmError
 from hwm.evaluate.results import Results, perplexity
 from hwm.files import write_atomically
 from hwm.pictures.plot import Series, svg_file
+from hwm.tables import Figures
 
 TRUE_OR_RANDOM = (
     ("psnr", "true actions", "model", "-", "o"),
@@ -69,23 +67,18 @@ def save(path: str | Path, results: Sequence[Results]) -> Path:
     return path
 
 
-def table(results: Sequence[Results]) -> Table:
+def table(results: Sequence[Results]) -> Figures:
     """For a terminal: a column for each evaluation, and a row for each figure that any of them has."""
     rows = by_robot(results)
-    out = Table(
-        title=f"by robot, mean over {results[0].horizon} steps", title_justify="left", title_style="bold",
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
-    )  # fmt: skip
-    out.add_column("robot", no_wrap=True)
-    for row in rows:
-        out.add_column(row["embodiment"], justify="right")
+    title = f"by robot, mean over {results[0].horizon} steps"
+    out = Figures("robot", *(row["embodiment"] for row in rows), title=title)
     for heading in ("store", "clips", "steps_per_second"):
-        out.add_row(
+        out.add(
             heading.replace("_", " "), *(f"{row[heading]:g}" if heading != "store" else row[heading] for row in rows)
         )
     for name, heading in FIGURES.items():
         if any(row[name] is not None for row in rows):
-            out.add_row(heading, *("" if row[name] is None else results[0].quoted(name, row[name]) for row in rows))
+            out.add(heading, *("" if row[name] is None else results[0].quoted(name, row[name]) for row in rows))
     return out
 
 

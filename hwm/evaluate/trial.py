@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from hwm.data.clips import Clips
@@ -27,6 +25,7 @@ from hwm.models.base import WorldModel
 from hwm.networks.efficientnet import load_efficientnet
 from hwm.sim.graphics import NO_MUJOCO, NO_OPENGL
 from hwm.sim.twin import available
+from hwm.tables import Figures
 from hwm.types import Tokenizer
 
 
@@ -97,15 +96,9 @@ class Trial:
         """For a terminal."""
         parts: list[Any] = []
         for grid in self.grids():
-            table = Table(
-                title=grid.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
-                padding=(0, 0, 0, 1),
-            )  # fmt: skip
-            table.add_column("")
-            for head in grid.heads:
-                table.add_column(head, justify="right", no_wrap=True)
+            table = Figures("", *grid.heads, title=grid.title)
             for name, cells in grid.rows.items():
-                table.add_row(name, *cells)
+                table.add(name, *cells)
             parts.append(table)
         return Group(*parts, *(Text(note, style="yellow") for note in self.notes))
 

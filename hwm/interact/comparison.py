@@ -10,12 +10,11 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from hwm.evaluate.uncertainty import Estimate, estimate
+from hwm.tables import Figures
 
 
 @dataclass
@@ -181,13 +180,8 @@ class Comparison:
         known = bool(self.known.any())
         about = f"{self.world}, {self.task} ({self.unit}): {self.steps} steps ({self.seconds:g} s)"
         on = f", model on {self.device} in {self.dtype}" if self.device else ""
-        table = Table(
-            title=f"{about} from {len(self.starts)} starts{on}", title_justify="left", title_style="bold",
-            box=box.SIMPLE_HEAD, pad_edge=False,
-        )  # fmt: skip
-        table.add_column("policy")
-        for heading in ("in the model", "rank", "in the simulator", "rank"):
-            table.add_column(heading, justify="right", no_wrap=True)
+        headings = ("policy", "in the model", "rank", "in the simulator", "rank")
+        table = Figures(*headings, title=f"{about} from {len(self.starts)} starts{on}")
         order = {where: self.ranking(where) for where in ("model", "simulator")}
         for name in order["simulator" if known else "model"]:
             i = self.policies.index(name)
@@ -200,7 +194,7 @@ class Comparison:
                     f"{found.mean:.3f} ± {spread}" if shown else "-",
                     str(order[where].index(name) + 1) if shown else "-",
                 ]
-            table.add_row(name, *cells)
+            table.add(name, *cells)
         lines = [Text(self.verdict())]
         for of in ("pearson", "spearman"):
             each, means = (self.correlation(of, m) for m in (False, True))

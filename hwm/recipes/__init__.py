@@ -25,7 +25,8 @@ class Recipe:
         model: config of a registered model or tokenizer.
         data: training and held-out stores, and windows.
         train: optimizer, schedule, precision, checkpoints.
-        tokenizer: whose latents the model reads, for showing pictures; a shipped name or a folder.
+        tokenizer: whose latents the model reads, for showing pictures; a shipped name or a folder. Stores name their
+            own, which is taken unless the command line names one; another than theirs is refused.
     """
 
     model: Config

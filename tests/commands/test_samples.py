@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from hwm import cli
 from hwm.commands import samples
 from hwm.commands.training import train_recipe
 from hwm.loading import load_tokenizer
 from hwm.recipes import find_recipe
 from hwm.tokenizers.tiny import TinyTokenizer
 from hwm.train.loggers import Logger
+from hwm.types import Tokenizer
 from tests.conftest import make_store
 
 
@@ -72,6 +75,61 @@ def test_pictures_that_cannot_be_made_do_not_end_a_training(
     assert len(asked) == 2, "tried at each validation"
     assert [said.count(f"no pictures at update {n}: RuntimeError: out of order") for n in (1, 2)] == [1, 1]
     assert [line[0] for line in samples.curve(tmp_path / "run")] == [2]
+
+
+def test_the_tokenizer_that_is_named_shows_the_rollouts_or_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny, seen = load_tokenizer("tiny"), list[str]()
+    store = make_store(tmp_path / "store", [14, 14], latent=tiny.latent, tokenizer=tiny.id)
+    nameless = make_store(tmp_path / "nameless", [14, 14], latent=tiny.latent, tokenizer="")
+
+    def show(rollouts: tuple[object, Tokenizer] | None, dtype: str) -> Callable[..., None]:
+        seen.append(rollouts[1].id if rollouts else "")
+        return lambda step, model, run: None
+
+    monkeypatch.setattr(samples, "show_progress", show)
+    small = "--model.dim 16 --model.depth 1 --model.heads 2 --model.past 3 --data.steps 4 --train.threads 1"
+    small += " --train.steps 1 --train.batch-size 2 --train.val-every 1 --train.val-batches 1"
+
+    def train(recipe: str, place: Path, *words: str) -> int:
+        data = [
+            "--data.stores",
+            str(place),
+            "--data.val-stores",
+            str(place),
+            "--out",
+            str(tmp_path / f"run{len(seen)}"),
+        ]
+        return cli.main(["train", recipe, *data, *words])
+
+    for place in (store.path, nameless.path):
+        for words in ([], ["--tokenizer", "tiny"], ["--tokenizer=tiny"]):
+            assert train("masked_hwm_toy", place, *small.split(), *words) == 0
+    assert seen == [tiny.id] * 6
+    capsys.readouterr()
+    assert train("masked_hwm_toy", store.path, *small.split(), "--tokenizer", "pixels-64x64") == 2
+    said = capsys.readouterr().err
+    assert "--tokenizer pixels-64x64 is pixels-64x64, to which the data mean nothing" in said
+    assert f"they are latents of {tiny.id}. Leave the option out" in said
+    assert train("tiny_tokenizer", store.path, "--tokenizer", "tiny") == 2
+    assert "is no world model" in capsys.readouterr().err
+    assert not (tmp_path / "run6").exists(), "nothing was begun"
+
+
+def test_held_out_stores_that_do_not_go_with_the_data_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the recipe, which nobody asked for, too; without any a run does without."""
+    tiny = load_tokenizer("tiny")
+    mine = make_store(tmp_path / "mine", [14, 14], latent=tiny.latent, tokenizer=tiny.id)
+    words = ["train", "masked_hwm_toy", "--data.stores", str(mine.path), "--out", str(tmp_path / "run")]
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert "held-out data has actions of 'sim_g1' that the training data does not have" in said
+    assert "Held out are mini_heldout: name stores that go with yours by --data.val-stores" in said
+    small = "--model.dim 16 --model.depth 1 --model.heads 2 --model.past 3 --data.steps 4 --train.steps 1"
+    assert cli.main([*words, *small.split(), "--train.threads", "1", "--data.val-stores"]) == 0
 
 
 def test_an_interruption_ends_a_training(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

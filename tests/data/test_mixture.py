@@ -202,6 +202,39 @@ def test_splits_that_are_none_are_refused(tmp_path: Path, text: str | None, mess
         split_names(str(path))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# HMA's\ndomains: >\n  one_robot, two,\n\n  droid,\n",
+        "domains: [one_robot, two, droid]\nmore: 1\n",
+        "domains:\n  - one_robot  # the first\n  - 'two'\n  - droid\n",
+        "{domains: 'one_robot,two,droid'}",
+    ],
+)
+def test_splits_in_yaml(tmp_path: Path, text: str) -> None:
+    for name in ("split.yaml", "split.yml"):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert split_names(str(tmp_path / name)) == ("one_robot", "two", "droid")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("domains: >\n  a, b, a\n", "names a twice"),
+        ("domains: []\n", "names no data set"),
+        ("a, b\n", "has no `domains`"),
+        ("names: [a]\n", "has no `domains`"),
+        ("domains: [a, 2]\n", "has no `domains`"),
+        ("domains: [a\n", "is no YAML"),
+        ("!!python/object/apply:os.getcwd []\n", "is no YAML"),
+    ],
+)
+def test_yaml_that_is_no_split(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "split.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(HwmError, match=message):
+        split_names(str(tmp_path / "split.yaml"))
+
+
 # ---------------------------------------------------------------------- few and many
 def test_one_window_is_enough(tmp_path: Path) -> None:
     m = Mixture([Clips(make_store(tmp_path / "s", [3]), 3)])

@@ -408,3 +408,11 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"holds something already"):
         make_v2(tmp_path / "a", [[3]])
     assert not OneXRaw.recognises(tmp_path / "a")
+
+
+def test_shards_that_are_not_there_are_told_of(tmp_path: Path) -> None:
+    make_v2(tmp_path / "v2", [[40], [30]])
+    meta = tmp_path / "v2/metadata.json"
+    assert open_store(tmp_path / "v2").notes[0].startswith("shards: 2, ")
+    meta.write_text(json.dumps({**json.loads(meta.read_bytes()), "num_shards": 5}), encoding="utf-8")
+    assert open_store(tmp_path / "v2").notes[0].startswith("shards: 2 of 5, ")

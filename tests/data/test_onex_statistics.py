@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from hwm.config import from_json, to_json
-from hwm.data.onex import base
-from hwm.data.onex.base import STATISTICS
+from hwm.data import in_place as base
+from hwm.data.in_place import STATISTICS
 from hwm.data.readers import open_store
 from hwm.data.store import StoreError
 from hwm.types import DataSpec

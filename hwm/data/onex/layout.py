@@ -119,6 +119,13 @@ def find_shards(path: Path, suffix: str) -> list[Shard]:
     return shards
 
 
+def in_words(path: Path, shards: int) -> str:
+    """How many shards are there, and of how many where the metadata state others."""
+    meta = path / "metadata.json"
+    stated = read_json(meta).get("num_shards", shards) if meta.is_file() else shards
+    return str(shards) if stated == shards else f"{shards} of {stated}"
+
+
 def check(file: Path, what: str, have: int, want: int) -> None:
     if have != want:
         raise StoreError(

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from hwm.data.arrays import Lazy, Shards
-from hwm.data.onex.base import OneX
-from hwm.data.onex.layout import STATES, find_shards, numbers_of, read_json, run_starts
+from hwm.data.in_place import InPlace
+from hwm.data.onex.layout import STATES, find_shards, in_words, numbers_of, read_json, run_starts
 from hwm.data.onex.specs import ACTIONS_1X, EMBODIMENT_1X
 from hwm.data.store import Episode, Header, StoreError
 from hwm.pictures.video import count_frames, read_video, write_video
 
 
-class OneXRaw(OneX):
+class OneXRaw(InPlace):
     """`train_v2.0_raw` and `val_v2.0_raw`: a recording, to be encoded by any tokenizer.
 
     A step is a frame, at 30 a second. Episodes are the runs of one segment id within a shard; one that goes on in the
@@ -52,7 +52,7 @@ class OneXRaw(OneX):
             return f"shard_{shard.number:03d}_frame_{frame:06d}", info
 
         self._set_episodes(starts, len(states), describe)
-        self.notes = (f"shards: {len(self.shards)}",)
+        self.notes = (f"shards: {in_words(self.path, len(self.shards))}",)
 
     @property
     def has_video(self) -> bool:

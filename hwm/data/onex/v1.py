@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hwm.data.arrays import Lazy
-from hwm.data.onex.base import OneX
+from hwm.data.in_place import InPlace
 from hwm.data.onex.layout import read_json, run_starts
 from hwm.data.onex.specs import EMBODIMENT_1X, onex_v1
 from hwm.data.store import Header, StoreError
@@ -28,7 +28,7 @@ LAYOUT = ("joint_pos", "l_hand_closure", "r_hand_closure", "driving_command")
 NECK_PITCH is."""
 
 
-class OneXV1(OneX):
+class OneXV1(InPlace):
     """`train_v1.1` and `val_v1.1`. A step is a frame; episodes are runs of one segment id.
 
     Attributes:

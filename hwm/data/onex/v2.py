@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from hwm.data.arrays import Lazy, Shards
-from hwm.data.onex.base import OneX
+from hwm.data.in_place import InPlace
 from hwm.data.onex.layout import (
     CLIP_BYTES,
     CLIP_FRAMES,
@@ -25,6 +25,7 @@ from hwm.data.onex.layout import (
     STATES,
     STEP_FRAMES_JK,
     find_shards,
+    in_words,
     numbers_of,
     place_of,
     read_json,
@@ -55,7 +56,7 @@ def header_v2(what: str, hz: float = 30.0) -> Header:
     )
 
 
-class OneXV2(OneX):
+class OneXV2(InPlace):
     """`train_v2.0` (a tree of folders) and `val_v2.0` (all files side by side); each clip is an episode.
 
     A clip begins with a step of one frame that was encoded from nothing. So a window may begin there and nowhere else
@@ -101,7 +102,7 @@ class OneXV2(OneX):
             there = shard.frames - np.arange(0, shard.frames, CLIP_FRAMES)  # from the clip's first frame on
             spanning += int((frames < np.minimum(there, CLIP_FRAMES)).sum())
         self.notes = (
-            f"shards: {len(self.shards)}, frames: {sum(s.frames for s in self.shards):,}, clips: "
+            f"shards: {in_words(self.path, len(self.shards))}, frames: {sum(s.frames for s in self.shards):,}, clips: "
             f"{len(self._clip_starts):,}",
             f"clips cut short: {spanning:,} where a recording ends, {padded} where a shard ends",
         )
@@ -156,7 +157,7 @@ class OneXV2Joined(OneXV2):
         return np.flatnonzero(np.concatenate(first))
 
 
-class OneXTest(OneX):
+class OneXTest(InPlace):
     """`test_v2.0`: independent samples, each one clip and more states than the clip has frames.
 
     How the states lie against the frames is not documented. They are taken to begin with the clip's first frame, as in
@@ -193,7 +194,9 @@ class OneXTest(OneX):
             (count * per_sample, 1, STATES),
             lambda n: states.take(n // per_sample)[np.arange(len(n)), n % per_sample][:, None],
         )
-        self.notes = (f"samples: {count:,}, each of one clip and {per_sample} states",)
+        self.notes = (
+            f"shards: {in_words(self.path, len(files))}, samples: {count:,}, each of one clip and {per_sample} states",
+        )
 
         def describe(number: int) -> tuple[str, dict[str, Any]]:
             return f"sample_{number:05d}", {"sample": number, "frames_per_step": 8}

@@ -1,4 +1,4 @@
-"""What the readers of 1X's data have in common: lazy episodes, and action statistics that are computed once."""
+"""What readers of data in other layouts have in common: lazy episodes, and action statistics that are computed once."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Episodes(Sequence[Episode]):
         return Episode(name, int(self.starts[i]), int(self.stops[i]), info)
 
 
-class OneX(Store):
-    """A folder of 1X's, read in place.
+class InPlace(Store):
+    """A folder of another layout, read where it lies.
 
     Attributes:
         once: (frames, 1, A) the action of every frame, once: what statistics are computed of.
