@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from hwm.errors import HwmError
-from hwm.sim.worlds import World
+from hwm.sim.worlds import HEAD, Camera, World
 
 #: seeds of rooms and takes from here on are held out: `record` never mixes the two ranges in one store
 HELD_OUT_FROM = 1_000_000
@@ -24,7 +24,8 @@ class SimRecording:
         seconds: of an episode.
         first_seed: the episodes are those of seeds first_seed, first_seed + 1, ...
         held_out: take the seeds from the range kept for evaluation.
-        size: side of the picture in pixels; edges are smooth where a tokenizer's pictures are half as large.
+        cameras: head: the robot's own; chest, and wrist: above the right hand. Of several each step shows them all.
+        size: side of a camera's picture in pixels; edges are smooth where a tokenizer's pictures are half as large.
         every: keep every n-th frame of the 30 a second, with the actions of all of them.
         crf, preset: quality and effort of the video encoder (x264).
         processes: episodes rendered at once; 0 is one a core.
@@ -35,6 +36,7 @@ class SimRecording:
     seconds: float = 30.0
     first_seed: int = 0
     held_out: bool = False
+    cameras: tuple[Camera, ...] = HEAD
     size: int = 256
     every: int = 1
     crf: int = 20
@@ -47,6 +49,8 @@ class SimRecording:
                 f"minutes {self.minutes}, seconds {self.seconds}, size {self.size} and every {self.every} "
                 "must be positive"
             )
+        if not self.cameras or len(set(self.cameras)) < len(self.cameras):
+            raise HwmError(f"cameras {' '.join(self.cameras)}: name each that is wanted once")
         if self.size % 2:
             raise HwmError(f"size {self.size} must be even, as video is")
         if self.first_seed < 0 or self.processes < 0:

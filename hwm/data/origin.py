@@ -6,6 +6,7 @@ import numpy as np
 
 from hwm.data.store import Episode, Store
 from hwm.sim.twin import Origin
+from hwm.sim.worlds import HEAD
 
 
 def origin_of(store: Store, episode: Episode, steps: int) -> Origin | None:
@@ -17,4 +18,5 @@ def origin_of(store: Store, episode: Episode, steps: int) -> Origin | None:
     if episode.first_frame or store.header.embodiment != "sim_g1" or not isinstance(seed, int):
         return None
     actions = np.asarray(store.actions[episode.start : episode.start + steps], np.float32)
-    return Origin(seed, actions, episode.info.get("world", "rooms"))
+    cameras = tuple(episode.info.get("cameras", HEAD))
+    return Origin(seed, actions, episode.info.get("world", "rooms"), cameras)

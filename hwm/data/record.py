@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from hwm.data.writer import Writer
 from hwm.errors import HwmError
 from hwm.pictures.video import write_video
 from hwm.progress import track
-from hwm.sim.worlds import World
+from hwm.sim.worlds import HEAD, World
 
 FPS = 30
 _WORLDS: dict[World, str] = {"rooms": "random rooms", "home": "takes in one home of three rooms"}
@@ -43,8 +43,9 @@ def record_sim(out: str | Path, config: SimRecording) -> Store:
         actions_per_step=config.every,
         fps=FPS / config.every,
         source=f"MuJoCo, Unitree G1 upper body on a wheeled base, {_WORLDS[config.world]}",
+        views=config.cameras if len(config.cameras) > 1 else (),
     )
-    repeated = ("world", "seconds", "size", "every", "held_out", "crf", "preset")
+    repeated = ("world", "seconds", "size", "every", "held_out", "crf", "preset", "cameras")
     writer = Writer(out, header, {name: getattr(config, name) for name in repeated})
     done = writer.done()
     jobs = [(str(out), seed, config) for seed in config.seeds() if episode_name(config.world, seed) not in done]
@@ -89,7 +90,7 @@ def _record_episode(job: Job) -> int:
     name = episode_name(config.world, seed)
     try:
         frames, actions, _ = simulate_episode(
-            seed, config.seconds, size=config.size, every=config.every, world=config.world
+            seed, config.seconds, size=config.size, every=config.every, world=config.world, cameras=config.cameras
         )
     except (ImportError, RuntimeError, ValueError) as error:
         raise HwmError(f"{name}: {error}") from error
@@ -99,9 +100,12 @@ def _record_episode(job: Job) -> int:
     steps = len(frames)
     body = actions[1 : 1 + (steps - 1) * header_k].reshape(steps - 1, header_k, -1)
     writer = Writer(out, _header_of(out))
-    video = writer.partial / f".{name}.{os.getpid()}.mp4"
-    write_video(video, frames, FPS / config.every, config.crf, config.preset)
-    info = {"seed": seed, "world": config.world, "frames_per_step": 1}
+    video = {view: writer.partial / f".{name}.{view}.{os.getpid()}.mp4" for view in writer.header.views or ("",)}
+    for file, film in zip(video.values(), np.split(frames, len(video), 1), strict=True):
+        write_video(file, film, FPS / config.every, config.crf, config.preset)
+    info: dict[str, Any] = {"seed": seed, "world": config.world, "frames_per_step": 1}
+    if config.cameras != HEAD:
+        info["cameras"] = list(config.cameras)
     writer.add(name, np.concatenate([head, body]), video=video, info=info)
     return seed
 

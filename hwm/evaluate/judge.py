@@ -167,6 +167,8 @@ def _bytes(pictures: Tensor) -> Tensor:
 
 def side_of(tokenizer: Tokenizer) -> int:
     """Pixels a side of a tokenizer's pictures; raises `HwmError` where the simulator does not draw such."""
+    if tokenizer.latent.views:
+        raise HwmError("beside the simulator models of one camera are judged: this one's pictures are of several")
     height, width = tokenizer.size
     if height != width or height % 16:
         raise HwmError(

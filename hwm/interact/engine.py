@@ -23,6 +23,7 @@ from hwm.errors import HwmError
 from hwm.interact.limits import Action
 from hwm.interact.session import Session, World, advance
 from hwm.pictures.files import jpeg
+from hwm.pictures.stack import side_by_side
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Shown:
     """What came of a job.
 
     Attributes:
-        pictures: JPEG files of the frames, in order.
-        last: the last frame, (H, W, 3) uint8.
+        pictures: JPEG files of the frames, in order; of several cameras side by side.
+        last: the last frame, (H, W, 3) uint8, of several cameras one below the other.
         n: steps since the start.
         applied: (A,) the command in force.
         actions: (G, K, A) of the step, none at a reset.
@@ -181,7 +182,7 @@ class Engine:
         begun = time.perf_counter()
         try:
             frames = self.world.show(latents)
-            pictures = [jpeg(frame, job.quality) for frame in frames]
+            pictures = [jpeg(frame, job.quality) for frame in side_by_side(frames, self.world.views)]
         except Exception as error:
             self._fail(job, error)
             return

@@ -22,6 +22,7 @@ from hwm.errors import HwmError
 from hwm.interact.session import Session, World
 from hwm.interact.starts import Start
 from hwm.interact.tasks import distance
+from hwm.pictures.stack import side_by_side
 
 try:
     import gymnasium
@@ -36,7 +37,8 @@ _open = lru_cache(maxsize=4)(World.open)  # environments of one process share th
 
 
 class WorldModelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
-    """Observations are frames (H, W, 3) uint8, actions commands (A,) in the units of the robot, within its limits.
+    """Observations are frames (H, W, 3) uint8, several cameras one below the other; actions are commands (A,) in the
+    units of the robot, within its limits.
 
     `info` holds `step`, `hash` (checksum of the step's latents), `applied` (A,) the command in force, `start`, and with
     a goal `distance`. The model's randomness follows from the seed of `reset`. No episode terminates by itself.
@@ -121,8 +123,8 @@ class WorldModelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return frame, reward, False, self.session.steps >= self.max_steps, info
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
-        """The frame last seen, where `render_mode` is rgb_array."""
-        return self._frame.copy() if self.render_mode else None
+        """The frame last seen, several cameras side by side, where `render_mode` is rgb_array."""
+        return side_by_side(self._frame, self.world.views).copy() if self.render_mode else None
 
     def _info(self) -> dict[str, Any]:
         session = self.session

@@ -13,6 +13,7 @@ from hwm.data.store import Header, Store, latent_dtype
 from hwm.data.writer import Writer
 from hwm.errors import HwmError
 from hwm.interact.session import Session
+from hwm.pictures.video import write_video
 
 
 def write_store(session: Session, path: str | Path, first: int = 0, last: int | None = None) -> Store:
@@ -35,10 +36,12 @@ def write_store(session: Session, path: str | Path, first: int = 0, last: int | 
         dtype=latent_dtype(spec.latent),
         tokenizer=spec.tokenizer,
         source=f"played in {world.name}",
+        views=spec.latent.views,
     )
     writer = Writer(path, header)
-    video = writer.partial / ".session.mp4"
-    session.write_video(video, first, last)
+    video = writer.waiting("session")
+    for file, film in zip(video.values(), np.split(session.video(first, last), len(video), 1), strict=True):
+        write_video(file, film, world.fps)
     writer.add(
         "session",
         np.stack(session.actions[begin:end]),

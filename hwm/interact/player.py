@@ -23,6 +23,7 @@ from hwm.interact.replay import Replay
 from hwm.interact.session import Session
 from hwm.interact.shared import Server
 from hwm.interact.twin import TwinProcess
+from hwm.pictures.stack import side_by_side
 from hwm.sim.twin import available as twin_available
 
 VERSION = 1
@@ -149,7 +150,8 @@ class Player:
             ],
             "actions_per_step": spec.actions[embodiment].per_step,
             "fps": spec.fps,
-            "size": list(world.tokenizer.size),
+            "size": [world.tokenizer.size[0] // world.views, world.tokenizer.size[1] * world.views],
+            "views": list(spec.latent.views),
             "starts": [{"name": s.name, "label": s.name, "twin": twin and s.origin is not None} for s in starts],
             "presets": [p.describe() for p in server.presets.values()],
             "preset": self.preset,
@@ -240,7 +242,7 @@ class Player:
         try:
             if sum(player.twin is not None for player in self.server.players.values()) >= self.server.limits.twins:
                 raise HwmError(f"all {self.server.limits.twins} simulators are taken; try again later")
-            self.twin = await TwinProcess.start(start.origin, self.server.world.tokenizer.size[0])
+            self.twin = await TwinProcess.start(start.origin, self.server.world.tokenizer.size[1])
             for action in actions:
                 await self.twin.step(action)
         except HwmError as error:
@@ -277,7 +279,8 @@ class Player:
                     for action in shown.actions:
                         await self.twin.step(action)
                     seen = await self.twin.frame()
-                    pictures.append(("twin", await asyncio.to_thread(jpeg, seen, self.quality)))
+                    beside = side_by_side(seen, self.server.world.views)
+                    pictures.append(("twin", await asyncio.to_thread(jpeg, beside, self.quality)))
                     self.compare(shown, seen)
             except HwmError as error:
                 errors = await self.twin_failed(error)

@@ -206,7 +206,7 @@ class Reality:
     def __init__(self, world: World, trial: Trial) -> None:
         assert trial.start.origin is not None
         self.group = world.model.group
-        self.twin = Twin(trial.start.origin, world.tokenizer.size[0])
+        self.twin = Twin(trial.start.origin, world.tokenizer.size[1])
         self.first = self.twin.frame()
 
     def step(self, rows_NA: np.ndarray) -> list[np.ndarray]:
@@ -310,7 +310,7 @@ def _scores_in_model(
     """The score of each policy in the model; the goal is what the recording shows at the end."""
     goal = goal_of(world, trial, steps) if task.goal else None
     dreams = (run_episode(Dream(world, trial, sampler), policy, trial, steps, goal) for policy in policies)
-    return [task.score(frames, goal) for frames in dreams]
+    return [_score(world, task, frames, goal) for frames in dreams]
 
 
 def _scores_in_simulator(world: World, trial: Trial, policies: Sequence[Any], task: Task, steps: int) -> list[float]:
@@ -321,7 +321,13 @@ def _scores_in_simulator(world: World, trial: Trial, policies: Sequence[Any], ta
             return run_episode(place, policy, trial, steps, goal)
 
     goal = frames(SCRIPTED["recorded"])[-1] if task.goal else None
-    return [task.score(frames(policy, goal), goal) for policy in policies]
+    return [_score(world, task, frames(policy, goal), goal) for policy in policies]
+
+
+def _score(world: World, task: Task, frames: np.ndarray, goal: np.ndarray | None) -> float:
+    """What the task says of what the first camera saw."""
+    frames = np.split(frames, world.views, 1)[0]
+    return task.score(frames, None if goal is None else np.split(goal, world.views)[0])
 
 
 def simulator_note(wanted: bool, starts: Sequence[Start]) -> str | None:

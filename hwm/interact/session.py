@@ -31,6 +31,7 @@ from hwm.interact.limits import Action, Limits
 from hwm.interact.replay import Replay
 from hwm.interact.starts import Gallery, Start
 from hwm.models.base import WorldModel
+from hwm.pictures.stack import side_by_side
 from hwm.pictures.video import to_uint8, write_video
 from hwm.types import Batch, Tokenizer
 
@@ -96,10 +97,11 @@ class World:
         if store is not None:
             opened = open_store(store)
             h = opened.header
-            if h.tokenizer != spec.tokenizer or h.embodiment not in spec.actions:
+            if h.tokenizer != spec.tokenizer or h.embodiment not in spec.actions or h.views != spec.latent.views:
+                mine, its = (f" of the cameras {', '.join(v)}" if v else "" for v in (h.views, spec.latent.views))
                 raise HwmError(
-                    f"{opened.path} holds {h.embodiment!r} in latents of {h.tokenizer}; the model knows "
-                    f"{sorted(spec.actions)} in latents of {spec.tokenizer}: name a store of its kind, or none"
+                    f"{opened.path} holds {h.embodiment!r} in latents of {h.tokenizer}{mine}; the model knows "
+                    f"{sorted(spec.actions)} in latents of {spec.tokenizer}{its}: name a store of its kind, or none"
                 )
             limits[h.embodiment] = Limits.of_store(opened)
             gallery = Gallery(opened, loaded.config.past)
@@ -112,12 +114,22 @@ class World:
         return self.model.group > 1 and self.tokenizer.latent.stride > 1
 
     @property
+    def fps(self) -> float:
+        """Frames a second of what is shown."""
+        return self.model.spec.fps * self.tokenizer.latent.stride
+
+    @property
+    def views(self) -> int:
+        """How many cameras' pictures lie one below the other in what the model makes; people see them side by side."""
+        return max(1, len(self.model.spec.latent.views))
+
+    @property
     def lookback(self) -> int:
         """How many earlier latents `show` wants."""
         return 0 if self.clips else self.tokenizer.lookback
 
     def show(self, latents: Tensor) -> np.ndarray:
-        """The frames of what `Session.shown` gave, (F, H, W, 3) uint8."""
+        """The frames of what `Session.shown` gave, (F, H, W, 3) uint8; of several cameras one below the other."""
         with torch.inference_mode():
             video = self.tokenizer.decode(latents[None])
         return to_uint8(video[0, -self.model.group * self.tokenizer.latent.stride :])
@@ -291,11 +303,10 @@ class Session:
         return departed
 
     def write_video(self, path: str | Path, first: int = 0, last: int | None = None) -> int:
-        """Write the steps from `first` to `last` as mp4, the true ones before the first step included when first = 0;
-        returns how many frames."""
+        """Write the steps from `first` to `last` as mp4, the true ones before the first step included when first = 0,
+        several cameras side by side; returns how many frames."""
         self._begun()
-        tokenizer, spec = self.world.tokenizer, self.world.model.spec
-        return write_video(path, self.video(first, last), spec.fps * tokenizer.latent.stride)
+        return write_video(path, side_by_side(self.video(first, last), self.world.views), self.world.fps)
 
     def video(self, first: int = 0, last: int | None = None) -> np.ndarray:
         """The frames of those steps, decoded anew, (F, H, W, 3) uint8."""

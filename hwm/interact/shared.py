@@ -22,6 +22,7 @@ from hwm.interact.presets import Preset
 from hwm.interact.replay import Replay
 from hwm.interact.session import Session, World
 from hwm.interact.starts import Start, start_of_file
+from hwm.pictures.stack import side_by_side
 
 STATM = Path("/proc/self/statm")
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -158,7 +159,7 @@ class Server:
         """The picture of a start of the gallery."""
         if name not in self.thumbs:
             session = Session(self.world)
-            picture = jpeg(session.reset(name)[-1])
+            picture = jpeg(side_by_side(session.reset(name)[-1], self.world.views))
             if len(self.thumbs) > 256:
                 self.thumbs.clear()
             self.thumbs[name] = picture

@@ -14,6 +14,7 @@ from hwm.data.origin import origin_of
 from hwm.data.store import Episode, Store
 from hwm.devices import device_of
 from hwm.errors import HwmError
+from hwm.pictures.stack import below_one_another
 from hwm.pictures.video import frame_size, read_video, to_video
 from hwm.sim.twin import Origin
 from hwm.types import ActionSpec, Tokenizer, split_digits
@@ -176,18 +177,26 @@ class Gallery:
 def start_of_frames(
     frames: list[np.ndarray], tokenizer: Tokenizer, past: int, action: ActionSpec, embodiment: str, name: str
 ) -> Start:
-    """A start of own pictures, uint8 (H, W, 3): the last of them, the first repeated where there are too few.
+    """A start of own pictures, uint8 (H, W, 3): the last of them, the first repeated where there are too few. Each
+    shows several cameras side by side, as play does.
 
     Nobody knows what the robot was commanded meanwhile, so it is given the mean command of the data.
     """
     count = tokenizer.latent.frames(past)
     frames = frames[-count:]
     frames = [frames[0]] * (count - len(frames)) + frames
-    video = to_video(np.stack([cropped(frame, tokenizer.size) for frame in frames]), tokenizer.size)
+    views, (high, wide) = max(1, len(tokenizer.latent.views)), tokenizer.size
+    seen = [apart(cropped(frame, (high // views, wide * views)), views) for frame in frames]
+    video = to_video(np.stack(seen), tokenizer.size, views=views)
     with torch.inference_mode():
         latents = tokenizer.encode(video[None].to(device_of(tokenizer, video.device)))[0].cpu()
     mean = np.broadcast_to(np.asarray(action.mean, np.float32), (past, action.per_step, action.dim))
     return Start(name, latents, mean.copy(), embodiment)
+
+
+def apart(frame: np.ndarray, views: int) -> np.ndarray:
+    """Views that lie side by side one below the other; columns that cannot be shared out are left out."""
+    return below_one_another(frame[:, : frame.shape[1] // views * views], views)
 
 
 def cropped(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:

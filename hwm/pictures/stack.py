@@ -78,6 +78,11 @@ def _part(
         yield np.split(picture, count)[number]
 
 
+def below_one_another(picture: np.ndarray, views: int) -> np.ndarray:
+    """The inverse of `side_by_side`, (..., H, V*W, 3) to (..., V*H, W, 3)."""
+    return np.concatenate(np.split(picture, views, -2), -3) if views > 1 else picture
+
+
 def side_by_side(pictures: np.ndarray, views: int) -> np.ndarray:
     """Stacked pictures (..., V*H, W, 3) as (..., H, V*W, 3), the first view on the left; of one view as they are."""
     return np.concatenate(np.split(pictures, views, -3), -2) if views > 1 else pictures

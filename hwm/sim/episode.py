@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from hwm.sim.behaviour import FPS, Behaviour
 from hwm.sim.living import HomeBehaviour
 from hwm.sim.simulator import HumanoidSim
-from hwm.sim.worlds import World
+from hwm.sim.worlds import HEAD, Camera, World
 
 _BEHAVIOURS: dict[World, type[Behaviour]] = {"rooms": Behaviour, "home": HomeBehaviour}
 
@@ -18,9 +20,15 @@ def behaviour(sim: HumanoidSim, seed: int) -> Behaviour:
 
 
 def simulate_episode(
-    seed: int, seconds: float, size: int = 256, every: int = 1, world: World = "rooms"
+    seed: int,
+    seconds: float,
+    size: int = 256,
+    every: int = 1,
+    world: World = "rooms",
+    cameras: Sequence[Camera] = HEAD,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Frames (M, size, size, 3) uint8, actions (N, 25) float32 and states (N, 25) float32 of one episode at 30 Hz.
+    Of several cameras the pictures are one below the other, (M, cameras * size, size, 3).
 
     ``actions[t]`` is the command applied between time step t-1 and t; ``actions[0]`` is the one in force
     at the start. ``states[t]`` is measured at the moment of step t. ``frames[i]`` shows step i * every:
@@ -31,10 +39,10 @@ def simulate_episode(
     count = round(seconds * FPS)
     if count < 1:
         raise ValueError(f"{seconds} seconds hold no frame")
-    frames = np.empty(((count - 1) // every + 1, size, size, 3), np.uint8)
+    frames = np.empty(((count - 1) // every + 1, len(cameras) * size, size, 3), np.uint8)
     actions = np.empty((count, 25), np.float32)
     states = np.empty((count, 25), np.float32)
-    with HumanoidSim(seed, size, world=world) as sim:
+    with HumanoidSim(seed, size, world=world, cameras=cameras) as sim:
         commands = behaviour(sim, seed)
         actions[0], states[0], frames[0] = sim.home, sim.state(), sim.frame()
         for t in range(1, count):

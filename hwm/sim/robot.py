@@ -6,12 +6,14 @@ in 0..1, the forward speed of the base in m/s and its yaw rate in rad/s.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hwm.sim.graphics import import_mujoco
+from hwm.sim.worlds import Camera
 
 if TYPE_CHECKING:
     import mujoco
@@ -51,8 +53,10 @@ ANGULAR_LIMITS = (-1.6, 1.6)
 BASE_RADIUS = 0.2
 ANKLE_HEIGHT, SHANK, THIGH, PELVIS = 0.16, 0.32, 0.32, 0.06
 CAMERA_NAME = "ego"
+CAMERAS: dict[Camera, str] = {"head": CAMERA_NAME, "chest": "chest", "wrist": "wrist"}
+"""What the cameras of `hwm.sim.worlds.Camera` are called in MuJoCo."""
 CAMERA_FOVY = 85.0
-CAMERA_TILT = np.deg2rad(24.0)
+CAMERA_TILT, CHEST_TILT, WRIST_TILT = np.deg2rad((24.0, 50.0, 35.0))
 
 ROBOT_BIT, WORLD_BIT = 1, 2  # contact masks: the robot touches the world and objects, never itself
 HIDDEN_GROUP = 4
@@ -85,7 +89,7 @@ def add_robot(spec: mujoco.MjSpec, position: np.ndarray) -> None:
     thigh = _add_base(spec, position)
     upper = _upper_body()
     thigh.add_frame(pos=[0, 0, THIGH + PELVIS]).attach_body(upper.body("pelvis"), PREFIX, "")
-    _add_neck_and_camera(spec)
+    _add_neck_and_cameras(spec)
     geom = mujoco.mjtGeom
     for side in SIDES:
         hand = spec.body(hand_body(side))
@@ -152,18 +156,27 @@ def _upper_body() -> mujoco.MjSpec:
     return upper
 
 
-def _add_neck_and_camera(spec: mujoco.MjSpec) -> None:
+def _add_neck_and_cameras(spec: mujoco.MjSpec) -> None:
+    """The neck with the robot's camera, and cameras on its chest and above the back of its right hand."""
     mujoco = import_mujoco(rendering=False)
     neck = spec.body(f"{PREFIX}torso_link").add_body(
         name="neck", pos=[0.03, 0, 0.43], mass=0.3, inertia=[1e-3] * 3, explicitinertial=True, gravcomp=1
     )
     neck.add_joint(name="neck_pitch", type=mujoco.mjtJoint.mjJNT_HINGE, axis=[0, 1, 0], range=[-0.4, 0.9])
-    forward = np.array([np.cos(CAMERA_TILT), 0, -np.sin(CAMERA_TILT)])
+    torso, hand = spec.body(f"{PREFIX}torso_link"), spec.body(hand_body("right"))
+    _add_camera(neck, CAMERA_NAME, [0.12, 0, 0.08], CAMERA_TILT)
+    _add_camera(torso, CAMERAS["chest"], [0.14, 0, 0.22], CHEST_TILT)
+    _add_camera(hand, CAMERAS["wrist"], [0.02, 0, 0.09], WRIST_TILT)
+
+
+def _add_camera(body: mujoco.MjsBody, name: str, position: Sequence[float], tilt: float) -> None:
+    """A camera that looks along the body's x axis, tilted down."""
+    forward = np.array([np.cos(tilt), 0, -np.sin(tilt)])
     right = np.array([0.0, -1.0, 0.0])
     quaternion = np.zeros(4)
     rotation = np.stack([right, np.cross(-forward, right), -forward], 1)
-    mujoco.mju_mat2Quat(quaternion, rotation.ravel())
-    neck.add_camera(name=CAMERA_NAME, pos=[0.12, 0, 0.08], fovy=CAMERA_FOVY, quat=quaternion)
+    import_mujoco(rendering=False).mju_mat2Quat(quaternion, rotation.ravel())
+    body.add_camera(name=name, pos=position, fovy=CAMERA_FOVY, quat=quaternion)
 
 
 def _add_actuators(spec: mujoco.MjSpec) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from hwm.sim.graphics import NO_OPENGL, import_mujoco
 from hwm.sim.home import add_home
 from hwm.sim.robot import ACTION_NAMES, BASE_JOINTS, JOINT_NAMES, SIDES
 from hwm.sim.room import add_room
-from hwm.sim.worlds import World
+from hwm.sim.worlds import HEAD, Camera, World
 
 FPS = 30
 SUBSTEPS = 6  # physics at 180 Hz
@@ -36,10 +36,19 @@ class HumanoidSim:
 
     action_names = ACTION_NAMES
 
-    def __init__(self, seed: int, size: int = 256, render: bool = True, world: World = "rooms") -> None:
+    def __init__(
+        self,
+        seed: int,
+        size: int = 256,
+        render: bool = True,
+        world: World = "rooms",
+        cameras: Sequence[Camera] = HEAD,
+    ) -> None:
         if world not in _WORLDS:
             raise ValueError(f"there is no world {world!r}; there are {', '.join(_WORLDS)}")
-        self.seed, self.size, self.world = seed, size, world
+        if wrong := [camera for camera in cameras if camera not in robot.CAMERAS]:
+            raise ValueError(f"there is no camera {wrong[0]!r}; there are {', '.join(robot.CAMERAS)}")
+        self.seed, self.size, self.world, self.cameras = seed, size, world, tuple(cameras)
         self._mujoco: Any = import_mujoco(rendering=render)
         rng = np.random.default_rng([seed, 1])
         spec = self._empty_world(size)
@@ -243,14 +252,21 @@ class HumanoidSim:
         self.model.geom_conaffinity[geom] = robot.WORLD_BIT | (robot.ROBOT_BIT if touches else 0)
 
     # ------------------------------------------------------------------ drawing
-    def frame(self) -> np.ndarray:
-        """What the robot sees now: uint8, (size, size, 3)."""
+    def frame(self, cameras: Sequence[Camera] = ()) -> np.ndarray:
+        """What the robot sees now: uint8, (size, size, 3); of several cameras one below the other.
+
+        Args:
+            cameras: by default those that the simulator was made with.
+        """
         if self.renderer is None:
             raise RuntimeError("this simulator is closed, or was made with render=False")
-        self.renderer.update_scene(self.data, robot.CAMERA_NAME, self._view)
-        if self.room.shadow:
-            self._add_shadows(self.renderer.scene)
-        return np.array(self.renderer.render())
+        pictures = []
+        for camera in cameras or self.cameras:
+            self.renderer.update_scene(self.data, robot.CAMERAS[camera], self._view)
+            if self.room.shadow:
+                self._add_shadows(self.renderer.scene)
+            pictures.append(np.array(self.renderer.render()))
+        return np.concatenate(pictures)
 
     def _add_shadows(self, scene: Any) -> None:
         """A soft dark spot below the base and each loose object, fainter the higher this is lifted."""

@@ -21,7 +21,7 @@ import numpy as np
 from hwm.errors import HwmError
 from hwm.sim.graphics import choose_backend
 from hwm.sim.simulator import HumanoidSim
-from hwm.sim.worlds import World
+from hwm.sim.worlds import HEAD, Camera, World
 
 FINER = 2
 """Drawn so many times finer and averaged, as tokenizers see recordings: edges are smooth in both."""
@@ -29,11 +29,13 @@ FINER = 2
 
 @dataclass(frozen=True)
 class Origin:
-    """How the simulator gets to a start: its seed and world, and all actions since its beginning, (N, K, A)."""
+    """How the simulator gets to a start: its seed and world, and all actions since its beginning, (N, K, A); and the
+    cameras that were recorded."""
 
     seed: int
     actions: np.ndarray
     world: World = "rooms"
+    cameras: tuple[Camera, ...] = HEAD
 
 
 @cache
@@ -53,7 +55,7 @@ class Twin:
 
     Args:
         origin: seed, world and actions so far.
-        size: side of its frames in pixels.
+        size: side of a camera's frames in pixels.
 
     Attributes:
         sim: the simulator itself, whose frames are `FINER` times as fine.
@@ -66,7 +68,7 @@ class Twin:
     def __init__(self, origin: Origin, size: int) -> None:
         self.size = size
         try:
-            self.sim = HumanoidSim(origin.seed, size * FINER, world=origin.world)
+            self.sim = HumanoidSim(origin.seed, size * FINER, world=origin.world, cameras=origin.cameras)
         except (ImportError, RuntimeError, ValueError) as error:
             raise HwmError(str(error)) from error
         try:
@@ -89,7 +91,7 @@ class Twin:
             raise HwmError(f"true simulator: {error}") from error
 
     def frame(self) -> np.ndarray:
-        """What the robot sees now, (size, size, 3) uint8."""
+        """What the robot sees now, (size, size, 3) uint8; of several cameras one below the other."""
         return shrink(self.sim.frame(), FINER)
 
     def pose(self) -> np.ndarray:
@@ -109,7 +111,7 @@ class Twin:
 
 
 def shrink(picture: np.ndarray, times: int) -> np.ndarray:
-    """A picture (S, S, 3) uint8 as many times smaller on each side, averaged over areas."""
+    """A picture (H, W, 3) uint8 as many times smaller on each side, averaged over areas."""
     total = np.zeros((len(picture) // times, picture.shape[1] // times, 3), np.uint16)
     for row in range(times):
         for column in range(times):

@@ -13,6 +13,7 @@ import numpy as np
 
 from hwm.sim import robot
 from hwm.sim.twin import FINER, Twin, shrink
+from hwm.sim.worlds import HEAD
 
 FACES = ((0.0, 0.0), (90.0, 0.0), (180.0, 0.0), (270.0, 0.0), (0.0, -90.0))
 """Azimuth and elevation in degrees of the sides of `surroundings`: all around, and the floor."""
@@ -39,7 +40,7 @@ class Views:
 
     def _seen(self, pose: np.ndarray) -> np.ndarray:
         self.sim.place(pose[:2], float(pose[2]))
-        return shrink(self.sim.frame(), FINER)
+        return shrink(self.sim.frame(HEAD), FINER)
 
     def camera(self) -> tuple[np.ndarray, np.ndarray]:
         """Where the camera is, (3,), and its axes to the right, up and backwards as columns, (3, 3), for a base at the

@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 from hwm.data import record
 from hwm.data.origin import origin_of
 from hwm.data.record import HELD_OUT_FROM, SimRecording, episode_name, record_sim
+from hwm.data.sources import SourceOptions, open_source
 from hwm.data.store import Store, StoreError
+from hwm.encode.episodes import encode
 from hwm.errors import HwmError
 from hwm.pictures.video import read_video
+from hwm.tokenizers.pixels import Pixels
 
 
 @given(
@@ -56,11 +59,17 @@ def test_settings_without_sense_are_refused(change: dict, message: str) -> None:
 
 
 def pretend(
-    seed: int, seconds: float, size: int, every: int, world: str = "rooms"
+    seed: int,
+    seconds: float,
+    size: int,
+    every: int,
+    world: str = "rooms",
+    cameras: tuple[str, ...] = ("head",),
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """An episode without a simulator: actions[t] = t."""
     count = round(seconds * 30)
-    frames = np.zeros(((count - 1) // every + 1, size, size, 3), np.uint8)
+    frames = np.zeros(((count - 1) // every + 1, len(cameras) * size, size, 3), np.uint8)
+    frames[:, size:] = 100  # the second camera sees something brighter
     actions = np.broadcast_to(np.arange(count, dtype=np.float32)[:, None], (count, 25)).copy()
     return frames, actions, actions
 
@@ -104,6 +113,30 @@ def test_a_failed_room_is_named_and_the_rest_is_kept(tmp_path: Path, in_this_pro
     capsys.readouterr()
     assert record_sim(tmp_path / "r", config).steps == 90
     assert "2/2" in capsys.readouterr().out  # the first room was not recorded again
+
+
+def test_each_camera_has_its_film(tmp_path: Path, in_this_process) -> None:
+    config = SimRecording(minutes=1 / 60, seconds=1, size=16, cameras=("head", "wrist"))
+    store = record_sim(tmp_path / "r", config)
+    (episode,) = store.episodes
+    assert (store.header.views, episode.info["cameras"]) == (("head", "wrist"), ["head", "wrist"])
+    head, wrist = (np.stack(list(read_video(store.video(episode, view)))) for view in store.header.views)
+    assert head.shape == wrist.shape == (30, 16, 16, 3)
+    assert head.max() < 20 < 80 < wrist.min()
+    origin = origin_of(store, episode, 3)
+    assert origin is not None
+    assert origin.cameras == ("head", "wrist")
+    alone = encode(open_source(store.path, SourceOptions(camera=("wrist",))), Pixels((16, 16)), tmp_path / "alone")
+    origin = origin_of(alone, alone.episodes[0], 3)
+    assert origin is not None
+    assert origin.cameras == ("wrist",), "the twin of what was encoded"
+    one = record_sim(tmp_path / "chest", SimRecording(minutes=1 / 60, seconds=1, size=16, cameras=("chest",)))
+    assert one.header.views == ()
+    assert one.episodes[0].info["cameras"] == ["chest"]
+    plain = record_sim(tmp_path / "plain", SimRecording(minutes=1 / 60, seconds=1, size=16))
+    assert "cameras" not in plain.episodes[0].info
+    with pytest.raises(HwmError, match="name each that is wanted once"):
+        SimRecording(cameras=("head", "head"))
 
 
 def test_takes_in_the_home_say_their_world(tmp_path: Path, in_this_process) -> None:

@@ -50,6 +50,15 @@ def test_with_all_digits_of_the_actions_it_is_the_recording(world: World) -> Non
 
 
 @simulated
+def test_it_shows_the_cameras_that_were_recorded() -> None:
+    origin, last = episode()
+    with Twin(replace(origin, cameras=("head", "wrist")), SIZE) as twin:
+        head, wrist = np.split(twin.frame(), 2)
+    assert np.array_equal(head, last)
+    assert np.abs(wrist.astype(int) - head).mean() > 10
+
+
+@simulated
 @pytest.mark.skipif(not STORES["mini_heldout"].exists(), reason="the shipped held-out store is absent")
 def test_it_shows_what_the_camera_showed() -> None:
     """With actions of half precision, against video that went through a codec: the figures of `twin`'s docstring."""

@@ -164,3 +164,25 @@ def test_scripts_lift_objects() -> None:
 
 def test_wrap() -> None:
     assert wrap(3 * np.pi / 2) == pytest.approx(-np.pi / 2)
+
+
+def test_cameras_see_the_same_moment_from_elsewhere() -> None:
+    """One simulator with several cameras draws what simulators with one each draw, and the head's is the usual."""
+    try:
+        with HumanoidSim(3, 64, cameras=("head", "wrist", "chest")) as sim:
+            together = np.split(sim.frame(), 3)
+            assert np.array_equal(sim.frame(("wrist",)), together[1])
+            action = sim.home.copy()
+            action[index_of("RIGHT_ELBOW_PITCH")] += 0.5
+            for _ in range(20):
+                sim.step(action)
+            later = np.split(sim.frame(), 3)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    with HumanoidSim(3, 64) as sim:
+        assert np.array_equal(sim.frame(), together[0])
+    assert all(picture.std() > 5 for picture in together)
+    change = [np.abs(a.astype(int) - b).mean() for a, b in zip(together, later, strict=True)]
+    assert change[1] > 2 * change[0], "the wrist moves with the arm"
+    with pytest.raises(ValueError, match="no camera 'foot'; there are head, chest, wrist"):
+        HumanoidSim(3, 64, render=False, cameras=("foot",))  # type: ignore[arg-type]

@@ -62,7 +62,7 @@ class Stored(Source):
             embodiment=self.header.embodiment,
             fps=self.header.fps,
             text=str(e.info.get("text", "")),
-            info=e.info,
+            info=e.info | ({"cameras": list(self.chosen)} if "cameras" in e.info and self.chosen[0] else {}),
             save_video=partial(self._save_video, e),
         )
 

@@ -55,6 +55,7 @@ async function greeted(message) {
   showPreset(message.preset, message.sampler);
   const [height, width] = message.size;
   document.documentElement.style.setProperty("--ratio", String(width / height));
+  nameViews(message.views ?? []);
   $("about").textContent = `${message.model} · ${plain(message.embodiment)}`;
   $("pace-real").textContent = `Real time, ${Number(message.fps.toFixed(1))} steps/s`;
   $("twin-button").hidden = !message.twin;
@@ -64,6 +65,14 @@ async function greeted(message) {
   await settle();
   if (gallery.current === null) say("There is no gallery here: begin from a picture or a short video of your own.");
   else await begin(gallery.current);
+}
+
+/** Say over each of several cameras' pictures which camera it is. */
+function nameViews(views) {
+  for (const row of document.querySelectorAll(".names")) {
+    row.hidden = views.length === 0;
+    row.replaceChildren(...views.map((view) => Object.assign(document.createElement("span"), { textContent: plain(view) })));
+  }
 }
 
 /** Tell a new connection what was chosen before. */
