@@ -144,14 +144,21 @@ def decode(args: list[str]) -> None:
     o = tyro.cli(DecodeOptions, args=todays_options(args), prog="hwm decode")
     if o.steps < 0:
         raise HwmError(f"--steps {o.steps}: a number of latent steps, or 0 for all")
-    from hwm.encode.files import decode_file, load_latents
+    from hwm.encode.files import about_of, check_decoded, decode_file
     from hwm.loading import open_tokenizer
 
     runtime = o.start()
     opened: dict[str, Tokenizer] = {}
-    for source, out in _pairs(o.source, o.out, _latents_in, ".mp4")[0]:
-        name = o.tokenizer or load_latents(source)[1].tokenizer
-        tokenizer = opened[name] if name in opened else opened.setdefault(name, open_tokenizer(name, runtime))
+
+    def tokenizer_of(source: Path) -> Tokenizer:
+        name = o.tokenizer or about_of(source).tokenizer
+        return opened[name] if name in opened else opened.setdefault(name, open_tokenizer(name, runtime))
+
+    todo, done = _pairs(o.source, o.out, _latents_in, ".mp4")
+    for source, out in done:
+        check_decoded(source, tokenizer_of(source), out, o.steps)
+    for source, out in todo:
+        tokenizer = tokenizer_of(source)
         print(f"{out}: {decode_file(source, tokenizer, out, o.steps)} frames")
 
 

@@ -210,14 +210,30 @@ def decode_file(source: Path, tokenizer: Tokenizer, out: Path, steps: int = 0) -
     if about.clip:
         parts = latents.split(spec.steps(about.clip), 1)
         video: Iterator[Tensor] = map(tokenizer.decode, parts)
-        whole = sum(spec.frames(part.shape[1]) for part in parts)
     else:
         parts = latents.split(max(1, FRAMES_AT_ONCE // spec.stride), 1)
-        video, whole = tokenizer.decode_pieces(parts), spec.frames(latents.shape[1])
-    shown = track(video, len(parts), f"decoding {source.name}", whole / len(parts), "frames")
+        video = tokenizer.decode_pieces(parts)
+    count = _frames_of(about, spec, latents.shape[1])
+    shown = track(video, len(parts), f"decoding {source.name}", count / len(parts), "frames")
     frames = (frame for part in shown for frame in to_uint8(part[0]))
     out.parent.mkdir(parents=True, exist_ok=True)
-    return write_video(out, islice(frames, min(about.frames, whole)), about.fps)
+    return write_video(out, islice(frames, count), about.fps)
+
+
+def check_decoded(source: Path, tokenizer: Tokenizer, out: Path, steps: int = 0) -> None:
+    """Raise `HwmError` unless a video that is there has as many frames as `decode_file` would write."""
+    latents, about = load_latents(source)
+    want = _frames_of(about, for_size(tokenizer, about.size).latent, len(latents[: steps or None]))
+    if (have := count_frames(out)) != want:
+        raise HwmError(
+            f"{out} is there with {have} frames, and {want} are asked for: choose another folder, or remove it"
+        )
+
+
+def _frames_of(about: About, spec: LatentSpec, steps: int) -> int:
+    """The frames that so many steps decode to, without those that were repeated to fill the last."""
+    clip = spec.steps(about.clip) if about.clip else steps
+    return min(about.frames, sum(spec.frames(min(clip, steps - i)) for i in range(0, steps, clip)))
 
 
 def stored(latents: Tensor) -> Tensor:

@@ -194,6 +194,10 @@ def test_a_folder_is_gone_through_and_gone_on_with(
     assert run("tokenizer", "encode", films, "--tokenizer", folder, "--out", tmp_path / "tokens") == 0
     assert run("decode", tmp_path / "tokens", "--out", tmp_path / "shown") == 0
     assert sorted(p.name for p in (tmp_path / "shown").iterdir()) == [f"{i}.mp4" for i in range(3)]
+    assert run("decode", tmp_path / "tokens", "--out", tmp_path / "shown") == 0
+    capsys.readouterr()
+    assert run("decode", tmp_path / "tokens", "--out", tmp_path / "shown", "--steps", 1) == 2
+    assert "0.mp4 is there with 9 frames, and 1 are asked for" in capsys.readouterr().err
     film(films / "1.mkv", 9)
     assert run("tokenizer", "encode", films, "--tokenizer", folder, "--out", tmp_path / "other") == 2
     assert "several files" in capsys.readouterr().err
@@ -208,8 +212,10 @@ def test_videos_by_themselves_are_no_data_set(tmp_path: Path, capsys: pytest.Cap
         assert run("encode", *words, "--out", tmp_path / "out") == 2
         assert message in capsys.readouterr().err
 
+    (tmp_path / "films/a.json").write_text("{}", encoding="utf-8")
+    fails("a.json is of a kind that is not read. Is that meant?", source.parent)
     for path in (source, tmp_path / "films"):
-        fails(f"{path} is video without actions", path)
+        fails("Videos without actions are read with --kind videos", path)
         for old in (["--store"], ["--resize"], ["--strict"], ["--size", "8", "8"], ["--size=8"]):
             fails("files of latents of videos by themselves are made by hwm tokenizer encode", path, *old)
     (tmp_path / "films/a.csv").write_text("x\n1\n2\n", encoding="utf-8")  # and nobody is told that there are no actions

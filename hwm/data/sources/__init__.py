@@ -15,7 +15,7 @@ from hwm.data.sources.base import AS_IT_IS, reading
 from hwm.data.sources.base import Episode as Episode
 from hwm.data.sources.base import Source as Source
 from hwm.data.sources.base import SourceOptions as SourceOptions
-from hwm.data.sources.folder import ACTIONS, Folder
+from hwm.data.sources.folder import Folder, none_beside
 from hwm.data.sources.lerobot import LeRobot, find_dataset
 from hwm.data.sources.rlds import RLDS
 from hwm.data.sources.robomimic import Robomimic
@@ -71,9 +71,10 @@ def open_plain(name: str | Path, options: SourceOptions = AS_IT_IS) -> Source:
 
 def _of_no_kind(path: Path) -> HwmError:
     if is_video(path) or (path.is_dir() and videos_in(path)):
+        found = none_beside(path) if path.is_dir() else f"{path} is one video, and no folder with actions beside it"
         return HwmError(
-            f"{path} is video without actions ({', '.join(ACTIONS)} of the same name beside it): for a store to "
-            "train on say so with --kind videos; hwm tokenizer encode makes files of latents of videos"
+            f"{found}. Is that meant? Videos without actions are read with --kind videos, and hwm tokenizer encode "
+            "makes files of latents of videos by themselves"
         )
     return HwmError(
         f"{path} is none of the known kinds of data ({', '.join(SOURCES.names())}); see docs/data.md{ELSEWHERE}"

@@ -79,7 +79,7 @@ class Folder(Source):
         self.chosen = choose_cameras(options.camera, named, path) if named else ("",)
         self.takes, self.ids = takes, [take.name for take in takes]
         if not self.ids:
-            raise HwmError(_none_beside(path))
+            raise HwmError(none_beside(path))
         if options.camera and not named:
             raise HwmError(f"{path} is a folder of videos of one camera: leave out --camera")
         _one_file_each(path, takes)
@@ -207,7 +207,7 @@ def _takes(path: Path) -> list[Take]:
     return list(found.values())
 
 
-def _none_beside(path: Path) -> str:
+def none_beside(path: Path) -> str:
     """That there are no pairs in a folder, and what lies beside a video instead."""
     names = [p.name for p in listed(path)]
     videos = {Path(name).stem for name in names if is_video(Path(name))}
