@@ -124,16 +124,18 @@ class HMA(InPlace):
     def has_video(self) -> bool:
         return self.pictures is not None
 
-    def video(self, episode: Episode) -> Path:
+    def video(self, episode: Episode, view: str = "") -> Path:
         raise StoreError(f"{self.path} has no video files: frames and copy_video read its pictures")
 
-    def frames(self, episode: Episode, every: int = 1, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+    def frames(
+        self, episode: Episode, every: int = 1, start: int = 0, stop: int | None = None, view: str = ""
+    ) -> Iterator[np.ndarray]:
         if self.pictures is None:
             raise StoreError(f"{self.path} has no pictures: they are encoded")
         end = episode.stop if stop is None else min(episode.start + stop, episode.stop)
         return (np.array(self.pictures[i]) for i in range(episode.start + start, end, every))
 
-    def copy_video(self, episode: Episode, to: Path) -> None:
+    def copy_video(self, episode: Episode, to: Path, view: str = "") -> None:
         write_video(to, self.frames(episode), self.header.fps)
 
 

@@ -202,6 +202,21 @@ def test_a_saved_tokenizer_is_known_by_its_weights(tmp_path: Path, tokenizer: Ti
         load_tokenizer(loaded.id)
 
 
+def test_a_tokenizer_is_known_by_its_weights_wherever_they_lie(tmp_path: Path) -> None:
+    tiny = load_tokenizer("tiny")
+    save_model(tmp_path / "moved", tiny)
+    moved = load_tokenizer(tmp_path / "moved")
+    assert moved.id != tiny.id
+    assert moved.answers_to(tiny.id)
+    with torch.no_grad():
+        next(tiny.parameters()).add_(0.1)
+    save_model(tmp_path / "other", tiny)
+    other = load_tokenizer(tmp_path / "other")
+    assert not other.answers_to(moved.id)
+    assert not other.answers_to("other")
+    assert not other.answers_to("@")
+
+
 def test_an_unknown_tokenizer_shows_the_nearest() -> None:
     with pytest.raises(HwmError, match="no tokenizer called 'tinny'; did you mean tiny"):
         load_tokenizer("tinny")
