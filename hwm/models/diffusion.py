@@ -23,6 +23,7 @@ from hwm.errors import HwmError
 from hwm.models.base import Way, WorldModel
 from hwm.nn.actions import module_key, standardised
 from hwm.nn.latents import latent_scale
+from hwm.nn.moving import Flow, moved
 from hwm.nn.noise_level import ContextLevel, NoiseLevel
 from hwm.nn.unet import UNet, groups
 from hwm.nn.views import ViewEmbedding
@@ -39,17 +40,22 @@ class Context(NamedTuple):
     Attributes:
         video: features of the frames known (B, D, H, W).
         condition: of the actions, and of how far the frames can be relied on (B, E).
+        flow: where the cells of the next frame come from in the last one (B, 2, H, W); None where none is predicted.
+        moved: the last frame with its noise, moved by it, once for each step of the horizon, (B, D, H, W).
     """
 
     video: Tensor
     condition: Tensor
+    flow: Tensor | None = None
+    moved: Tensor | None = None
 
 
 class Diffusion(WorldModel, name="diffusion"):
     """The next frame's latents from noise, given `past` frames and all actions of the window.
 
     With a horizon of more than one step, these are made together, as further channels. A window of fewer frames than
-    `past` is filled up with absent ones. Latents are measured in standard deviations of their channel.
+    `past` is filled up with absent ones. Latents are measured in standard deviations of their channel, and read and
+    made in squares of `patch` x `patch` cells: below, C, H and W are those of squares.
     """
 
     cache_axis = 0  # it keeps none
@@ -80,6 +86,9 @@ class Diffusion(WorldModel, name="diffusion"):
             widths, blocks, attention: of the U-Net, an entry a level: channels, blocks on each way, and whether these
                 attend. Each level has half the rows and columns of the one before it.
             condition: width of the vector of actions and levels of noise that scales and shifts features.
+            patch: side in cells of the squares that are read and made as one cell of the U-Net.
+            flow: weight in the loss of how far the last frame, moved by a predicted flow, is from the next; what is
+                moved is a further input, and what is made begins with it. 0 predicts none.
             sigma_mean, sigma_std: of the logarithm of the levels of noise in training.
             context_noise: least and most noise on the known frames in training, in standard deviations; each clip has
                 a level of its own, all of one order of magnitude as likely as all of another, and the model is told
@@ -95,6 +104,8 @@ class Diffusion(WorldModel, name="diffusion"):
         blocks: tuple[int, ...] = (2, 2, 2)
         attention: tuple[bool, ...] = (False, True, True)
         condition: int = 256
+        patch: int = 1
+        flow: float = 0.0
         sigma_mean: float = -0.4
         sigma_std: float = 1.2
         context_noise: tuple[float, float] = (0.02, 0.75)
@@ -122,7 +133,7 @@ class Diffusion(WorldModel, name="diffusion"):
         super().__init__(config, spec)
         c, latent = config, spec.latent
         self._check_config()
-        channels, width = latent.channels or 0, c.widths[0]
+        channels, width = (latent.channels or 0) * c.patch**2, c.widths[0]
         steps = c.past + c.horizon
         self.read = nn.ModuleDict({
             module_key(e): nn.Linear(steps * a.per_step * a.dim, c.condition) for e, a in spec.actions.items()
@@ -134,6 +145,12 @@ class Diffusion(WorldModel, name="diffusion"):
         self.enter = nn.Conv2d(c.horizon * channels, width, 3, padding=1)
         self.enter_past = nn.Conv2d(c.past * channels, width, 3, padding=1, bias=False)
         self.views = ViewEmbedding(latent, width)
+        if c.flow:
+            self.flow = Flow(width, c.condition, c.patch, max(1, len(latent.views)))
+            self.enter_moved = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+            self.carried = nn.Linear(c.condition, c.horizon * channels)
+            nn.init.zeros_(self.carried.weight)
+            nn.init.zeros_(self.carried.bias)
         self.unet = UNet(c.widths, c.blocks, c.attention, c.condition)
         self.norm, self.leave = nn.GroupNorm(groups(width), width), nn.Conv2d(width, c.horizon * channels, 3, padding=1)
 
@@ -141,9 +158,12 @@ class Diffusion(WorldModel, name="diffusion"):
         c, latent, halvings = self.config, self.spec.latent, 2 ** (len(self.config.widths) - 1)
         if latent.channels is None:
             raise HwmError(f"{self.name} needs continuous latents, and this data has ids of {latent.vocab}")
-        if any(n % halvings for n in latent.view_grid):
+        if c.patch < 1 or c.flow < 0:
+            raise HwmError(f"patch={c.patch} must be at least 1, and flow={c.flow} not negative")
+        if any(n % (halvings * c.patch) for n in latent.view_grid):
+            squares = "" if c.patch == 1 else f" in squares of {c.patch} x {c.patch} cells"
             raise HwmError(
-                f"a grid of {latent.view_grid} cannot be halved {len(c.widths) - 1} times: choose fewer widths"
+                f"a grid of {latent.view_grid} cannot be halved {len(c.widths) - 1} times{squares}: choose fewer widths"
             )
         check_levels(c.context_noise)
         if not (0 <= c.short_past < 1 and 0 <= c.dropped_actions < 1):
@@ -155,9 +175,9 @@ class Diffusion(WorldModel, name="diffusion"):
         return self.unet.units()
 
     def normalised(self, latents_BTCHW: Tensor) -> Tensor:
-        """Latents in standard deviations of their channel, in float32."""
+        """Latents in standard deviations of their channel, in squares, in float32."""
         mean, std = latent_scale(self.spec, latents_BTCHW.device)
-        return (latents_BTCHW.float() - mean) / std
+        return F.pixel_unshuffle((latents_BTCHW.float() - mean) / std, self.config.patch)
 
     # ------------------------------------------------------------------ the network
     def observe(
@@ -191,7 +211,18 @@ class Diffusion(WorldModel, name="diffusion"):
         h_BE = h_BE + self.shown(torch.cat([shown_BP, kept_B[:, None]], 1).to(dtype))
         condition_BE = self.actions(F.silu(h_BE)) + self.context_level(level_B)
         seen_BDHW = seen_BPCHW.flatten(1, 2).to(dtype).contiguous(memory_format=torch.channels_last)
-        return Context(self.views.in_grid(self.enter_past(seen_BDHW)), condition_BE)
+        video_BDHW = self.views.in_grid(self.enter_past(seen_BDHW))
+        if not c.flow:
+            return Context(video_BDHW, condition_BE)
+        flow_B2HW = self.flow(video_BDHW, F.silu(condition_BE))
+        moved_BCHW = self.moved(seen_BPCHW[:, -1], flow_B2HW)
+        entered = self.enter_moved(moved_BCHW.to(dtype).contiguous(memory_format=torch.channels_last))
+        return Context(video_BDHW + entered, condition_BE, flow_B2HW, moved_BCHW.repeat(1, c.horizon, 1, 1))
+
+    def moved(self, frame_BCHW: Tensor, flow_B2HW: Tensor) -> Tensor:
+        """A frame in squares, moved by a flow of its cells."""
+        patch, views = self.config.patch, max(1, len(self.spec.latent.views))
+        return F.pixel_unshuffle(moved(F.pixel_shuffle(frame_BCHW, patch), flow_B2HW, views), patch)
 
     def told(self, actions_BTKA: Tensor, embodiment: str) -> Tensor:
         """Normalised actions of `past + horizon` steps; those of absent steps, and absent ones of a window's first
@@ -211,7 +242,9 @@ class Diffusion(WorldModel, name="diffusion"):
         condition_BE = F.silu(self.mix(F.silu(context.condition + self.level(sigma_B))))
         h_BDHW = self.unet(self.enter(seen_BDHW) + context.video, condition_BE)
         out: Tensor = self.leave(F.silu(self.norm(h_BDHW))).float()
-        return out
+        if context.moved is None:
+            return out
+        return out + self.carried(condition_BE).float()[..., None, None] * context.moved
 
     def denoised(self, context: Context, noisy_BDHW: Tensor, sigma_B: Tensor) -> Tensor:
         """The mean of the frames that noisy ones of these levels may have come from."""
@@ -242,7 +275,12 @@ class Diffusion(WorldModel, name="diffusion"):
         p = preconditioning(sigma_B, data_BDHW)
         target_BDHW = p.target(data_BDHW, noisy_BDHW)
         loss = (self.made(context, p.scale * noisy_BDHW, sigma_B) - target_BDHW).square().mean()
-        return loss, {"explained": 1 - loss.detach() / target_BDHW.square().mean()}
+        values = {"explained": 1 - loss.detach() / target_BDHW.square().mean()}
+        if context.flow is None:
+            return loss, values
+        # the error of the flow alone: of a frame without noise
+        missed = (self.moved(past_BPCHW[:, -1], context.flow) - true_BTCHW[:, 0]).abs().mean()
+        return loss + c.flow * missed, values | {"missed_by_flow": missed.detach()}
 
     def draw_shown(self, size: int, past: int, device: torch.device) -> Tensor:
         """Which frames are shown (B, P): all, or in `short_past` of the rows the last few, any number as likely."""
@@ -290,5 +328,5 @@ class Diffusion(WorldModel, name="diffusion"):
 
         made_BDHW = solve(denoiser, noise.flatten(1, 2), sampler)
         mean, std = latent_scale(self.spec, device)
-        made_BTCHW = made_BDHW.unflatten(1, (c.horizon, -1))[:, : batch.missing]
+        made_BTCHW = F.pixel_shuffle(made_BDHW.unflatten(1, (c.horizon, -1))[:, : batch.missing], c.patch)
         return Prediction((made_BTCHW * std + mean).to(batch.latents.dtype))

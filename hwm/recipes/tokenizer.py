@@ -37,9 +37,9 @@ def tiny_continuous_tokenizer() -> Recipe:
 
 @recipe
 def tokenizer_home() -> Recipe:
-    """For the simulated home: 128x128 pictures <-> 16x16 cells of 8 numbers, by a perceptual loss too."""
+    """For the simulated home: 128x128 pictures <-> 32x32 cells of 4 numbers that move as pictures do."""
     return tiny_tokenizer().but(
-        model=TinyContinuous.Config(down=8, decoder_width=64, perceptual=0.15),
+        model=TinyContinuous.Config(down=4, channels=4, decoder_width=64, perceptual=0.15, moving=0.5),
         data=dict(stores=("data/home_pixels",), val_stores=("data/home_pixels_heldout",)),
         train=dict(steps=3000, lr=2e-3, warmup=100, ema=0.995),
     )
@@ -47,5 +47,5 @@ def tokenizer_home() -> Recipe:
 
 @recipe
 def tokenizer_home_ids() -> Recipe:
-    """The same with ids: 8x8 out of 64,000."""
+    """For the same pictures, 8x8 ids out of 64,000, by a perceptual loss too."""
     return tokenizer_home().but(model=TinyTokenizer.Config(perceptual=0.15))

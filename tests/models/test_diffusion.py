@@ -203,6 +203,9 @@ def test_actions_of_the_first_step_that_are_not_real_are_not_read() -> None:
         (SPEC, {"context_noise": (0.5, 0.1)}, "context_noise"),
         (SPEC, {"short_past": 1.0}, "short_past"),
         (SPEC, {"dropped_actions": -0.1}, "dropped_actions"),
+        (SPEC, {"patch": 0}, "patch=0 must be at least 1"),
+        (SPEC, {"patch": 4}, "cannot be halved 1 times in squares of 4 x 4 cells"),
+        (SPEC, {"flow": -1.0}, r"flow=-1\.0 not negative"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(spec: DataSpec, changes: dict[str, Any], message: str) -> None:
@@ -214,6 +217,63 @@ def test_latents_of_another_kind_are_refused() -> None:
     found = model()
     with pytest.raises(HwmError, match=r"latents are \(B, T, 4, H, W\)"):
         found.loss(Batch(torch.zeros(2, 3, 3, 4, 4), torch.zeros(2, 3, 2, 3), "arm"))
+
+
+def test_squares_of_cells_are_made_where_they_were_read() -> None:
+    """A network that says nothing gives what it is given, at the last level of noise nearly unchanged."""
+    found, batch = Diffusion.tiny().build(SPEC), toy_batch(SPEC, 3)
+    squares = replace(Diffusion.tiny(), patch=2, widths=(16,), blocks=(1,), attention=(False,)).build(SPEC)
+    normal, small = found.normalised(batch.latents), squares.normalised(batch.latents)
+    assert small.shape == (*normal.shape[:2], 16, normal.shape[3] // 2, normal.shape[4] // 2)
+    torch.testing.assert_close(torch.nn.functional.pixel_shuffle(small, 2), normal)
+    with torch.no_grad():
+        for name, weight in squares.named_parameters():
+            if name.startswith("leave"):
+                weight.zero_()
+    made = seeded(squares.eval(), window(), sampler=EDMSampler(steps=1, sigma_max=1e-3, sigma_min=1e-4))
+    noise = torch.randn((2, 1, *small.shape[2:]), generator=torch.Generator().manual_seed(1))
+    want = torch.nn.functional.pixel_shuffle(noise * 1e-3, 2) * torch.tensor([2.0, 0.5, 1.0, 1.0]).view(4, 1, 1)
+    want = want + torch.tensor([1.0, -2.0, 0.0, 5.0]).view(4, 1, 1)
+    torch.testing.assert_close(made, want, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_a_flow_learns_how_far_the_picture_moves_as_told(patch: int) -> None:
+    """A world of noise that moves right by the last action: only a flow that heeds it can foresee it."""
+    torch.manual_seed(0)
+    spec = DataSpec(LatentSpec((8, 8), channels=1), {"arm": toy_spec().actions["arm"]})
+    config = replace(Diffusion.tiny(), past=1, patch=patch, flow=1.0, context_noise=(0.0, 0.0))
+    found: Diffusion = config.build(spec)
+    optimizer = torch.optim.AdamW(found.parameters(), 3e-3)
+    missed = []
+    for _ in range(120):
+        pace = torch.randint(-1, 2, (16,))
+        frame = torch.randn(16, 1, 8, 8)
+        then = torch.stack([f.roll(int(p), -1) for f, p in zip(frame, pace, strict=True)])
+        actions = torch.zeros(16, 2, 2, 3)
+        actions[:, 1, :, 0] = pace[:, None].float()
+        optimizer.zero_grad()
+        loss, values = found.loss(Batch(torch.stack([frame, then], 1), actions, "arm"))
+        loss.backward()
+        optimizer.step()
+        missed.append(values["missed_by_flow"].item())
+    assert sum(missed[-10:]) < 0.5 * sum(missed[:10])
+
+
+def test_what_a_flow_moved_enters_the_network_and_its_answer() -> None:
+    found = model(flow=0.5)
+    base = seeded(found, window())
+    with torch.no_grad():
+        found.carried.bias.fill_(0.5)
+    assert not torch.allclose(seeded(found, window()), base)
+    with torch.no_grad():
+        found.carried.bias.zero_()
+        found.carried.weight.zero_()
+        found.enter_moved.weight.zero_()
+    still = seeded(found, window())
+    with torch.no_grad():
+        found.flow.whole.bias.add_(1)
+    assert torch.equal(seeded(found, window()), still), "by these two ways and no other"
 
 
 def test_samples_of_a_trained_model_are_what_the_actions_say() -> None:

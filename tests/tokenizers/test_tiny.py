@@ -155,7 +155,7 @@ def test_wrong_sizes_are_refused(tokenizer: TinyTokenizer) -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [{"down": 12}, {"down": 4}, {"width": 12}, {"levels": ()}, {"levels": (8, 1)}],
+    [{"down": 12}, {"down": 2}, {"width": 12}, {"levels": ()}, {"levels": (8, 1)}],
 )
 def test_configs_without_sense_are_refused(config: dict) -> None:
     with pytest.raises(HwmError, match=r"power of two|at least 2"):
@@ -253,6 +253,33 @@ def test_noise_is_added_in_training_alone_and_large_codes_cost() -> None:
     dear = continuous(shrink=2.0)
     difference = dear.loss(batch)[0] - continuous(shrink=0.0).loss(batch)[0]
     assert difference.item() == pytest.approx(2 * z.square().mean().item(), rel=1e-4)
+
+
+def test_a_share_of_the_pictures_and_their_numbers_are_moved_alike() -> None:
+    torch.manual_seed(0)
+    tokenizer = continuous(moving=0.5)
+    # pictures that their cells' means show exactly, between cells too: each a slope
+    height, width = tokenizer.size
+    down, right = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    x = torch.stack([right / width, down / height, (right + down) / 100]).expand(4, -1, -1, -1)
+    z = F.avg_pool2d(x, 8)
+    seen, shown = tokenizer.seen_moved(z, x)
+    assert torch.equal(seen[2:], z[2:])
+    assert torch.equal(shown[2:], x[2:])
+    for i in range(2):
+        assert not torch.allclose(shown[i], x[i], atol=0.01)
+        inside = (slice(None), slice(1, -1), slice(1, -1))  # away from the edges, which go on
+        torch.testing.assert_close(F.avg_pool2d(shown, 8)[i][inside], seen[i][inside])
+    assert continuous().seen_moved(z, x) == (z, x)
+    assert tokenizer.config.in_validation["moving"] == 0
+    with pytest.raises(HwmError, match=r"moving=1\.5 is a share"):
+        continuous(moving=1.5)
+
+
+def test_a_cell_may_be_of_four_pixels() -> None:
+    tokenizer = continuous(down=4)
+    assert tokenizer.encode(torch.rand(1, 2, 3, *tokenizer.size)).shape == (1, 2, 2, 8, 12)
+    assert tokenizer.decode(torch.randn(1, 2, 2, 8, 12)).shape == (1, 2, 3, *tokenizer.size)
 
 
 def test_it_begins_from_weights_of_another_number_of_codes(tmp_path: Path, tokenizer: TinyTokenizer) -> None:
