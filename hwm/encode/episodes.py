@@ -22,6 +22,7 @@ from hwm.data.sources.views import Cropped
 from hwm.data.store import EpisodeError, Header, Store, StoreError, differing, latent_dtype
 from hwm.data.writer import Writer
 from hwm.devices import device_of, exact, format_of
+from hwm.encode.options import OF_NO_CONSEQUENCE
 from hwm.encode.options import EncodeConfig as EncodeConfig
 from hwm.errors import HwmError
 from hwm.pictures.stack import of_view
@@ -83,13 +84,12 @@ def encode(
 
 def _settings(source: Source, tokenizer: Tokenizer, config: EncodeConfig, statistics: Store | None) -> dict[str, Any]:
     """All that the result depends on, to be kept with it and compared when it is asked for again."""
-    own = ("every", "clip", "shard", "shards", "keep_video", "half_actions", "crop")
     return {
         "source": str(source.path.resolve()),
         **{f.name: to_json(getattr(source.options, f.name)) for f in fields(SourceOptions)},
         "tokenizer": tokenizer.id,
         "dtype": format_of(tokenizer),
-        **{name: getattr(config, name) for name in own},
+        **{f.name: to_json(getattr(config, f.name)) for f in fields(EncodeConfig) if f.name not in OF_NO_CONSEQUENCE},
         "statistics": str(statistics.path.resolve()) if statistics else "",
         "notes": list(source.notes),
     }

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from hwm.errors import HwmError
 
+OF_NO_CONSEQUENCE = ("skip_bad", "batch")
+"""Fields that what is encoded does not depend on; all others are kept in the store."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
