@@ -33,7 +33,7 @@ def record_sim(out: str | Path, config: SimRecording) -> Store:
 
     Raises:
         HwmError: MuJoCo or a way to render is missing (the message names the packages), an episode failed, or `out` was
-            begun with other settings.
+            begun with other settings or other seeds.
     """
     from hwm.sim.robot import ACTION_NAMES
 
@@ -47,8 +47,9 @@ def record_sim(out: str | Path, config: SimRecording) -> Store:
     )
     repeated = ("world", "seconds", "size", "every", "held_out", "crf", "preset", "cameras")
     writer = Writer(out, header, {name: getattr(config, name) for name in repeated})
-    done = writer.done()
-    jobs = [(str(out), seed, config) for seed in config.seeds() if episode_name(config.world, seed) not in done]
+    names = {episode_name(config.world, seed): seed for seed in config.seeds()}
+    done = writer.done_of(names)
+    jobs = [(str(out), seed, config) for name, seed in names.items() if name not in done]
     unit = config.seconds * FPS / config.every
     for _ in track(_record_all(jobs, config.processes), len(jobs), "recording episodes", scale=unit, unit="frames"):
         pass

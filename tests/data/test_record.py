@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,8 @@ def test_a_failed_room_is_named_and_the_rest_is_kept(tmp_path: Path, in_this_pro
         with pytest.raises(HwmError, match="room_0000001: no headless OpenGL was found"):
             record_sim(tmp_path / "r", config)
     assert (tmp_path / "r" / ".partial" / "room_0000000").is_dir()
+    with pytest.raises(StoreError, match="begun with other data: it holds episode 'room_0000000'"):
+        record_sim(tmp_path / "r", replace(config, first_seed=5))
     capsys.readouterr()
     assert record_sim(tmp_path / "r", config).steps == 90
     assert "2/2" in capsys.readouterr().out  # the first room was not recorded again
