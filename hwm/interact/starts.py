@@ -14,8 +14,9 @@ from hwm.data.origin import origin_of
 from hwm.data.store import Episode, Store
 from hwm.devices import device_of
 from hwm.errors import HwmError
+from hwm.pictures.index import frame_index
 from hwm.pictures.stack import below_one_another
-from hwm.pictures.video import frame_size, read_video, to_video
+from hwm.pictures.video import read_video, to_video
 from hwm.sim.twin import Origin
 from hwm.types import ActionSpec, Tokenizer, split_digits
 
@@ -214,7 +215,7 @@ def start_of_file(path: str | Path, tokenizer: Tokenizer, past: int, **more: Any
     Raises:
         HwmError: the file holds no picture, or too large a one.
     """
-    width, height = frame_size(path)
+    width, height = frame_index(path).stored
     if width * height > MOST_PIXELS:
         raise HwmError(f"{path}: pictures of {width} x {height} are too large; give at most {MOST_PIXELS:,} pixels")
     count = tokenizer.latent.frames(past)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 import torch
 import torch.nn.functional as F
-from av.codec.hwaccel import HWAccel
 from torch import Tensor
 
 from hwm.errors import HwmError
+from hwm.pictures.decode import decoded
+from hwm.pictures.index import FrameIndex, frame_index
+from hwm.pictures.turn import turn_of
 
 
 def write_video(
@@ -61,70 +60,44 @@ def write_video(
     return count
 
 
-@cache
-def _cannot(device: str, why: str) -> None:
-    print(f"videos are not decoded on {device} ({why}), but in software", file=sys.stderr)
-
-
-def _opened(path: str | Path) -> Any:
-    """A video, opened to be decoded by the hardware that HWM_DECODE names (such as `cuda`), or in software."""
-    device = os.environ.get("HWM_DECODE", "")
-    if device:
-        try:
-            hardware = HWAccel(device_type=device, allow_software_fallback=True)
-            return av.open(str(path), hwaccel=hardware, metadata_errors="replace")
-        except (av.FFmpegError, ValueError) as error:
-            _cannot(device, str(error))
-    return av.open(str(path), metadata_errors="replace")
-
-
 def read_video(path: str | Path, every: int = 1, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-    """Yield uint8 (H, W, 3) frames start, start + every, ... before `stop`, in order.
+    """Yield uint8 (H, W, 3) frames start, start + every, ... before `stop`, in order and turned as players show them.
 
     Only what lies after the last key frame before `start` is decoded.
 
     Raises:
-        HwmError: the file is missing, not a video, damaged, or has fewer frames than its index says.
+        HwmError: the file is missing, not a video, truncated or damaged.
     """
-    if not Path(path).is_file():
-        raise HwmError(f"there is no video {path}")
-    try:
-        with _opened(path) as container:
-            if not container.streams.video:
-                raise HwmError(f"{path} has no video stream")
-            count = 0
-            for i, frame in _numbered(container, container.streams.video[0], start):
-                if stop is not None and i >= stop:
-                    return
-                count = i + 1
-                if i >= start and (i - start) % every == 0:
-                    yield frame.to_ndarray(format="rgb24")
-            # a file cut between two frames ends without an error; the index, where there is one, tells
-            if count < container.streams.video[0].frames:
-                raise HwmError(f"{path} is truncated: it shows {count} of {container.streams.video[0].frames} frames")
-    except av.FFmpegError as error:
-        raise HwmError(f"cannot read the video {path}: {error}") from error
+    index = frame_index(path)
+    yield from _pictures(index, iter(range(len(index))[start:stop:every]))
 
 
-def _numbered(container: Any, stream: Any, start: int) -> Iterator[tuple[int, Any]]:
-    """Frames with their numbers, from `start` on where it can be jumped to, else from the first.
-
-    Times tell where a jump has led to. They count frames only where these lie evenly in time, so a video in which the
-    wanted frame is not met at its time is read from the beginning.
-    """
-    rate, origin = stream.average_rate, stream.start_time or 0
-    if start and rate and rate == stream.base_rate:
-        container.seek(origin + int(start / rate / stream.time_base), stream=stream)
-        frames = container.decode(stream)
-        for frame in frames:
-            number = -1.0 if frame.pts is None else float((frame.pts - origin) * stream.time_base * rate)
-            if abs(number - start) < 0.25:
-                yield from enumerate(chain([frame], frames), start)
+def _pictures(index: FrameIndex, numbers: Iterator[int]) -> Iterator[np.ndarray]:
+    """The pictures of frames, of which there are any number in ascending order; a frame may be asked for repeatedly."""
+    wanted = next(numbers, None)
+    if wanted is None:
+        return
+    _tell_aspect(index.pixel_aspect)
+    turn = None
+    for number, frame in decoded(index, wanted):
+        turn = turn or turn_of(index.path, frame)
+        picture = None
+        while number == wanted:
+            picture = turn(frame.to_ndarray(format="rgb24")) if picture is None else picture
+            yield picture
+            wanted = next(numbers, None)
+            if wanted is None:
                 return
-            if number > start:
-                break
-        container.seek(origin, stream=stream)
-    yield from enumerate(container.decode(stream))
+
+
+@cache
+def _tell_aspect(aspect: float) -> None:
+    if aspect != 1:
+        print(
+            f"the pixels of a video are {aspect:.3g} times as wide as high; its pictures are read as they are stored, "
+            "not stretched as players show them",
+            file=sys.stderr,
+        )
 
 
 def read_at(path: str | Path, times: np.ndarray, fps: float) -> Iterator[np.ndarray]:
@@ -133,74 +106,38 @@ def read_at(path: str | Path, times: np.ndarray, fps: float) -> Iterator[np.ndar
     Only what lies after the last key frame before the first time is decoded.
 
     Args:
-        times: (N,) seconds, ascending; a frame belongs to a time if it is the first within half a frame of it.
-        fps: frames a second of the video.
+        times: (N,) seconds from the first frame on, whatever time the file gives that; ascending.
+        fps: frames a second of the video: to a time belongs the nearest frame, if it lies within half a frame of it.
 
     Raises:
-        HwmError: the file is missing, not a video, damaged, or has no frame at one of the times.
+        HwmError: the file is missing, not a video, truncated, damaged, or has no frame at one of the times.
     """
-    if not Path(path).is_file():
-        raise HwmError(f"there is no video {path}")
-    if not len(times):
-        return
-    half, wanted = 0.5 / fps, iter(np.asarray(times, np.float64).tolist())
-    try:
-        with _opened(path) as container:
-            if not container.streams.video:
-                raise HwmError(f"{path} has no video stream")
-            stream = container.streams.video[0]
-            time, at, base = next(wanted), 0.0, float(stream.time_base or 1)
-            container.seek(max(0, int((time - half) / base)), stream=stream)
-            for frame in container.decode(stream):
-                if frame.pts is None:
-                    raise HwmError(f"{path} does not say when its frames are shown")
-                at, picture = float(frame.pts) * base, None
-                while time - half < at <= time + half:
-                    picture = frame.to_ndarray(format="rgb24") if picture is None else picture
-                    yield picture
-                    following = next(wanted, None)
-                    if following is None:
-                        return
-                    time = following
-                if at > time + half:
-                    break
-    except av.FFmpegError as error:
-        raise HwmError(f"cannot read the video {path}: {error}") from error
-    raise HwmError(
-        f"{path} shows no frame at {time:.3f} s: it is truncated, or its time stamps are of another video or rate"
-    )
+    index = frame_index(path)
+    wanted = np.asarray(times, np.float64)
+    numbers = index.nearest(wanted, 0.5 / fps)
+    if (numbers < 0).any():
+        raise HwmError(
+            f"{path} shows no frame at {wanted[numbers < 0][0]:.3f} s: it is truncated, or its time stamps are of "
+            "another video or rate"
+        )
+    yield from _pictures(index, iter(numbers.tolist()))
 
 
 def count_frames(path: str | Path) -> int:
-    """How many frames a video has according to its index, or where it has none by decoding it."""
-    try:
-        with av.open(str(path), metadata_errors="replace") as container:
-            stream = container.streams.video[0]
-            return stream.frames or sum(1 for _ in container.decode(stream))
-    except (av.FFmpegError, OSError, IndexError) as error:
-        raise HwmError(f"cannot read the video {path}: {error}") from error
+    """How many frames a video shows; raises `HwmError` as `frame_index` does."""
+    return len(frame_index(path))
 
 
 def frame_size(path: str | Path) -> tuple[int, int]:
-    """Width and height that a video or picture file declares; raises `HwmError` where it holds neither."""
-    try:
-        with av.open(str(path), metadata_errors="replace") as container:
-            stream = container.streams.video[0]
-            return stream.codec_context.width, stream.codec_context.height
-    except (av.FFmpegError, OSError, IndexError) as error:
-        raise HwmError(f"{path} is no video or picture that can be read: {error}") from error
+    """Width and height of a video or picture as players turn it; raises `HwmError` where the file holds neither."""
+    return frame_index(path).size
 
 
 def frame_rate(path: str | Path) -> float:
-    """Frames a second that a video declares; raises `HwmError` where it does not."""
-    try:
-        with av.open(str(path), metadata_errors="replace") as container:
-            rate = container.streams.video[0].average_rate
-    except (av.FFmpegError, OSError, IndexError) as error:
-        raise HwmError(f"{path} is no video that can be read: {error}") from error
-    if not rate:
+    """Frames a second of a video; raises `HwmError` where nothing tells."""
+    if not (rate := frame_index(path).rate):
         raise HwmError(f"{path} does not say how many frames a second it has")
-    return float(rate)
+    return rate
 
 
 def to_video(

@@ -235,7 +235,7 @@ def test_bad_files_and_places_are_refused(folder: Path, tmp_path: Path, capsys: 
         assert run(*words) == 2
         assert message in capsys.readouterr().err
 
-    fails("no video that can be read", "tokenizer", "encode", broken, "--tokenizer", folder, "--out", tokens)
+    fails("cannot read the video", "tokenizer", "encode", broken, "--tokenizer", folder, "--out", tokens)
     fails("name the .safetensors file", "tokenizer", "encode", good, "--tokenizer", folder, "--out", tmp_path / "t.mp4")
     fails("there is no tokenizer", "tokenizer", "encode", good, "--tokenizer", "nobody", "--out", tokens)
     fails("name the .mp4 file", "decode", good, "--out", tmp_path)
