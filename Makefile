@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
-EXTRAS ?= dev,sim,eval,web,env,lora
+EXTRAS ?= dev,sim,eval,web,env,lora,remote
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: help setup demo play test gpu weights wheels soak mutants lint format clean

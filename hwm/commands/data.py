@@ -11,6 +11,7 @@ import tyro
 
 from hwm.data.options import MakeOptions
 from hwm.errors import unknown
+from hwm.far import address
 
 if TYPE_CHECKING:
     from hwm.data.store import Store
@@ -48,7 +49,7 @@ def run_make(o: MakeOptions) -> None:
 
 def print_store(store: Store) -> None:
     print(
-        f"{store.path}: {store.header.source}; {len(store.episodes):,} episodes, {store.steps:,} steps, "
+        f"{address(store.path)}: {store.header.source}; {len(store.episodes):,} episodes, {store.steps:,} steps, "
         f"{store.seconds / 60:.1f} minutes"
     )
     for note in store.notes:

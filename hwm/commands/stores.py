@@ -11,6 +11,7 @@ import tyro
 from hwm.computing import ExactComputing
 from hwm.data.options import SimRecording, SourceOptions
 from hwm.errors import HwmError
+from hwm.far import address
 
 if TYPE_CHECKING:
     from hwm.data.store import Store
@@ -36,7 +37,7 @@ def record(args: list[str]) -> None:
 
     store = record_sim(options.out, options)
     minutes = store.steps / store.header.fps / 60
-    print(f"{store.path}: {len(store.episodes)} episodes, {store.steps:,} steps, {minutes:.1f} minutes")
+    print(f"{address(store.path)}: {len(store.episodes)} episodes, {store.steps:,} steps, {minutes:.1f} minutes")
 
 
 record_help = (
@@ -74,7 +75,7 @@ def merge(args: list[str]) -> None:
     from hwm.data.merge import merge as run
 
     store = run(o.stores, o.out, skip_bad=o.skip_bad)
-    print(f"{store.path}: {len(store.episodes)} episodes, {store.steps:,} steps")
+    print(f"{address(store.path)}: {len(store.episodes)} episodes, {store.steps:,} steps")
     print_skipped(store)
     if store.missing:
         print(f"missing parts: {', '.join(map(str, store.missing))}")

@@ -16,6 +16,7 @@ from hwm.computing import ExactComputing
 from hwm.data.options import SourceOptions
 from hwm.encode.options import EncodeConfig
 from hwm.errors import HwmError, unknown
+from hwm.far import address
 from hwm.files import listed
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ def encode(args: list[str]) -> None:
         o,
         statistics=open_store(o.statistics) if o.statistics else None,
     )
-    print(f"{store.path}: {len(store.episodes)} episodes, {store.steps:,} steps of {store.header.latent_shape}")
+    print(
+        f"{address(store.path)}: {len(store.episodes)} episodes, {store.steps:,} steps of {store.header.latent_shape}"
+    )
     print_skipped(store)
     if text := warning(store, store.statistics):
         print(text, file=sys.stderr)

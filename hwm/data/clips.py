@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from hwm.data.arrays import moments
+from hwm.data.far import FarArray
 from hwm.data.store import Store
 from hwm.errors import HwmError, unknown
 from hwm.types import Batch, DataSpec
@@ -160,6 +161,8 @@ class Clips:
         """Mean and standard deviation of each channel of continuous latents, over steps spread over the data."""
         assert self.store.latents is not None
         steps = np.unique(np.linspace(0, self.steps - 1, STATISTICS_STEPS).round().astype(int))
+        if isinstance(self.store.latents, FarArray):
+            self.store.latents.fetch(steps)
         x = (self.store.latents[t].astype(np.float64) * (self.scale or 1) for t in steps)
         mean, square = np.mean([(each.mean((1, 2)), (each**2).mean((1, 2))) for each in x], 0)
         return tuple(mean.tolist()), tuple(np.sqrt((square - mean**2).clip(min=0)).tolist())
@@ -172,7 +175,9 @@ class Clips:
         """
         latents, actions, following = [], [], []
         assert self.store.latents is not None
-        for start in self.starts[np.asarray(indices)]:
+        starts = self.starts[np.asarray(indices)]
+        self._fetch(starts)
+        for start in starts:
             stop = start + (self.length - 1) * self.stride + 1
             latents.append(self.store.latents[start : stop : self.stride])
             actions.append(self._actions(int(start), int(stop)))
@@ -186,6 +191,14 @@ class Clips:
             none = np.full_like(actions[0][0], np.nan)
             after = torch.from_numpy(np.stack([none if found is None else found for found in following]))
         return Batch(values, torch.from_numpy(np.stack(actions)), self.embodiment, after)
+
+    def _fetch(self, starts: np.ndarray) -> None:
+        """Have at hand what windows that begin here are made of, where it is far away."""
+        steps = starts[:, None] + np.arange(1 - self.stride, self.length * self.stride + 1)
+        steps = np.unique(steps.clip(0, self.store.steps - 1))
+        for array in (self.store.segments, self.store.actions, self.store.latents):
+            if isinstance(array, FarArray):
+                array.fetch(steps)
 
     def _check(self, values: torch.Tensor, indices: np.ndarray | list[int]) -> None:
         """Raise `HwmError` for values that would do harm in silence: folders of others are read as they are."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hwm.data.arrays import Lazy
+from hwm.data.arrays import Array, Lazy
 from hwm.data.in_place import InPlace
 from hwm.data.onex.layout import read_json, run_starts
 from hwm.data.onex.specs import MAGVIT2_LEVELS
@@ -101,7 +101,7 @@ class HMA(InPlace):
             "are neither ids (uint32), nor latents (float16), nor pictures (uint8)"
         )
 
-    def _pictures(self, grid: tuple[int, int]) -> np.memmap:
+    def _pictures(self, grid: tuple[int, int]) -> Array:
         """(N, H, W, 3); sides are told in pixels or in cells of 16."""
         size = (self.path / "video.bin").stat().st_size
         cells = (grid[0] * CELL, grid[1] * CELL)

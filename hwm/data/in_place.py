@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from hwm.data.arrays import Array, Lazy, moments, pieces
 from hwm.data.statistics import Statistics
 from hwm.data.store import Episode, Store, StoreError
+from hwm.far import cache
 from hwm.files import write_atomically
 
 STATISTICS = "hwm_statistics.json"
@@ -146,7 +146,7 @@ def remembered(path: Path, once: Array, names: Sequence[str]) -> Statistics:
 
 def cache_folder() -> Path:
     """Where to keep what cannot be kept beside the data."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hwm" / "statistics"
+    return cache() / "statistics"
 
 
 def _sample(once: Array, rows: int = 64) -> int:

@@ -12,6 +12,7 @@ from hwm.data.readers import open_store
 from hwm.data.store import Episode, Store, StoreError
 from hwm.data.writer import Writer
 from hwm.errors import HwmError
+from hwm.far import FarError
 
 
 def merge(paths: Iterable[str | Path], out: str | Path, *, skip_bad: bool = False) -> Store:
@@ -60,7 +61,7 @@ def _open(paths: list[str | Path], skip_bad: bool) -> tuple[list[Store], dict[st
             store.verify()
             stores.append(store)
         except HwmError as error:
-            if not skip_bad:
+            if not skip_bad or isinstance(error, FarError):
                 raise
             bad[str(path)] = str(error)
     if not stores:

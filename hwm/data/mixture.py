@@ -18,14 +18,18 @@ import torch
 import tyro
 from torch.utils.data import DataLoader, IterableDataset
 
+from hwm.data.ahead import ahead
 from hwm.data.clips import Clips
 from hwm.data.statistics import Statistics, pooled, warning
 from hwm.data.store import Store
 from hwm.errors import HwmError, unknown
+from hwm.far import is_far
 from hwm.types import ActionSpec, Batch, DataSpec
 
 SPLITS = Path(__file__).with_name("splits")
 """Lists of data sets that come with the package, a file each: a name a line."""
+AHEAD = 4
+"""Batches that are made ahead where they are fetched from a server."""
 HELD_OUT = "_heldout"
 """What the name of a data set's held-out store ends in."""
 
@@ -35,7 +39,8 @@ class DataConfig:
     """Which data a run sees.
 
     Attributes:
-        stores: folders of encoded stores to train on; `mini` is the set shipped with the package.
+        stores: folders of encoded stores to train on, or addresses such as s3://bucket/train (extra `remote`); `mini`
+            is the set shipped with the package.
         val_stores: held-out stores, of which the validation part is seen: every second episode, from the first on.
         split: a list of data sets, each a store in `root`, to add to these: `openx_1`, `openx_5`, `openx_10`,
             `openx_20`, `openx_30`, `openx_40`, `language_table`, a text file with a name a line, or a YAML file whose
@@ -186,6 +191,11 @@ class Mixture:
         self.cumulative = [np.cumsum((0.05 + c.motion()) ** motion) if motion else None for c in clips]
         self.spec = self._spec()
 
+    @property
+    def far(self) -> bool:
+        """Whether some of it is not on this disk."""
+        return any(is_far(c.store.path) for c in self.clips)
+
     def describe(self) -> str:
         """What there is, in words."""
         steps = sum(c.steps for c in self.clips)
@@ -277,18 +287,31 @@ class Mixture:
 
 
 class Batches(Protocol):
-    """What batches are drawn from: a `Mixture`, or what draws from several."""
+    """What batches are drawn from: a `Mixture`, or what draws from several.
+
+    Attributes:
+        far: whether making one may have to wait for a server.
+    """
+
+    @property
+    def far(self) -> bool: ...
 
     def batch(self, seed: int, step: int, size: int, rank: int = 0, world: int = 1) -> Batch: ...
 
 
 class Stream(IterableDataset):  # type: ignore[type-arg]
-    """The batches of a mixture from a step on, for a dataloader whose workers take turns."""
+    """The batches of a mixture from a step on, for a dataloader whose workers take turns.
+
+    Those that are fetched from a server are made ahead of their turn, in a thread.
+    """
 
     def __init__(self, mixture: Batches, seed: int, start: int, size: int, rank: int, world: int) -> None:
         self.mixture, self.seed, self.start, self.size, self.rank, self.world = mixture, seed, start, size, rank, world
 
     def __iter__(self) -> Iterator[Batch]:
+        return ahead(self._batches(), AHEAD) if self.mixture.far else self._batches()
+
+    def _batches(self) -> Iterator[Batch]:
         info = torch.utils.data.get_worker_info()
         first, stride = (info.id, info.num_workers) if info else (0, 1)
         step = self.start + first

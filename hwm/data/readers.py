@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hwm import far
 from hwm.assets import resolve_store
 from hwm.data.hma import HMA
 from hwm.data.onex.raw import OneXRaw
@@ -25,7 +26,7 @@ READERS: dict[str, type[Store]] = {
 
 
 def open_store(name: str | Path, reader: str = "") -> Store:
-    """Open a store of any known layout: one that ships with the package by name, else a folder.
+    """Open a store of any known layout: one that ships with the package by name, else a folder or its address.
 
     Args:
         reader: read it as this, a name out of `READERS`, instead of as what it is recognised as.
@@ -34,6 +35,8 @@ def open_store(name: str | Path, reader: str = "") -> Store:
         HwmError: there is nothing of that name, no reader knows it, or its files are incomplete or damaged.
     """
     path = resolve_store(name)
+    if far.is_far(path):
+        return Store(path)
     if reader:
         if reader not in READERS:
             raise unknown("reader of stores", reader, READERS)

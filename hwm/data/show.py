@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from rich.console import Group
 
+from hwm import far
 from hwm.data.arrays import pieces
 from hwm.data.store import Episode, Store
 from hwm.devices import device_of
@@ -83,7 +84,8 @@ def facts(store: Store) -> dict[str, str]:
     """What there is to say about a store as a whole, in the order in which it is said."""
     h, latent = store.header, store.header.latent
     lengths = np.sort(np.subtract(*store.bounds[::-1])).tolist()
-    size = sum(f.stat().st_size for f in store.path.rglob("*") if f.is_file())
+    files = far.files(store.path) if far.is_far(store.path) else store.path.rglob("*")
+    size = sum(map(far.size, files))
     alike = f"{lengths[0]:,} steps each"
     range_ = f"{lengths[0]:,} to {lengths[-1]:,} steps, half of them of at least {lengths[len(lengths) // 2]:,}"
     lines = {
@@ -139,7 +141,7 @@ def ids_in_use(store: Store) -> int:
 def describe(store: Store) -> Group:
     """Tables for a terminal: the store as a whole, and the statistics of each action dimension."""
     whole = Figures("", "", words=2, ruled=False)
-    whole.add("store", str(store.path))
+    whole.add("store", far.address(store.path))
     for name, value in facts(store).items():
         whole.add(name, value)
     columns = columns_of(store)

@@ -25,8 +25,10 @@ from typing import Any
 
 import numpy as np
 
+from hwm import far
 from hwm.config import from_json
 from hwm.data.arrays import Array
+from hwm.data.far import FarArray, opened
 from hwm.data.header import Episode as Episode
 from hwm.data.header import EpisodeError as EpisodeError
 from hwm.data.header import Header as Header
@@ -47,8 +49,11 @@ class Store:
 
     Readers of other layouts are subclasses with the same attributes; `hwm.data.readers` lists them.
 
+    Args:
+        path: a folder, or the address of one that is far away (`hwm.far`).
+
     Attributes:
-        path: its folder.
+        path: its folder, or its place in the cache.
         header: what all episodes have in common.
         episodes: one after the other, they fill all steps.
         steps: N.
@@ -80,7 +85,7 @@ class Store:
     missing: tuple[int, ...] = ()
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = far.located(path)
         self._open()
 
     def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
@@ -93,7 +98,7 @@ class Store:
 
     def _open(self) -> None:
         """Fill in the attributes."""
-        meta_path = self.path / "meta.json"
+        meta_path = far.near(self.path / "meta.json")
         if not meta_path.is_file():
             partial = (self.path / ".partial").is_dir()
             why = "is not finished: run the command that writes it again, it resumes" if partial else "is not a store"
@@ -131,16 +136,16 @@ class Store:
             self._map("latents.bin", self.header.dtype, self.header.latent_shape) if self.header.latent else None
         )
 
-    def _map(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.memmap:
+    def _map(self, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
         path = self.path / name
         want = self.steps * int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        have = path.stat().st_size if path.is_file() else 0
+        have = far.size(path)
         if have != want:
             raise StoreError(
-                f"{path} has {have:,} bytes; {self.steps:,} steps of shape {shape} {dtype} take {want:,}. "
+                f"{far.address(path)} has {have:,} bytes; {self.steps:,} steps of shape {shape} {dtype} take {want:,}. "
                 "The file is truncated or of another width; write or copy the store again"
             )
-        return np.memmap(path, dtype, "r", shape=(self.steps, *shape))
+        return opened(path, dtype, (self.steps, *shape))
 
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -182,15 +187,15 @@ class Store:
 
     def video(self, episode: Episode, view: str = "") -> Path:
         """The file that an episode's frames are in; of several cameras that of one."""
-        path = self.path / "video" / view / f"{episode.film}.mp4"
+        path = far.near(self.path / "video" / view / f"{episode.film}.mp4")
         if not path.is_file():
             name = path.relative_to(self.path / "video")
             raise StoreError(f"{self.path} has no video of episode {episode.id!r} ({name} is missing)")
         return path
 
-    @property
+    @cached_property
     def has_video(self) -> bool:
-        return (self.path / "video").is_dir()
+        return far.is_dir(self.path / "video")
 
     def frames(
         self, episode: Episode, every: int = 1, start: int = 0, stop: int | None = None, view: str = ""
@@ -211,9 +216,12 @@ class Store:
 
     def verify(self) -> None:
         """Compare every array with its checksum; raise `StoreError` for the first that differs."""
+        arrays = {"actions.bin": self.actions, "segments.bin": self.segments, "latents.bin": self.latents}
         for name, want in self._checksums.items():
+            array = arrays.get(name)
             try:
-                same = checksum(self.path / name) == want
+                have = array.checksum() if isinstance(array, FarArray) else checksum(self.path / name)
+                same = have == want
             except OSError as error:
                 raise StoreError(f"{self.path / name} cannot be read: {error}") from error
             if not same:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hwm import far
 from hwm.config import to_json
 from hwm.data.arrays import moments
 from hwm.data.store import FORMAT, Episode, EpisodeError, Header, Store, StoreError, differing
@@ -24,7 +25,8 @@ class Writer:
     """Writes a store episode by episode; any number of processes may add different episodes at once.
 
     Each episode is written beside its place and renamed into it, so a kill loses at most the episodes in flight and
-    `done` tells which to skip when the work is resumed.
+    `done` tells which to skip when the work is resumed. A store that is to be far away (`hwm.far`) is put together on
+    this disk and sent when it is whole, file by file; what was sent before a kill is not sent again.
 
     Args:
         settings: what was asked for, in JSON's types: work is only resumed with the same, and the store tells them.
@@ -34,11 +36,12 @@ class Writer:
     """
 
     def __init__(self, path: str | Path, header: Header, settings: Mapping[str, Any] | None = None) -> None:
-        self.path, self.header, self.settings = Path(path), header, to_json(settings or {})
+        self.place, self.header, self.settings = far.located(path), header, to_json(settings or {})
+        self.path = far.staged(self.place) if far.is_far(self.place) else self.place
         self.partial = self.path / ".partial"
-        if (self.path / "meta.json").exists():
+        if far.is_file(self.place / "meta.json"):
             shutil.rmtree(self.partial, ignore_errors=True)  # left by a kill in the last moment of `finish`
-            raise StoreError(f"{self.path} is already complete; choose another folder or remove it")
+            raise StoreError(f"{far.address(self.place)} is already complete; choose another folder or remove it")
         self.partial.mkdir(parents=True, exist_ok=True)
         mine = {"settings.json": self.settings, "header.json": to_json(header)}  # what was asked for tells more
         begun = {name: self.partial / name for name in mine if (self.partial / name).exists()}
@@ -222,9 +225,16 @@ class Writer:
             meta["skipped"] = dict(skipped)
         if missing := list(missing):
             meta["missing"] = missing
-        write_atomically(self.path / "meta.json", json.dumps(meta, indent=1).encode())
-        shutil.rmtree(self.partial)
-        return Store(self.path)
+        self._publish(json.dumps(meta, indent=1).encode(), list(sinks))
+        return Store(self.place)
+
+    def _publish(self, meta: bytes, arrays: list[str]) -> None:
+        """Write `meta.json`, by which the store is complete; of a far one after all other files."""
+        write_atomically(self.path / "meta.json", meta)
+        if far.is_far(self.place):
+            videos = sorted(str(p.relative_to(self.path)) for p in (self.path / "video").rglob("*.mp4"))
+            far.send(self.path, [*arrays, *videos, "meta.json"], self.place, self.partial / "sent")
+        shutil.rmtree(self.partial if self.path == self.place else self.path)
 
     def _filmed(self, names: list[str]) -> list[str]:
         """The episodes with video: all of them, or none."""

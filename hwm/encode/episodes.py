@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hwm import far
 from hwm.config import to_json
 from hwm.data.ahead import ahead
 from hwm.data.sources import Episode, Source, SourceOptions, open_source
@@ -72,9 +73,9 @@ def encode(
     if config.crop:
         source = Cropped(source, one)
     header = _header(source.header, tokenizer, config)
-    settings = _settings(source, tokenizer, config, statistics)
-    if (Path(out) / "meta.json").is_file():
-        return _finished(Path(out), header, settings, config, names, statistics)
+    settings, place = _settings(source, tokenizer, config, statistics), far.located(out)
+    if far.is_file(place / "meta.json"):
+        return _finished(place, header, settings, config, names, statistics)
     writer = Writer(out, header, settings)
     skipped = _encode_episodes(writer, source, tokenizer, config, names)
     if len(skipped) == len(names):
@@ -130,9 +131,20 @@ def _encode_episodes(
     todo = [config.shard + i * config.shards for i, name in enumerate(names) if name not in done]
     unit = source.steps / len(source) / config.every
     skipped, there = dict[str, str](), set(names)
-    for number in track(todo, len(todo), f"encoding with {tokenizer.id}", unit or 1, "frames" if unit else "episodes"):
+
+    def read(number: int) -> tuple[int, Episode | EpisodeError]:
         try:
-            episode = source[number]
+            return number, source[number]
+        except EpisodeError as error:
+            return number, error
+
+    # what is far away is fetched while the episode before it is encoded
+    episodes = ahead(map(read, todo), 1) if far.is_far(source.path) else map(read, todo)
+    unit_name = "frames" if unit else "episodes"
+    for number, episode in track(episodes, len(todo), f"encoding with {tokenizer.id}", unit or 1, unit_name):
+        try:
+            if isinstance(episode, EpisodeError):
+                raise episode
             # of a recording that was cut before, the episode that has the video, if it is encoded here too
             film = episode.info.get("video")
             film = film if film in there else episode.id

@@ -50,6 +50,10 @@ class LongerClips:
                 "--train.rollout-steps, or leave that store out"
             ) from error
 
+    @property
+    def far(self) -> bool:
+        return self.data.far
+
     def count(self, update: int) -> int:
         """How many own steps an update looks back on; 0 of true context alone."""
         rng = np.random.default_rng((self.seed, update, APART))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hwm.data.arrays import Array
 from hwm.data.onex.specs import ACTIONS_1X
 from hwm.data.store import StoreError
 
@@ -153,7 +154,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def run_starts(segments_N: np.ndarray, piece: int = 1 << 20) -> np.ndarray:
+def run_starts(segments_N: Array, piece: int = 1 << 20) -> np.ndarray:
     """Where the frames of another recording begin, 0 included; read in pieces."""
     starts = [np.zeros(1, np.int64)]
     for i in range(0, len(segments_N), piece):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hwm import far
 from hwm.assets import STORES
 from hwm.data.sources.base import AS_IT_IS, reading
 from hwm.data.sources.base import Episode as Episode
@@ -47,7 +48,8 @@ def recognise(path: Path) -> str:
 
 
 def open_source(name: str | Path, options: SourceOptions = AS_IT_IS) -> Source:
-    """Open data of any known kind: a path, a store that ships with the package, or a LeRobot data set OWNER/NAME.
+    """Open data of any known kind: a path, an address, a store that ships with the package, or a LeRobot data set
+    OWNER/NAME.
 
     Raises:
         HwmError: there is nothing of that name, no kind knows it, or what it holds does not suit the options.
@@ -57,8 +59,10 @@ def open_source(name: str | Path, options: SourceOptions = AS_IT_IS) -> Source:
 
 def open_plain(name: str | Path, options: SourceOptions = AS_IT_IS) -> Source:
     """The same with all its episodes and actions, at its own rate."""
-    path = STORES.get(str(name), Path(name))
-    if not path.exists():
+    path = STORES.get(str(name)) or far.located(name)
+    if far.is_far(path):
+        path = _described(path)
+    elif not path.exists():
         path = find_dataset(str(name), options)
     with reading(path):
         kind = options.kind or recognise(path)
@@ -79,6 +83,18 @@ def _of_no_kind(path: Path) -> HwmError:
     return HwmError(
         f"{path} is none of the known kinds of data ({', '.join(SOURCES.names())}); see docs/data.md{ELSEWHERE}"
     )
+
+
+def _described(path: Path) -> Path:
+    """A far folder whose description is here, where its kind fetches the rest by itself; else a copy of all of it."""
+    if far.is_file(path / "meta.json"):
+        return far.near(path / "meta.json").parent
+    meta = far.files(path / "meta")
+    if path / "meta" / "info.json" not in meta:
+        return far.copy(path)
+    for file in meta:
+        far.near(file)
+    return path
 
 
 def seen_as(source: Source, options: SourceOptions) -> Source:

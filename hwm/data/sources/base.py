@@ -24,6 +24,7 @@ import numpy as np
 from hwm.data.options import SourceOptions as SourceOptions
 from hwm.data.store import EpisodeError, Header
 from hwm.errors import HwmError
+from hwm.far import FarError
 from hwm.pictures.stack import Frames as Frames
 from hwm.pictures.stack import film
 
@@ -145,7 +146,9 @@ def of_episode(path: Path, episode: str) -> Iterator[None]:
 
 
 def named(path: Path, episode: str, error: HwmError) -> EpisodeError:
-    """An error of one episode, which says of which."""
+    """An error of one episode, which says of which; that of a server is none, and is raised as it is."""
+    if isinstance(error, FarError):
+        raise error
     text = str(error)
     return EpisodeError(text if f"{episode!r}" in text else f"{path}: episode {episode!r}: {text}")
 

@@ -41,6 +41,7 @@ from hwm.data.sources.columns import column_values, scalars
 from hwm.data.sources.places import Placed
 from hwm.data.store import EpisodeError, Header
 from hwm.errors import HwmError
+from hwm.far import near
 from hwm.files import listed
 from hwm.pictures.files import read_picture
 from hwm.pictures.video import count_frames, read_at
@@ -176,7 +177,7 @@ class LeRobot(Source):
         return {k: v[mine] for k, v in columns.items()}
 
     def _data_file(self, about: Fields) -> Path:
-        return self._file_of("data_path", about)
+        return near(self._file_of("data_path", about))
 
     def _file_of(self, pattern: str, about: Fields, camera: str = "") -> Path:
         """A file of an episode by the pattern of its paths, which both layouts have: of its rows, or of a camera."""
@@ -193,7 +194,7 @@ class LeRobot(Source):
     def _frames(self, about: Fields, times: np.ndarray, camera: str) -> Frames:
         if self.features.part(camera).text("dtype") == "image":
             return partial(_pictures, self._data_file(about), camera, about.whole("episode_index"))
-        file = self._file_of("video_path", about, camera)
+        file = near(self._file_of("video_path", about, camera))
         if not self.shared_files:
             if (frames := count_frames(file)) != len(times):
                 raise EpisodeError(f"{file.name} of {camera} shows {frames} frames, its actions are of {len(times)}")

@@ -26,6 +26,7 @@ from hwm.data.sources.base import (
 from hwm.data.store import Episode as Stretch
 from hwm.data.store import Store
 from hwm.errors import HwmError
+from hwm.far import is_far
 
 
 class Stored(Source):
@@ -55,6 +56,8 @@ class Stored(Source):
 
     def read(self, number: int) -> Episode:
         e = self.store.episodes[number]
+        for view in self.chosen if is_far(self.path) else ():
+            self.store.video(e, view)  # fetched now, as other sources do, and not when its frames are wanted
         return Episode(
             id=e.id,
             frames=self._film(e),
