@@ -30,8 +30,11 @@ class Fields:
         self.where, self.values = str(where), {str(k): v for k, v in values.items() if v is not None}
 
     @classmethod
-    def read(cls, file: Path) -> Fields:
-        """The object in a JSON file, in any of Unicode's encodings, with a byte-order mark or without."""
+    def read(cls, file: Path, optional: bool = False) -> Fields:
+        """The object in a JSON file, in any of Unicode's encodings, with a byte-order mark or without; of an optional
+        one that is not there no fields."""
+        if optional and not file.is_file():
+            return cls(file, {})
         try:
             values = json.loads(file.read_bytes())
         except (OSError, ValueError, RecursionError) as error:

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from hwm.data.arrays import Array, Lazy
+from hwm.data.fields import Fields
 from hwm.data.in_place import InPlace
-from hwm.data.onex.layout import read_json, run_starts
+from hwm.data.onex.layout import run_starts
 from hwm.data.onex.specs import MAGVIT2_LEVELS
 from hwm.data.store import Episode, Header, StoreError
 from hwm.files import listed
@@ -42,30 +43,25 @@ class HMA(InPlace):
         if not ((path / "metadata.json").is_file() and (path / "video.bin").is_file()):
             return False
         try:
-            return not {"action_dim", "encoder_type"}.isdisjoint(read_json(path / "metadata.json"))
+            return not {"action_dim", "encoder_type"}.isdisjoint(Fields.read(path / "metadata.json"))
         except StoreError:
             return False
 
     def _open(self) -> None:
-        place = self.path / "metadata.json"
-        meta = read_json(place)
-        try:
-            self.steps, hz = int(meta["num_images"]), float(meta["hz"])
-            grid, kind = (int(meta["h"]), int(meta["w"])), np.dtype(str(meta["token_dtype"])).name
-            if self.steps < 1 or not hz > 0 or min(grid) < 1:
-                raise ValueError(f"{self.steps} frames of {grid[0]} x {grid[1]} at {hz} a second")
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{place} is not that of a data set of HMA's: {error!r}") from error
+        meta = Fields.read(self.path / "metadata.json")
+        meta.need("num_images", "hz", "h", "w", "token_dtype")
+        self.steps, *grid_HW = (meta.whole(key, least=1) for key in ("num_images", "h", "w"))
+        grid, kind = (grid_HW[0], grid_HW[1]), meta.text("token_dtype")
         latent = self._latent(meta, grid, kind)
         self.pictures = None if latent else self._pictures(grid)
-        raw_NA = self._actions(meta.get("action_dim"))
+        raw_NA = self._actions(meta.whole("action_dim", 0))
         ids, names = self._map("segment_ids.bin", "int32", ()), tuple(f"action_{i}" for i in range(raw_NA.shape[1]))
-        encoder = str(meta.get("encoder_type", ""))
+        encoder = meta.text("encoder_type", "")
         self.header = Header(
-            embodiment=str(meta.get("name") or self.path.resolve().name),
+            embodiment=meta.text("name", "") or self.path.resolve().name,
             action_names=names,
             actions_per_step=1,
-            fps=hz,
+            fps=meta.rate("hz"),
             latent=latent,
             tokenizer=TOKENIZERS.get(encoder, encoder) if latent else "",
             source="HMA",
@@ -87,17 +83,17 @@ class HMA(InPlace):
 
         self._set_episodes(starts, self.steps, describe)
 
-    def _latent(self, meta: dict[str, Any], grid: tuple[int, int], kind: str) -> LatentSpec | None:
+    def _latent(self, meta: Fields, grid: tuple[int, int], kind: str) -> LatentSpec | None:
         """What `video.bin` holds; None for pictures."""
         if kind == "uint8":
             return None
-        vocab, channels = meta.get("vocab_size"), meta.get("latent_channels")
-        if kind == "uint32" and isinstance(vocab, int):
+        vocab, channels = meta.whole("vocab_size", 0), meta.whole("latent_channels", 0)
+        if kind == "uint32" and vocab:
             return LatentSpec(grid, vocab, levels=MAGVIT2_LEVELS if vocab == 512**2 else ())
-        if kind == "float16" and isinstance(channels, int):
+        if kind == "float16" and channels:
             return LatentSpec(grid, channels=channels)
         raise StoreError(
-            f"{self.path / 'metadata.json'}: elements of {kind} with vocab_size {vocab} and latent_channels {channels} "
+            f"{meta.where}: elements of {kind} with vocab_size {vocab or None} and latent_channels {channels or None} "
             "are neither ids (uint32), nor latents (float16), nor pictures (uint8)"
         )
 
@@ -108,7 +104,7 @@ class HMA(InPlace):
         sides = cells if size == self.steps * cells[0] * cells[1] * 3 else grid
         return self._map("video.bin", "uint8", (*sides, 3))
 
-    def _actions(self, width: int | None) -> np.ndarray:
+    def _actions(self, width: int) -> np.ndarray:
         """The columns of all files of `actions/` side by side, in the order of their names: (N, A)."""
         files = listed(self.path / "actions", "*.bin")
         widths = [file.stat().st_size / 4 / self.steps for file in files]

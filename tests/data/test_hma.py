@@ -107,12 +107,14 @@ def test_1x_is_told_from_it_by_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hz": None}, r"metadata.json is not that of a data set of HMA's: .*NoneType"),
-        ({"hz": 0}, r"8 frames of 4 x 6 at 0.0 a second"),
+        ({"hz": None}, r"metadata.json lacks hz"),
+        ({"hz": 0}, r"metadata.json: hz is 0, where a positive number is expected"),
         ({"num_images": 9}, r"actions has actions.bin of 64 bytes: 9 frames of 2 float32 are wanted"),
         ({"action_dim": 3}, r"8 frames of 3 float32 are wanted"),
         ({"h": 5}, r"video.bin has 768 bytes; 8 steps of shape \(5, 6\) uint32 take 960"),
-        ({"token_dtype": "words"}, r"is not that of a data set of HMA's"),
+        ({"token_dtype": "words"}, r"elements of words with vocab_size .* are neither ids"),
+        ({"num_images": "many"}, r'metadata.json: num_images is "many", where a number is expected'),
+        ({"action_dim": [2]}, r"metadata.json: action_dim is \[2\], where a number is expected"),
         ({"vocab_size": None}, r"elements of uint32 with vocab_size None and latent_channels None are neither"),
     ],
 )

@@ -5,16 +5,15 @@ Shape suffixes: C clips of a shard, N frames of a shard, J step of a clip, K act
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from hwm.data.arrays import Array
+from hwm.data.fields import Fields
 from hwm.data.onex.specs import ACTIONS_1X
 from hwm.data.store import StoreError
 
@@ -112,7 +111,7 @@ def find_shards(path: Path, suffix: str) -> list[Shard]:
         shard = Shard(number, frames, files["video"], files["states"], files["segments"])
         metadata = place_of(path, "metadata", number)
         if metadata.is_file():
-            check(metadata, "shard_num_frames", int(read_json(metadata)["shard_num_frames"]), frames)
+            check(metadata, "shard_num_frames", Fields.read(metadata).whole("shard_num_frames"), frames)
         check(shard.segments, "frames", _rows(shard.segments, 4), frames)
         if suffix == ".bin":
             check(shard.video, "clips", _rows(shard.video, CLIP_BYTES), shard.clips)
@@ -122,8 +121,7 @@ def find_shards(path: Path, suffix: str) -> list[Shard]:
 
 def in_words(path: Path, shards: int) -> str:
     """How many shards are there, and of how many where the metadata state others."""
-    meta = path / "metadata.json"
-    stated = read_json(meta).get("num_shards", shards) if meta.is_file() else shards
+    stated = Fields.read(path / "metadata.json", optional=True).whole("num_shards", shards)
     return str(shards) if stated == shards else f"{shards} of {stated}"
 
 
@@ -143,15 +141,9 @@ def _rows(file: Path, size: int) -> int:
     return have // size
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; `StoreError` where there is none."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise StoreError(f"{path} holds no JSON object")
-    return value
+def rate_of(path: Path) -> float:
+    """Frames a second of a folder: 30 where nothing else is said."""
+    return Fields.read(path / "metadata.json", optional=True).rate("hz", 30)
 
 
 def run_starts(segments_N: Array, piece: int = 1 << 20) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hwm.data.arrays import Lazy, Shards
 from hwm.data.in_place import InPlace
-from hwm.data.onex.layout import STATES, find_shards, in_words, numbers_of, read_json, run_starts
+from hwm.data.onex.layout import STATES, find_shards, in_words, numbers_of, rate_of, run_starts
 from hwm.data.onex.specs import ACTIONS_1X, EMBODIMENT_1X
 from hwm.data.store import Episode, Header, StoreError
 from hwm.pictures.video import count_frames, read_video, write_video
@@ -29,12 +29,11 @@ class OneXRaw(InPlace):
 
     def _open(self) -> None:
         self.shards = find_shards(self.path, ".mp4")
-        meta = self.path / "metadata.json"
         self.header = Header(
             embodiment=EMBODIMENT_1X,
             action_names=ACTIONS_1X,
             actions_per_step=1,
-            fps=float(read_json(meta).get("hz", 30)) if meta.is_file() else 30.0,
+            fps=rate_of(self.path),
             source="1X World Model Challenge v2.0, video",
         )
         self.latents = None

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from hwm.data.arrays import Lazy
+from hwm.data.fields import Fields
 from hwm.data.in_place import InPlace
-from hwm.data.onex.layout import read_json, run_starts
+from hwm.data.onex.layout import run_starts
 from hwm.data.onex.specs import EMBODIMENT_1X, onex_v1
 from hwm.data.store import Header, StoreError
 from hwm.types import LatentSpec
@@ -40,20 +41,18 @@ class OneXV1(InPlace):
         return (path / "metadata.json").is_file() and (path / "video.bin").is_file()
 
     def _open(self) -> None:
-        meta = read_json(self.path / "metadata.json")
-        try:
-            self.steps, side, vocab, hz = (int(meta[k]) for k in ("num_images", "s", "vocab_size", "hz"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{self.path / 'metadata.json'} is not that of a 1X v1.1 folder: {error!r}") from error
+        meta = Fields.read(self.path / "metadata.json")
+        meta.need("num_images", "s", "vocab_size", "hz")
+        self.steps, side, vocab = (meta.whole(key, least=1) for key in ("num_images", "s", "vocab_size"))
         published = onex_v1(stride=1)
         latent = LatentSpec((side, side), vocab, levels=published.latent.levels if vocab == 512**2 else ())
         self.header = Header(
             embodiment=EMBODIMENT_1X,
             action_names=published.actions[EMBODIMENT_1X].names,
             actions_per_step=1,
-            fps=float(hz),
+            fps=meta.rate("hz"),
             latent=latent,
-            dtype=str(meta.get("token_dtype", "uint32")),
+            dtype=meta.text("token_dtype", "uint32"),
             tokenizer=published.tokenizer,
             source="1X World Model Challenge v1.1",
         )

@@ -28,7 +28,7 @@ from hwm.data.onex.layout import (
     in_words,
     numbers_of,
     place_of,
-    read_json,
+    rate_of,
     real_frames,
     run_starts,
     shard_files,
@@ -71,9 +71,7 @@ class OneXV2(InPlace):
 
     def _open(self) -> None:
         self.shards = find_shards(self.path, ".bin")
-        meta = self.path / "metadata.json"
-        hz = float(read_json(meta).get("hz", 30)) if meta.is_file() else 30.0
-        self.header = header_v2("tokens", hz)
+        self.header = header_v2("tokens", rate_of(self.path))
         starts = [run_starts(shard.map_segments()) for shard in self.shards]
         real = [real_frames(s, shard.frames) for s, shard in zip(starts, self.shards, strict=True)]
         kept_C = whole_steps(np.concatenate(real))

@@ -69,6 +69,8 @@ def open_plain(name: str | Path, options: SourceOptions = AS_IT_IS) -> Source:
         if not kind:
             raise _of_no_kind(path)
         source = SOURCES.find(kind)(path, replace(options, split=options.split.partition("[")[0]))
+    if not len(source):
+        raise HwmError(f"{path} has no episodes")
     source.options = replace(options, kind=kind)
     return source
 

@@ -37,6 +37,7 @@ RATE_TOLERANCE = 0.1
 """How far, in shares of the rate, the median distance of time stamps may be from what a data set says its rate is."""
 
 
+MOST_DIMENSIONS = 100_000
 AS_IT_IS = SourceOptions()
 R = TypeVar("R")
 
@@ -255,7 +256,13 @@ def joined(values: Sequence[np.ndarray], steps: int | None = None) -> np.ndarray
 
 
 def dimension_names(keys: Sequence[str], widths: Sequence[int]) -> tuple[str, ...]:
-    """Names for the dimensions of joined columns: `KEY`, or `KEY_0`, `KEY_1`, ... of those with several."""
+    """Names for the dimensions of joined columns: `KEY`, or `KEY_0`, `KEY_1`, ... of those with several.
+
+    Raises:
+        HwmError: there are more than actions can have, so that the widths are something else.
+    """
+    if sum(widths) > MOST_DIMENSIONS:
+        raise HwmError(f"{', '.join(keys)} are said to have {' and '.join(map(str, widths))} numbers a step")
     short = [key.rsplit("/", 1)[-1] for key in keys]
     short = short if len(set(short)) == len(short) else list(keys)
     each = zip(short, widths, strict=True)

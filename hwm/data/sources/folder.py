@@ -70,8 +70,7 @@ class Folder(Source):
         self.path = path
         if options.split:
             raise HwmError(f"{path} is a folder of videos: it has no splits by name")
-        takes, file = _takes(path), path / DESCRIPTION
-        self.about = Fields.read(file) if file.is_file() else Fields(file, {})
+        takes, self.about = _takes(path), Fields.read(path / DESCRIPTION, optional=True)
         cameras = sorted({camera for take in takes for camera in take.videos})
         if "" in cameras and not options.camera:  # videos that are called as their actions are the camera's
             cameras, takes = [""], [take for take in takes if "" in take.videos]

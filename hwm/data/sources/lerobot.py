@@ -70,7 +70,7 @@ class LeRobot(Source):
             lambda: stated(info.where, options.source_fps or info.rate("fps", 0)),
         )
         ours = path / OURS
-        self.ours = Fields.read(ours) if ours.is_file() and self.keys == (ACTION,) else Fields(ours, {})
+        self.ours = Fields.read(ours, optional=True) if self.keys == (ACTION,) else Fields(ours, {})
         names = self.ours.texts("action_names") or _dimensions(self.keys, widths, self.features)
         self.header = Header(
             embodiment=self.ours.text("embodiment", "") or info.text("robot_type", "") or path.resolve().name,

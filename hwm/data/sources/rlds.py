@@ -42,6 +42,8 @@ from hwm.pictures.files import read_picture
 
 TEXTS = ("language_instruction", "observation/natural_language_instruction")
 """Features of a step that may say what was to be done."""
+RECORD, EPISODES = 16, 1_000_000
+"""Bytes that a record takes at least, and how many are believed before any is read."""
 PLACE = re.compile(r"-(\d+)-of-(\d+)$")
 
 
@@ -123,6 +125,9 @@ class RLDS(Source):
         self.files = _files(self.path, self.split, len(lengths))
         if len(lengths) != len(self.files):
             raise HwmError(f"{self.path}: {len(self.files)} files of {self.split!r}, where {len(lengths)} are listed")
+        for file, length in zip(self.files, lengths, strict=True):
+            if length > max(EPISODES, file.stat().st_size // RECORD):
+                raise HwmError(f"{info.where}: shardLengths has {length} for {file.name}, which cannot hold as many")
         self.ends = np.cumsum(lengths)
         self.ids = [f"{self.split}_{i:07d}" for i in range(sum(lengths))]
         self.notes = tuple(self._notes(known, cameras))
