@@ -2,6 +2,7 @@
 # same command goes on where it was stopped, in the middle of a stage too. Sizes may be given: `make weights MINUTES=10`.
 HWM     ?= .venv/bin/hwm
 OUT     ?= weights
+ASSETS  ?= hwm/assets
 MINUTES ?= 240
 TOKENIZER_STEPS ?= 3000
 MODEL_STEPS     ?= 100000
@@ -10,7 +11,7 @@ CLIPS   ?= 24
 home := --world home --every 3 --size 256
 .DELETE_ON_ERROR:
 .PHONY: weights
-weights: $(OUT)/figures.json
+weights: $(OUT)/shipped
 
 # takes of half a minute to learn from, and longer ones with other things about, to be judged on
 $(OUT)/train/meta.json:
@@ -40,3 +41,8 @@ $(OUT)/model/done: $(OUT)/cells/meta.json $(OUT)/cells_heldout/meta.json
 $(OUT)/figures.json: $(OUT)/model/done
 	$(HWM) evaluate $(<D) --data $(OUT)/cells_heldout --tokenizer $(OUT)/tokenizer --long --long-clips $(CLIPS) \
 	  --out $@ --report $(OUT)/report.html
+
+# into the package
+$(OUT)/shipped: $(OUT)/figures.json
+	$(dir $(HWM))python docs/assets/ship_home.py --weights $(OUT) --out $(ASSETS)
+	touch $@
