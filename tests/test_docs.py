@@ -4,7 +4,8 @@
   say otherwise: `<!-- not run: reason -->`; `<!-- needs: mini gymnasium -->` (assets or modules without which it is
   skipped);
   `<!-- file: name.py -->` (the block is that file, and is imported).
-- Every `hwm` command line, in ```bash blocks and in `inline code`, is parsed by the real command line, and not run.
+- Every `hwm` command line, in ```bash blocks and in `inline code`, is parsed by the real command line, and not run;
+  but those of a block after `<!-- walk: SOURCE as PLACE -->` are, one after the other, with SOURCE lying at PLACE.
 - Links lead somewhere; options, figures, actions and parameter counts agree with the code.
 - No paths of one machine, no marks of unfinished work, no praise without a figure.
 """
@@ -97,7 +98,9 @@ def test_every_fence_names_its_language_and_is_closed() -> None:
         assert page.read_text(encoding="utf-8").count("```") % 2 == 0, page
         for block in blocks(page):
             kind = block.note.split(":")[0]
-            assert kind in {"", "not run", "needs", "file", "figures"}, f"{name(page)}:{block.line}: {block.note!r}"
+            assert kind in {"", "not run", "needs", "file", "figures", "walk"}, (
+                f"{name(page)}:{block.line}: {block.note!r}"
+            )
 
 
 # ---------------------------------------------------------------------- python

@@ -2,14 +2,16 @@
 
     python tests/data/sources/make_lerobot.py tests/data/sources/lerobot          (lerobot 0.4.4: version 3.0)
     python tests/data/sources/make_lerobot.py tests/data/sources/lerobot_v21      (lerobot 0.3.3: version 2.1)
+    python tests/data/sources/make_lerobot.py tests/data/sources/lerobot_arm 24 24 20       (lerobot 0.4.4)
 
-`expected.npz` in it holds the frames and actions that were handed to lerobot.
+The numbers are the steps of each episode. `expected.npz` holds the frames and actions that were handed to lerobot.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ def picture(episode: int, step: int) -> np.ndarray:
     return out
 
 
-def main(out: Path) -> None:
+def main(out: Path, lengths: Sequence[int]) -> None:
     shutil.rmtree(out, ignore_errors=True)
     three = hasattr(LeRobotDataset, "finalize")
     video = {"dtype": "video", "shape": SHAPE, "names": ["height", "width", "channels"]}
@@ -46,7 +48,7 @@ def main(out: Path) -> None:
         **({"vcodec": "h264"} if three else {}),
     )
     expected: dict[str, np.ndarray] = {}
-    for e, steps in enumerate(STEPS):
+    for e, steps in enumerate(lengths):
         frames = np.stack([picture(e, t) for t in range(steps)])
         actions = np.random.default_rng(e).normal(size=(steps, 3)).astype(np.float32)
         for frame, action in zip(frames, actions, strict=True):
@@ -68,4 +70,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), [int(word) for word in sys.argv[2:]] or STEPS)
