@@ -29,6 +29,7 @@ from hwm.errors import HwmError
 from hwm.files import write_atomically
 from hwm.pictures.video import count_frames, frame_rate, frame_size, read_video, to_uint8, to_video, write_video
 from hwm.progress import track
+from hwm.tokenizers.checks import nearest_size
 from hwm.types import DataSpec, LatentSpec, Tokenizer, check_ids
 from hwm.weights import with_weights
 
@@ -181,10 +182,15 @@ def take_every(source: Path, fps: float) -> tuple[float, int]:
 def _check_size(source: Path, tokenizer: Tokenizer, resize: bool) -> None:
     width, height = frame_size(source)
     if (height, width) != tuple(tokenizer.size) and not resize:
+        near = nearest_size((height, width), tokenizer.size[0] // tokenizer.latent.grid[0])
+        other = (
+            f"take it for pictures of that size (--size {height} {width})"
+            if near == (height, width)
+            else f"to the nearest size that it can be taken for (--size {near[0]} {near[1]} --resize)"
+        )
         raise HwmError(
             f"{source} shows pictures of {_by((height, width))} (height x width), the tokenizer takes "
-            f"{_by(tokenizer.size)}: let them be resized (--resize), or take it for pictures of that size "
-            f"(--size {height} {width})"
+            f"{_by(tokenizer.size)}: let them be resized (--resize), or {other}"
         )
 
 

@@ -5,7 +5,25 @@ from __future__ import annotations
 from torch import Tensor
 
 from hwm.errors import HwmError
-from hwm.types import Tokenizer, check_ids
+from hwm.types import LatentSpec, Tokenizer, check_ids
+
+
+def nearest_size(size: tuple[int, int], cell: int) -> tuple[int, int]:
+    """The (height, width) nearest to one, of sides that are multiples of a cell's."""
+    height, width = (max(cell, round(side / cell) * cell) for side in size)
+    return height, width
+
+
+def check_sides(pictures: LatentSpec, cell: int) -> None:
+    """Raise `HwmError` unless these are colour pictures that divide into cells of so many pixels a side."""
+    height, width = pictures.grid
+    near = nearest_size(pictures.grid, cell)
+    if pictures.channels != 3 or near != (height, width):
+        got = f"{height} x {width}" if pictures.channels == 3 else f"{height} x {width} of {pictures.channels} channels"
+        raise HwmError(
+            f"this tokenizer takes colour pictures whose sides are multiples of {cell}, not {got}: the nearest size is "
+            f"{near[0]} x {near[1]}"
+        )
 
 
 def check_video(tokenizer: Tokenizer, video: Tensor, first: bool = True) -> None:

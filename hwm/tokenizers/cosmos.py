@@ -22,7 +22,7 @@ from hwm.config import Config, Trainable
 from hwm.errors import HwmError
 from hwm.objectives.reconstruction import Adversary, LossWeights, reconstruction_loss
 from hwm.tokenizers import cosmos_image, cosmos_video
-from hwm.tokenizers.checks import check_latents, check_video
+from hwm.tokenizers.checks import check_latents, check_sides, check_video
 from hwm.tokenizers.cosmos_video import Past
 from hwm.tokenizers.fsq import FSQ
 from hwm.types import Batch, DataSpec, LatentSpec, Tokenizer
@@ -125,8 +125,7 @@ class Cosmos(Trainable, Tokenizer):
             or min(c.levels, default=2) < 2
         ):
             raise HwmError(f"{c}: there must be levels, blocks and channels, and at least 2 values of an FSQ level")
-        if spec.latent.channels != 3 or size[0] % c.space or size[1] % c.space or min(size) < c.space:
-            raise HwmError(f"this tokenizer takes pictures whose sides are multiples of {c.space}, got {spec.latent}")
+        check_sides(spec.latent, c.space)
         self.size, self.id = size, f"cosmos-{c.variant.lower()}"
         self.published = self.id
         grid = (size[0] // c.space, size[1] // c.space)

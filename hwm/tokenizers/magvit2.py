@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hwm.config import Config, Trainable
 from hwm.errors import HwmError
+from hwm.tokenizers.checks import check_sides
 from hwm.types import Batch, DataSpec, LatentSpec, Tokenizer, check_ids, join_digits, split_digits
 
 # What goes through the network at once: four pictures of 256 x 256, which take 128 MiB a layer at full resolution.
@@ -173,8 +174,7 @@ class MAGVIT2(Trainable, Tokenizer, name="magvit2"):
         if c.bits > 62 or c.factors < 1 or c.bits % c.factors:
             raise HwmError(f"{c}: at most 62 bits fit an id, and they must divide among the factors")
         down = 2 ** (len(c.multipliers) - 1)
-        if spec.latent.channels != 3 or size[0] % down or size[1] % down:
-            raise HwmError(f"this tokenizer takes pictures whose sides are multiples of {down}, got {spec.latent}")
+        check_sides(spec.latent, down)
         self.size, self.id = size, "magvit2"
         level = 2 ** (c.bits // c.factors)
         self.latent = LatentSpec((size[0] // down, size[1] // down), 2**c.bits, levels=(level,) * c.factors)

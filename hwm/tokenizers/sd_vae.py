@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hwm.errors import CheckpointError, HwmError
-from hwm.tokenizers.checks import check_latents, check_video
+from hwm.tokenizers.checks import check_latents, check_sides, check_video
 from hwm.types import LatentSpec, Tokenizer
 from hwm.weights import aligned, read_weights
 
@@ -48,8 +48,7 @@ class DiffusersVAE(nn.Module, Tokenizer):
         self.scale = float(vae.config.scaling_factor)
         self.shift_by = float(vae.config.get("shift_factor") or 0.0)
         self.cell = 2 ** (len(vae.config.block_out_channels) - 1)
-        if any(side % self.cell or not side for side in size):
-            raise HwmError(f"this VAE takes pictures whose sides are multiples of {self.cell}, not {size}")
+        check_sides(LatentSpec(size, channels=3), self.cell)
         self.size = size
         self.latent = LatentSpec((size[0] // self.cell, size[1] // self.cell), channels=int(vae.config.latent_channels))
         self.published = PUBLISHED[kind] if self.scale == SCALE else ""

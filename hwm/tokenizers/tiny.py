@@ -21,6 +21,7 @@ from hwm.config import Config, Trainable
 from hwm.errors import HwmError
 from hwm.nn.moving import camera_flow, moved, random_camera
 from hwm.objectives.reconstruction import lite_distance
+from hwm.tokenizers.checks import check_sides
 from hwm.tokenizers.fsq import FSQ as FSQ
 from hwm.types import Batch, DataSpec, LatentSpec, Tokenizer, check_ids
 
@@ -87,11 +88,7 @@ class Autoencoder(Trainable, Tokenizer):
                 f"down={down} must be a power of two of at least 4, and width={config.width} and "
                 f"decoder_width={config.decoder_width} multiples of 8"
             )
-        if spec.latent.channels != 3 or size[0] % down or size[1] % down:
-            raise HwmError(
-                f"the {self.name} tokenizer is trained on pictures whose sides are multiples of {down}, "
-                f"got {spec.latent}"
-            )
+        check_sides(spec.latent, down)
         self.size, self.grid = size, (size[0] // down, size[1] // down)
         self.id, self.keeps = config.encoder_of or self.name, config.encoder_of
         halvings = int(math.log2(down // 4)) + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -115,13 +116,24 @@ def test_frames_that_do_not_fill_a_step_are_repeated_or_refused(
     assert count_frames(tmp_path / "b.mp4") == frames, "what was repeated is left out again"
 
 
+@pytest.mark.parametrize("size", [(36, 46), (32, 50), (6, 4), (40, 64)])
+def test_the_size_that_is_suggested_is_taken(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: tuple[int, int]
+) -> None:
+    source = film(tmp_path / "a.mp4", 9, size)
+    given = ("tokenizer", "encode", source, "--tokenizer", folder, "--out", tmp_path / "a.safetensors")
+    assert run(*given) == 2
+    words = re.findall(r"\((--size [^)]*)\)", capsys.readouterr().err)
+    assert run(*given, *words[0].split()) == 0
+
+
 def test_sizes_and_rates(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, tokens = film(tmp_path / "a.mp4", 18, (64, 80), fps=60), tmp_path / "a.safetensors"
     given = ("tokenizer", "encode", source, "--tokenizer", folder, "--out", tokens)
     assert run(*given) == 2
     assert "64 x 80 (height x width), the tokenizer takes 32 x 48" in capsys.readouterr().err
     assert run(*given, "--size", 64, 82) == 2
-    assert "multiples of 8" in capsys.readouterr().err
+    assert "multiples of 8, not 64 x 82: the nearest size is 64 x 80" in capsys.readouterr().err
     assert run(*given, "--resize", "--fps", 25) == 2
     assert "has 60 frames a second, of which 25 cannot be taken evenly" in capsys.readouterr().err
     assert run(*given, "--resize", "--fps", 30) == 0
