@@ -18,6 +18,7 @@ import json
 import mmap
 import os
 import re
+import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -95,10 +96,11 @@ def is_far(path: Path) -> bool:
 
 
 def address(path: Path) -> str:
-    """What to call a path: a place in the cache by its address."""
-    if not is_far(path):
+    """What to call a path: a place in the cache, and a copy of one, by its address."""
+    root = next((root for root in (_root(), cache() / "copies") if path.is_relative_to(root)), None)
+    if root is None:
         return str(path)
-    protocol, *parts = path.relative_to(_root()).parts
+    protocol, *parts = path.relative_to(root).parts
     return f"{protocol}://{'/' * (protocol == 'file')}{'/'.join(parts)}"
 
 
@@ -239,6 +241,14 @@ def send(folder: Path, names: Iterable[str], to: Path, sent: Path) -> None:
 
 def _root() -> Path:
     return cache() / "far"
+
+
+def remove(path: Path) -> None:
+    """Remove a folder and all that is in it."""
+    shutil.rmtree(path, ignore_errors=True)  # of a far one what is kept of it
+    if is_far(path):
+        client, place = _client(address(path))
+        _asked(address(path), lambda: client.rm(place, recursive=True))
 
 
 def staged(place: Path) -> Path:

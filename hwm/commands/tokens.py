@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import tyro
 
@@ -16,10 +16,11 @@ from hwm.computing import ExactComputing
 from hwm.data.options import SourceOptions
 from hwm.encode.options import EncodeConfig
 from hwm.errors import HwmError, unknown
-from hwm.far import address
+from hwm.far import address, is_far, is_file, located, remove
 from hwm.files import listed
 
 if TYPE_CHECKING:
+    from hwm.data.store import Store
     from hwm.types import Tokenizer
 
 LATENTS = ".safetensors"
@@ -38,12 +39,14 @@ class EncodeOptions(ExactComputing, EncodeConfig, SourceOptions):
         tokenizer: a shipped tokenizer, a folder, or pixels-128x128.
         out: folder of the new store.
         statistics: take the action statistics of this store (for a held-out store: the training store).
+        on: ray: spread the parts that --shards says over the machines of a Ray cluster, and merge them (extra `ray`).
     """
 
     source: tyro.conf.Positional[Path]
     tokenizer: str = "tiny"
     out: Path
     statistics: str | None = None
+    on: Literal["here", "ray"] = "here"
 
 
 OF_VIDEOS = ("--store", "--resize", "--size", "--strict")
@@ -60,26 +63,61 @@ def encode(args: list[str]) -> None:
             "which resizes by itself"
         )
     o = tyro.cli(EncodeOptions, args=args, prog="hwm encode")
-    from hwm.data.readers import open_store
-    from hwm.data.sources import open_source
     from hwm.data.statistics import warning
-    from hwm.encode.episodes import encode as run
-    from hwm.loading import open_tokenizer
 
-    tokenizer = open_tokenizer(o.tokenizer, o.start())
-    store = run(
-        open_source(o.source, o),
-        tokenizer,
-        o.out,
-        o,
-        statistics=open_store(o.statistics) if o.statistics else None,
-    )
+    store = encode_on_ray(o) if o.on == "ray" else encode_here(o)
     print(
         f"{address(store.path)}: {len(store.episodes)} episodes, {store.steps:,} steps of {store.header.latent_shape}"
     )
     print_skipped(store)
     if text := warning(store, store.statistics):
         print(text, file=sys.stderr)
+
+
+def encode_here(o: EncodeOptions) -> Store:
+    from hwm.data.readers import open_store
+    from hwm.data.sources import open_source
+    from hwm.encode.episodes import encode as run
+    from hwm.loading import open_tokenizer
+
+    tokenizer = open_tokenizer(o.tokenizer, o.start())
+    statistics = open_store(o.statistics) if o.statistics else None
+    return run(open_source(o.source, o), tokenizer, o.out, o, statistics=statistics)
+
+
+def encode_on_ray(o: EncodeOptions) -> Store:
+    """Each part in a task of its own, and the store that they make together.
+
+    Raises:
+        HwmError: it is not said in how many parts, or a part cannot be encoded.
+    """
+    from hwm.commands.spread import on_ray
+    from hwm.data.merge import merge
+    from hwm.data.sources import open_source
+
+    if o.shards < 2 or o.shard:
+        raise HwmError("--on ray spreads parts: say how many with --shards, and leave out --shard")
+    out = o.out if is_far(located(o.out)) else o.out.absolute()
+    named = {name: _anywhere(getattr(o, name)) for name in ("source", "tokenizer", "statistics")}
+    whole = replace(o, on="here", shards=1, out=out, **named)
+    if is_file(located(whole.out) / "meta.json"):
+        return encode_here(whole)  # which compares it with what is asked for
+    count = min(o.shards, len(open_source(whole.source, o)))
+    outs = [Path(f"{whole.out}.parts") / f"{i:04d}" for i in range(count)]
+    parts = [replace(whole, out=out, shard=i, shards=count) for i, out in enumerate(outs)]
+    on_ray(encode_here, parts, threads=o.threads, on_cards=o.device != "cpu")
+    store = merge(outs, whole.out)
+    remove(located(outs[0]).parent)
+    return store
+
+
+def _anywhere(name: Any) -> Any:
+    """A path as a worker with another working folder understands it: names and addresses stay as they are."""
+    from hwm.assets import STORES
+    from hwm.loading import SHIPPED
+
+    here = name and str(name) not in (*STORES, *SHIPPED) and Path(name).exists()
+    return type(name)(Path(name).absolute()) if here else name
 
 
 @dataclass(frozen=True, kw_only=True)

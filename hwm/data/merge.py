@@ -16,7 +16,8 @@ from hwm.far import FarError
 
 
 def merge(paths: Iterable[str | Path], out: str | Path, *, skip_bad: bool = False) -> Store:
-    """Join finished stores of one header into one, with statistics over all of them.
+    """Join finished stores of one header into one, with statistics over all of them, or those of the one other store
+    that all were encoded with.
 
     Episode ids must not repeat; videos are copied. Each store is compared with its checksums. Of a data set that was
     encoded in parts all must be there.
@@ -37,7 +38,8 @@ def merge(paths: Iterable[str | Path], out: str | Path, *, skip_bad: bool = Fals
             f"parts {', '.join(map(str, missing))} are missing: encode them, or do without them with --skip-bad"
         )
     every = list(each_episode(stores))  # finds repeated ids before anything is written
-    writer = Writer(out, stores[0].header, _settings(stores))
+    settings = _settings(stores)
+    writer = Writer(out, stores[0].header, settings)
     done = writer.done_of(e.id for _, e in every)
     for store, episode in every:
         if episode.id in done:
@@ -49,7 +51,9 @@ def merge(paths: Iterable[str | Path], out: str | Path, *, skip_bad: bool = Fals
         latents = None if store.latents is None else store.latents[rows]
         writer.add(episode.id, store.actions[rows], latents, video, episode.info)
     noted = {name: why for store in stores for name, why in store.skipped.items()}
-    return writer.finish(skipped=noted | skipped | others, missing=missing)
+    # those of another store, which all of them were asked to take
+    statistics = stores[0].statistics if settings.get("statistics") else None
+    return writer.finish(statistics, skipped=noted | skipped | others, missing=missing)
 
 
 def _open(paths: list[str | Path], skip_bad: bool) -> tuple[list[Store], dict[str, str]]:
@@ -92,9 +96,11 @@ def _of_one_kind(stores: list[Store], skip_bad: bool) -> tuple[list[Store], dict
 
 
 def _settings(stores: list[Store]) -> dict[str, Any]:
-    """The settings that all of them have in common."""
-    first = stores[0].settings
-    return {k: v for k, v in first.items() if all(k in s.settings and s.settings[k] == v for s in stores)}
+    """The settings that all of them have in common; all parts of a data set together are the whole."""
+    first, parts = stores[0].settings, {s.part for s in stores}
+    common = {k: v for k, v in first.items() if all(k in s.settings and s.settings[k] == v for s in stores)}
+    whole = first and parts == {(i, len(stores)) for i in range(len(stores))}
+    return common | {"shard": 0, "shards": 1} if whole else common
 
 
 def _missing(stores: list[Store]) -> list[int]:

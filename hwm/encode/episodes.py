@@ -86,14 +86,20 @@ def encode(
 def _settings(source: Source, tokenizer: Tokenizer, config: EncodeConfig, statistics: Store | None) -> dict[str, Any]:
     """All that the result depends on, to be kept with it and compared when it is asked for again."""
     return {
-        "source": str(source.path.resolve()),
+        "source": _where(source.path),
         **{f.name: to_json(getattr(source.options, f.name)) for f in fields(SourceOptions)},
         "tokenizer": tokenizer.id,
         "dtype": format_of(tokenizer),
         **{f.name: to_json(getattr(config, f.name)) for f in fields(EncodeConfig) if f.name not in OF_NO_CONSEQUENCE},
-        "statistics": str(statistics.path.resolve()) if statistics else "",
+        "statistics": _where(statistics.path) if statistics else "",
         "notes": list(source.notes),
     }
+
+
+def _where(path: Path) -> str:
+    """What a path is called everywhere: an address, or all of the path."""
+    known = far.address(path)
+    return str(path.resolve()) if known == str(path) else known
 
 
 def _names(source: Source, config: EncodeConfig) -> list[str]:

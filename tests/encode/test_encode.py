@@ -302,3 +302,19 @@ def test_clips_that_are_not_whole_steps_are_refused(tmp_path: Path, recording: S
     for clip in (-1, 4):
         with pytest.raises(HwmError, match=r"does not fill whole latent steps: choose 1 \+ 4 \* n"):
             encode(recording.path, Joined(), tmp_path / "out", EncodeConfig(clip=clip))
+
+
+def test_all_parts_together_are_the_whole(tmp_path: Path, recording: Store) -> None:
+    """Merged, they keep the statistics that they were told, and the undivided command finds its work done."""
+    train = make_store(tmp_path / "train", [7, 5], seed=9, actions_per_step=4, latent=None, tokenizer="")
+    parts = [tmp_path / f"part_{i}" for i in range(2)]
+    for i, part in enumerate(parts):
+        config = EncodeConfig(every=2, shard=i, shards=2)
+        encode(recording.path, Brightness(), part, config, statistics=train)
+    merged = merge(parts, tmp_path / "merged")
+    assert merged.statistics == train.statistics
+    again = encode(recording.path, Brightness(), merged.path, EncodeConfig(every=2), statistics=train)
+    assert again.path == merged.path
+    some = merge(parts[:1], tmp_path / "some", skip_bad=True)
+    with pytest.raises(StoreError, match=r"was made with other settings .*shards: 2, now 1"):
+        encode(recording.path, Brightness(), some.path, EncodeConfig(every=2), statistics=train)

@@ -56,6 +56,7 @@ def test_a_recording_in_a_bucket_is_encoded_into_another(bucket: Bucket, tmp_pat
     store = encode(source, PIXELS, "s3://bucket/made/train", config)
     assert isinstance(store.latents, FarArray)
     alike(store, want)
+    assert store.settings["source"] == source, "and no place in a cache"
     store.verify()
     alike(open_store("s3://bucket/made/train"), want)
     made = [name for name in bucket.names() if name.startswith("made/")]
