@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -72,6 +73,8 @@ def named_modules(args: list[str]) -> tuple[list[str], list[str]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; mistakes of the user end in one clear message and exit status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter of a name shows another
     try:
         modules, args = named_modules(sys.argv[1:] if argv is None else argv)
         if args[:1] == ["help"]:

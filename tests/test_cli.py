@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -84,3 +85,12 @@ def test_what_is_misspelt_shows_the_nearest_on_standard_error(words: list[str], 
     said = capsys.readouterr()
     assert (code, said.out) == (2, "")
     assert message in said.err
+
+
+def test_a_terminal_that_lacks_a_letter_shows_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    monkeypatch.setattr(cli, "help_text", lambda: "straße, 把")
+    assert cli.main(["--help"]) == 0
+    sys.stdout.flush()
+    assert written.getvalue().decode("latin-1") == "straße, ?\n"

@@ -57,7 +57,7 @@ class Header:
             object.__setattr__(self, "dtype", latent_dtype(self.latent))
         try:
             dtypes = [np.dtype(name) for name in (self.action_dtype, self.dtype) if name]
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise StoreError(
                 f"element types are given by numpy's names, such as uint16 and float16: {error}"
             ) from error

@@ -17,6 +17,7 @@ from hwm.encode.episodes import EncodeConfig, encode
 from hwm.tokenizers.pixels import Pixels
 
 HERE = Path(__file__).parent / "lerobot"  # episodes of 7, 5 and 9 frames at 10 a second
+PIXELS, SKIP = Pixels((48, 64)), EncodeConfig(skip_bad=True)
 FRONT = "videos/observation.images.front/"
 
 
@@ -59,6 +60,20 @@ def test_no_frames_are_counted_where_all_fits() -> None:
     assert astray([Place(0, 4, 0), Place(4, 9, 1)], {0, 1}, count) == set()
 
 
+def test_an_episode_of_no_frames_is_left_out_and_its_neighbours_touch(tmp_path: Path) -> None:
+    folder = changed(tmp_path / "set", 1)
+    meta, data = folder / "meta/episodes/chunk-000/file-000.parquet", folder / "data/chunk-000/file-000.parquet"
+    rows = pq.read_table(meta).to_pylist()
+    rows[2][f"{FRONT}from_timestamp"] = rows[1][f"{FRONT}from_timestamp"]  # as if the video lacked it
+    rows[2][f"{FRONT}to_timestamp"] = 1.6
+    rows[1] |= {"length": 0, f"{FRONT}to_timestamp": rows[1][f"{FRONT}from_timestamp"]}
+    pq.write_table(pa.Table.from_pylist(rows), meta)
+    pq.write_table(pq.read_table(data, filters=[("episode_index", "!=", 1)]), data)
+    store = encode(open_source(folder, SourceOptions(camera=("front",))), PIXELS, tmp_path / "out", SKIP)
+    assert [(e.id, e.steps) for e in store.episodes] == [("episode_000000", 7), ("episode_000002", 9)]
+    assert "has 0 frames" in store.skipped["episode_000001"]
+
+
 def changed(folder: Path, row: int, **values: float) -> Path:
     """A data set of three episodes in one video with other values for one of them."""
     shutil.copytree(HERE, folder)
@@ -89,5 +104,5 @@ def test_a_shifted_episode_is_left_out_and_no_other(
     source = open_source(changed(tmp_path / "set", row, **values), SourceOptions(camera=("front",)))
     with pytest.raises(EpisodeError, match=f"row {row}: {FRONT}.*{said}"):
         source[row]
-    store = encode(source, Pixels((48, 64)), tmp_path / "out", EncodeConfig(skip_bad=True))
+    store = encode(source, PIXELS, tmp_path / "out", SKIP)
     assert list(store.skipped) == [f"episode_{row:06d}"]
