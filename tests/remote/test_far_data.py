@@ -62,6 +62,7 @@ def test_a_recording_in_a_bucket_is_encoded_into_another(bucket: Bucket, tmp_pat
     made = [name for name in bucket.names() if name.startswith("made/")]
     assert made == [f"made/train/{p.relative_to(want.path)}" for p in sorted(want.path.rglob("*")) if p.is_file()]
     assert encode(source, PIXELS, "s3://bucket/made/train", config).path == store.path, "all is done already"
+    assert store.settings["source"] == source, "wherever its cache is"
     assert not list((far.cache() / "staged").rglob("*.bin"))
     with pytest.raises(StoreError, match="s3://bucket/made/train is already complete"):
         merge([store.path], "s3://bucket/made/train")
