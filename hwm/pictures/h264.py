@@ -151,8 +151,9 @@ class References:
         except (EOFError, KeyError):
             self.last = None
             return False
-        last, following = self.last, None if self.last is None else (self.last + 1) % (1 << about.bits)
+        last = number if self.last is None or unit[0] & 31 == IDR else self.last
+        ahead = (number - last) % (1 << about.bits)
         if unit[0] >> 5 & 3:  # others are made from it
             self.last = number
-        # they may begin anew with any picture (memory_management_control_operation 5), so low ones say nothing
-        return not (about.gaps or last is None or number in (last, following, 0, 1))
+        # they may begin anew with any picture (memory_management_control_operation 5), so low ones say little
+        return ahead > 1 and not about.gaps and (number > 1 or ahead < 4)

@@ -54,7 +54,7 @@ def number_of(frame: np.ndarray) -> int:
 
 def film(
     path: Path, codec: str, shown: Iterable[tuple[int, int]], options: dict[str, str] | None = None,
-    aspect: Fraction = Fraction(1),
+    aspect: Fraction = Fraction(1), gop: int = GOP,
 ) -> Path:  # fmt: skip
     """Write frames as (tick of 1/30 s, number in the picture)."""
     encoder, settings = CODECS[codec]
@@ -64,7 +64,7 @@ def film(
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.options = {**settings, **({"sc_threshold": "0"} if encoder == "libx264" else {})}
         stream.codec_context.thread_count = 1
-        stream.codec_context.gop_size = GOP
+        stream.codec_context.gop_size = gop
         stream.codec_context.sample_aspect_ratio = aspect
         for tick, number in shown:
             frame = av.VideoFrame.from_ndarray(picture(number), "rgb24")

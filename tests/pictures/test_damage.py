@@ -49,13 +49,24 @@ def test_frames_before_the_damage_and_parts_after_it_can_be_read(tmp_path: Path)
         list(read_video(path, start=3 * GOP - 1, stop=3 * GOP))
 
 
-@pytest.mark.parametrize(("codec", "lost"), [("h264", 13), ("h264-b", 14), ("h264-open", 18), ("hevc-open", 2)])
+@pytest.mark.parametrize(
+    ("codec", "lost"),
+    [("h264", 13), ("h264-b", 14), ("h264-open", 18), ("h264-open", 16), ("hevc-open", 2)],
+)
 def test_frames_made_from_ones_that_were_lost_are_refused(tmp_path: Path, codec: str, lost: int) -> None:
     """As when a camera's packets get lost on their way: the decoder makes up what is missing and says nothing."""
     whole = film(tmp_path / "whole.mkv", codec, EVEN)
     path = remux(whole, tmp_path / "film.mkv", keep=lambda i, _: i != lost)
     with pytest.raises(HwmError, match=r"film.mkv is damaged at frame \d+ of 39: (frames that it|it does not come)"):
         list(read_video(path))
+
+
+@pytest.mark.parametrize("codec", ["h264", "h264-b", "h264-open"])
+def test_no_frame_is_missed_where_all_are_there(tmp_path: Path, codec: str) -> None:
+    """H.264 numbers its frames anew at key frames and after 16 of them."""
+    for gop in (*range(12, 19), 100):
+        path = film(tmp_path / f"{gop}.mkv", codec, EVEN, gop=gop)
+        assert [number_of(frame) for frame in read_video(path)] == list(range(40))
 
 
 def test_a_lost_frame_that_no_other_needs_is_a_dropped_frame(tmp_path: Path) -> None:
