@@ -160,6 +160,7 @@ def train_recipe(recipe: Any, run: Path, init: str | None = None, tokenizer: str
                 f"{error}. Held out are {stores}: name stores that go with yours by --data.val-stores, or none, by "
                 "giving it no value"
             ) from error
+    _check_cameras(recipe, data.spec)
     rollouts = _rollouts(recipe, data.spec, held_out, tokenizer)
     torch.manual_seed(recipe.train.seed)
     with building(recipe.train.shard):
@@ -177,6 +178,17 @@ def train_recipe(recipe: Any, run: Path, init: str | None = None, tokenizer: str
             print(text, file=sys.stderr)
         write_run(run, recipe)
     return Trainer(recipe.train, module, data, held_out, run, show_progress(rollouts, recipe.train.dtype)).run()
+
+
+def _check_cameras(recipe: Any, spec: DataSpec) -> None:
+    """Raise `HwmError` where a tokenizer would be trained on pictures of several cameras as if they were one's."""
+    from hwm.types import Tokenizer
+
+    if spec.latent.views and issubclass(recipe.model.owner, Tokenizer):
+        raise HwmError(
+            f"a tokenizer is trained on the pictures of one camera, and these show {', '.join(spec.latent.views)}: "
+            "encode each by itself (--camera NAME) and train on all these stores"
+        )
 
 
 def _rollouts(recipe: Any, spec: DataSpec, held_out: Mixture | None, named: str) -> tuple[Clips, Tokenizer] | None:

@@ -154,7 +154,8 @@ def to_video(
     x = torch.from_numpy(np.asarray(frames)).to(device).permute(0, 3, 1, 2).float() / 255
     if tuple(x.shape[-2:]) == size:
         return x
-    return torch.cat([_resized(part, (size[0] // views, size[1])) for part in x.chunk(views, -2)], -2)
+    parts = [_resized(part, (size[0] // views, size[1])) for part in x.chunk(views, -2)]
+    return torch.cat(parts, -2) if views > 1 else parts[0]
 
 
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -160,3 +160,22 @@ def test_one_camera_is_written_as_ever(tmp_path: Path) -> None:
         "actions.bin", "latents.bin", "meta.json", "segments.bin", "video",
     ]  # fmt: skip
     assert store.video(store.episodes[0]) == tmp_path / "out/video/e0.mp4"
+
+
+def test_clips_find_their_frames_in_the_film_of_each_camera(tmp_path: Path, recording: Store) -> None:
+    store = encode(recording.path, Pixels((32, 32)), tmp_path / "clips", EncodeConfig(clip=3, keep_video=True))
+    assert sorted(p.name for p in (tmp_path / "clips/video/wrist").iterdir()) == [
+        "e0_clip_00000.mp4", "e1_clip_00000.mp4",
+    ]  # fmt: skip
+    for e in store.episodes:
+        shown = np.stack(list(store.frames(e)))
+        assert np.array_equal(shown.transpose(0, 3, 1, 2), store.latents[e.start : e.stop])
+
+
+def test_a_tokenizer_is_trained_on_one_camera(
+    tmp_path: Path, recording: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = encode(recording.path, Pixels((32, 32)), tmp_path / "both")
+    args = ["train", "tiny_tokenizer", "--out", str(tmp_path / "run"), "--data.stores", str(both.path)]
+    assert main([*args, "--data.val-stores", str(both.path)]) != 0
+    assert "trained on the pictures of one camera, and these show top, wrist" in capsys.readouterr().err

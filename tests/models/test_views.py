@@ -101,6 +101,18 @@ def test_cells_get_the_vector_of_their_view() -> None:
     assert one.at(x, places, 12) is x
 
 
+def test_a_reader_of_ids_takes_data_of_several_views() -> None:
+    """No weight of it depends on the grid, so that it can be given another, and then learns the views."""
+    model = build("cosmos_ar")
+    before = model.spec
+    model.fit(two_views(before))
+    assert [v.shape[0] for v in vectors(model)] == [2]
+    model.loss(toy_batch(model.spec, model.config.past + 1))[0].backward()
+    assert all(v.grad is not None and v.grad.any() for v in vectors(model))
+    model.fit(before)
+    assert not vectors(model)
+
+
 def test_patches_do_not_straddle_two_views() -> None:
     for name in ("flow_hwm", "hma_continuous", "diffusion"):
         spec = build(name).spec
