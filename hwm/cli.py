@@ -6,9 +6,11 @@ import importlib
 import io
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from hwm.errors import HwmError, unknown
+from hwm.far import ADDRESS
 from hwm.plugins import import_module
 from hwm.version import __version__
 
@@ -71,6 +73,21 @@ def named_modules(args: list[str]) -> tuple[list[str], list[str]]:
     return modules, rest
 
 
+SENDING = ("record", "encode", "merge", "export")
+"""Verbs whose results may be far away."""
+
+
+def _check_out(args: list[str]) -> None:
+    """Refuse an address where a folder would be made that is called like one."""
+    given = [word.partition("=")[2] for word in args if word.startswith("--out=")]
+    given += [value for word, value in pairwise(args) if word == "--out"]
+    if args[0] not in SENDING and (addresses := [value for value in given if ADDRESS.fullmatch(value)]):
+        raise HwmError(
+            f"hwm {args[0]} writes to folders of this disk, not to {addresses[0]}; to addresses write "
+            f"{', '.join(SENDING)}"
+        )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; mistakes of the user end in one clear message and exit status 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -88,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             for module in modules:
                 import_module(module)
+            _check_out(args)
             _function(args[0])(args[1:])
     except HwmError as error:
         print(f"hwm: {error}", file=sys.stderr)

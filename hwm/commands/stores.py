@@ -115,7 +115,7 @@ def export(args: list[str]) -> None:
         name, views = o.tokenizer or plain.store.header.tokenizer, plain.store.header.views
         plain = Decoded(plain.store, open_tokenizer(name, runtime, views=views))
     source = seen_as(plain, o)
-    print(f"{write_lerobot(source, o.out, o.crf)}: {len(source)} episodes as a LeRobot data set")
+    print(f"{address(write_lerobot(source, o.out, o.crf))}: {len(source)} episodes as a LeRobot data set")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hwm import far
 from hwm.data.sources.base import Episode, Source, of_episode
 from hwm.data.sources.lerobot import OURS
 from hwm.errors import HwmError
@@ -25,6 +26,7 @@ from hwm.pictures.video import write_video
 from hwm.progress import track
 
 CAMERA = "observation.images.{}"
+INFO = "meta/info.json"
 PLACE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 CHUNK, DATA_MB, VIDEO_MB = 1000, 100, 200
 FILE_PIXELS = 2_000_000_000
@@ -43,7 +45,8 @@ ROWS = {
 
 
 def write_lerobot(source: Source, out: str | Path, crf: int = 18) -> Path:
-    """Write all episodes of a source into a new folder, which appears when it is whole.
+    """Write all episodes of a source into a new folder, which appears when it is whole; into one that is far away
+    `meta/info.json` is sent last.
 
     A row has the action that was taken when its frame was seen: that of the step after it. The last one's is not known
     and repeats the one before. Several actions a step lie side by side, `NAME_0` for the first of each. Of several
@@ -55,18 +58,24 @@ def write_lerobot(source: Source, out: str | Path, crf: int = 18) -> Path:
     Raises:
         HwmError: the folder is there already, or an episode cannot be read.
     """
-    out = Path(out)
-    if out.exists():
-        raise HwmError(f"{out} is there already; choose another folder or remove it")
-    work = out.with_name(f".{out.name}.partial")
+    place = far.located(out)
+    if place.exists() if not far.is_far(place) else far.is_file(place / INFO):
+        raise HwmError(f"{far.address(place)} is there already; choose another folder or remove it")
+    work = far.staged(place) if far.is_far(place) else place.with_name(f".{place.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
     try:
         _Writing(source, work, crf).run()
+        if far.is_far(place):
+            names = {str(file.relative_to(work)) for file in work.rglob("*") if file.is_file()}
+            far.send(work, [*sorted(names - {INFO}), INFO], place, work / "sent")
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
-    work.rename(out)
-    return out
+    if far.is_far(place):
+        shutil.rmtree(work)
+    else:
+        work.rename(place)
+    return place
 
 
 class _Writing:

@@ -121,6 +121,7 @@ def test_batches_are_those_of_the_store_on_this_disk(
     assert np.array_equal(store.latents[7], here.latents[7])  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_training_on_a_store_that_is_not_on_this_disk(
     bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,3 +202,24 @@ def test_other_kinds_are_fetched_whole_within_the_bound(
         store = open_store(address)
         assert np.array_equal(store.latents[:], here.latents[:])  # type: ignore[index]
         assert Clips(store, 3).spec() == Clips(here, 3).spec()
+
+
+def test_a_data_set_is_exported_into_a_bucket(bucket: Bucket, recording: Store) -> None:
+    main(["export", "lerobot", str(recording.path), "--out", "s3://bucket/d"])
+    assert "d/meta/info.json" in bucket.names()
+    assert not [name for name in bucket.names() if name.endswith("sent")]
+    read = open_source("s3://bucket/d")
+    assert [e.id for e in read] == ["e0", "e1", "e2"]
+    assert np.array_equal(read[1].actions[1:], recording.actions[10:15]), "the first is not known to it"
+    with pytest.raises(HwmError, match="s3://bucket/d is there already"):
+        write_lerobot(open_source(recording.path), "s3://bucket/d")
+
+
+def test_what_is_not_sent_is_not_written_to_an_address(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in (["--out", "s3://bucket/run"], ["--out=s3://bucket/run"]):
+        assert main(["train", "masked_hwm_toy", *out]) == 2
+        assert "hwm train writes to folders of this disk, not to s3://bucket/run" in capsys.readouterr().err
+    assert not (tmp_path / "s3:").exists()
