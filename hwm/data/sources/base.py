@@ -249,7 +249,8 @@ def leading(taken_NA: np.ndarray) -> np.ndarray:
 
 def joined(values: Sequence[np.ndarray], steps: int | None = None) -> np.ndarray:
     """Columns of actions, (N,) or (N, ...) each, side by side: (N, A)."""
-    flat = [np.asarray(v, np.float32).reshape(len(v), math.prod(v.shape[1:])) for v in values]
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is found with what is not finite
+        flat = [np.asarray(v, np.float32).reshape(len(v), math.prod(v.shape[1:])) for v in values]
     if len({len(v) for v in flat} | ({steps} if steps is not None else set())) > 1:
         raise EpisodeError(f"columns of actions of {', '.join(str(len(v)) for v in flat)} rows, of {steps} steps")
     return np.concatenate(flat, 1)

@@ -16,6 +16,7 @@ from hwm.data.sources import SourceOptions, open_source
 from hwm.errors import HwmError
 from tests.data.sources.test_folder import make_folder
 from tests.data.sources.test_lerobot import write_v21
+from tests.data.sources.test_robomimic import make_file
 
 HERE = Path(__file__).parent
 TRIES = 60
@@ -74,8 +75,15 @@ def record(folder: Path) -> tuple[Path, SourceOptions]:
     return next(folder.glob("*-val.*")), SourceOptions(split="val", source_fps=5.0)
 
 
+def demonstrations(folder: Path) -> tuple[Path, SourceOptions]:
+    folder.mkdir()
+    return make_file(folder / "a.hdf5", (4,)), SourceOptions(kind="robomimic")
+
+
 @pytest.mark.parametrize(
-    "make", [npz, compressed, parquet, video, rows, episodes, lines, info, features, record], ids=lambda f: f.__name__
+    "make",
+    [npz, compressed, parquet, video, rows, episodes, lines, info, features, record, demonstrations],
+    ids=lambda f: f.__name__,
 )
 def test_damage_is_said_to_be_damage(
     tmp_path: Path, make: Callable[[Path], tuple[Path, SourceOptions]], capfd: pytest.CaptureFixture[str]
@@ -90,7 +98,7 @@ def test_damage_is_said_to_be_damage(
             data[rng.randrange(len(data))] = rng.randrange(256)
         file.write_bytes(data)
         try:
-            episode = open_source(tmp_path / "data", options)[0]
+            episode = open_source(file if options.kind == "robomimic" else tmp_path / "data", options)[0]
             assert sum(frame.ndim == 3 for frame in episode.frames()) <= 64
         except HwmError:
             found += 1
