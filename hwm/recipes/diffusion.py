@@ -26,6 +26,7 @@ def diffusion_home() -> Recipe:
             patch=2,
             flow=0.5,
             # neighbouring cells are alike: what a picture shows is drowned by stronger noise than in fewer numbers
+            context_noise=(0.02, 1.5),
             sigma_mean=0.5,
             sigma_std=1.4,
             sampler=EDMSampler(sigma_max=20.0),
