@@ -30,6 +30,7 @@ class FarArray(Lazy):
         self.path, self.dtype, self.version = path, np.dtype(dtype), far.version(path)
         self.width = self.dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
         self.block = max(1, BLOCK // self.width)
+        self._held = dict[int, np.ndarray]()
 
     def fetch(self, rows: np.ndarray) -> None:
         """Have rows at hand for when they are asked for; they are fetched together, as far as they lack."""
@@ -50,10 +51,15 @@ class FarArray(Lazy):
 
     def _blocks(self, numbers: np.ndarray) -> list[np.ndarray]:
         """Blocks of rows by number; the last may be short."""
-        size = self.block * self.width
-        spans = [(n * size, min((n + 1) * size, len(self) * self.width)) for n in numbers.tolist()]
-        pieces = far.read(self.path, spans, self.version)
-        return [np.frombuffer(piece, self.dtype).reshape(-1, *self.shape[1:]) for piece in pieces]
+        size, held = self.block * self.width, self._held
+        lacking = [n for n in numbers.tolist() if n not in held]
+        if lacking:
+            spans = [(n * size, min((n + 1) * size, len(self) * self.width)) for n in lacking]
+            pieces = far.read(self.path, spans, self.version)
+            rows = (np.frombuffer(piece, self.dtype).reshape(-1, *self.shape[1:]) for piece in pieces)
+            held = held | dict(zip(lacking, rows, strict=True))
+            self._held = dict(list(held.items())[-AT_ONCE:])  # a new one: another thread may be reading from it
+        return [held[n] for n in numbers.tolist()]
 
     def checksum(self) -> int:
         """CRC-32 of the file, as `hwm.files.checksum` has it of one that is here."""

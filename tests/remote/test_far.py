@@ -106,6 +106,7 @@ def test_the_cache_keeps_what_was_used_last_within_its_bound(
     values = np.arange(4000, dtype=np.uint8)
     memory.pipe_file("/x/a.bin", values.tobytes())
     monkeypatch.setattr("hwm.data.far.BLOCK", 100)
+    monkeypatch.setattr("hwm.data.far.AT_ONCE", 1)  # is held in memory
     array, sizes = FarArray(far.located("memory://x/a.bin"), "uint8", values.shape), counted(monkeypatch)
     for i in range(0, 4000, 100):
         assert np.array_equal(array[i : i + 100], values[i : i + 100])
