@@ -1,6 +1,7 @@
 """Columns of numbers out of the files that actions come in: parquet, npz, comma-separated text and numpy's arrays.
 
-The last two are read whole. Of text, columns that hold no numbers are left out; an empty place is no number and is NaN.
+The last two are read whole. Of text, columns that hold no numbers are left out, unless they were meant to; an empty
+place is no number and is NaN.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import numpy as np
 from hwm.data.header import EpisodeError
 from hwm.data.sources.base import reading
 
+TIME = "timestamp"
+KEYS = ("action", "actions")
+"""Columns that are taken for the actions where none are named; of text without them, all columns of numbers."""
 NUMPY = "action"
 """The name of the one column of an array without names."""
 
@@ -24,7 +28,7 @@ def read_csv(path: Path) -> dict[str, np.ndarray]:
     """The columns of numbers of a file, (rows,) float64 each, by name.
 
     Raises:
-        EpisodeError: names that are missing or occur twice.
+        EpisodeError: names that are missing or occur twice, no rows, no numbers, or other values where they are meant.
         ValueError: the file is no such text.
     """
     import pyarrow as pa
@@ -37,9 +41,29 @@ def read_csv(path: Path) -> dict[str, np.ndarray]:
         raise EpisodeError(f"{path.name} begins with numbers: its first line is to name the columns")
     if len(set(names)) < len(names) or "" in names:
         raise EpisodeError(f"{path.name} has two columns of one name, or one without: {', '.join(map(repr, names))}")
+    if not table.num_rows:
+        raise EpisodeError(f"{path.name} has no rows")
     kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-    numbers = {n: c for n, c in zip(names, table, strict=True) if any(is_kind(c.type) for is_kind in kinds)}
-    return {n: c.combine_chunks().to_numpy(zero_copy_only=False).astype(np.float64) for n, c in numbers.items()}
+    found = dict[str, np.ndarray]()
+    for name, column in zip(names, table, strict=True):
+        if any(is_kind(column.type) for is_kind in kinds):
+            found[name] = column.combine_chunks().to_numpy(zero_copy_only=False).astype(np.float64)
+        else:
+            _check_unmeant(f"{path.name}: {name}", name in (TIME, *KEYS), column.to_pylist())
+    if not found:
+        there = ", ".join(map(repr, names))
+        raise EpisodeError(f"{path.name} has no columns of numbers with commas between them; there are: {there}")
+    return found
+
+
+def _check_unmeant(where: str, meant: bool, values: list[Any]) -> None:
+    """Raise where a column without a type of numbers was meant to hold them, by its name or by most of its values."""
+    texts = [str(value) for value in values if value not in (None, "")]
+    # a comma may stand for the decimal point
+    like = sum(isinstance(v, str) and _is_number(v.replace(",", ".")) for v in values)
+    if meant or 2 * like > len(texts):
+        other = next((text for text in texts if not _is_number(text)), "")
+        raise EpisodeError(f"{where} holds {other!r}, where numbers are expected")
 
 
 def read_npy(path: Path) -> dict[str, np.ndarray]:

@@ -31,7 +31,7 @@ from hwm.data.sources.base import (
     told,
     view_names,
 )
-from hwm.data.sources.columns import READ_WHOLE, columns_of, names_in, scalars
+from hwm.data.sources.columns import KEYS, READ_WHOLE, TIME, columns_of, names_in, scalars
 from hwm.data.sources.videos import is_video
 from hwm.data.store import EpisodeError, Header
 from hwm.errors import HwmError
@@ -39,10 +39,7 @@ from hwm.files import listed
 from hwm.pictures.video import count_frames, frame_rate, read_at, read_video
 
 ACTIONS = (".parquet", ".npz", *READ_WHOLE)
-TIME = "timestamp"
 DESCRIPTION = "source.json"
-KEYS = ("action", "actions")
-"""Columns that are taken for the actions where none are named; of text without them, all columns of numbers."""
 
 
 class Take(NamedTuple):

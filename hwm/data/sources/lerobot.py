@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,7 @@ from hwm.pictures.files import read_picture
 from hwm.pictures.video import count_frames, read_at
 
 ACTION = "action"
+EPISODE = "episode_index"
 OURS = "meta/hwm.json"
 
 
@@ -89,7 +91,7 @@ class LeRobot(Source):
         self.ids = [as_id(given.text(str(i), f"episode_{i:06d}")) for i in numbers]
         self.steps = sum(length for e in self.episodes if isinstance(length := e.get("length"), int))
         self.notes = (told(self.chosen, self.cameras),)
-        self._file: tuple[Path, dict[str, np.ndarray]] | None = None
+        self._file: tuple[Path, Any, np.ndarray] | None = None
         self._placed: dict[str, Placed] = {}
 
     @classmethod
@@ -168,13 +170,13 @@ class LeRobot(Source):
         )
 
     def _rows(self, about: Fields) -> dict[str, np.ndarray]:
-        """Actions and time stamps of an episode."""
-        file, index = self._data_file(about), about.whole("episode_index")
+        """Actions and time stamps of an episode; what is wrong with those of others in its file is no fault of it."""
+        file, names = self._data_file(about), (*self.keys, "timestamp")
         if self._file is None or self._file[0] != file:
-            self._file = file, _columns(file, [*self.keys, "timestamp", "episode_index"])
-        columns = self._file[1]
-        mine = scalars(columns["episode_index"], "episode_index") == index
-        return {k: v[mine] for k, v in columns.items()}
+            self._file = file, *_table(file, names)
+        _, table, numbers = self._file
+        mine = table.take(np.flatnonzero(numbers == about.whole("episode_index")))
+        return {name: column_values(mine.column(name), f"{file.name}: {name}") for name in names}
 
     def _data_file(self, about: Fields) -> Path:
         return near(self._file_of("data_path", about))
@@ -182,6 +184,8 @@ class LeRobot(Source):
     def _file_of(self, pattern: str, about: Fields, camera: str = "") -> Path:
         """A file of an episode by the pattern of its paths, which both layouts have: of its rows, or of a camera."""
         index, key = about.whole("episode_index"), f"videos/{camera}" if camera else "data"
+        if self.shared_files:
+            about.need(f"{key}/chunk_index", f"{key}/file_index")
         with reading(f"{self.info.where}: {pattern}"):
             return self.path / self.info.text(pattern).format(
                 video_key=camera,
@@ -202,7 +206,7 @@ class LeRobot(Source):
         if camera not in self._placed:
             file_of = partial(self._file_of, "video_path", camera=camera)
             self._placed[camera] = Placed(self.all, camera, self.fps, file_of)
-        return partial(_shown, file, self._placed[camera].begin(about, file) + times, self.fps)
+        return partial(_shown, file, self._placed[camera].begin(about, file, times) + times, self.fps)
 
 
 def _shown(
@@ -245,7 +249,7 @@ def _dimensions(keys: Sequence[str], widths: Sequence[int], features: Fields) ->
         if isinstance(given, dict):  # such as {"motors": [...]}
             values = list(given.values())
             given = values[0] if len(values) == 1 and isinstance(values[0], list) else list(given)
-        fits = isinstance(given, list) and len(given) == width
+        fits = isinstance(given, list) and len(given) == width and all(isinstance(n, (str, int)) for n in given)
         names += map(str, given) if fits else dimension_names([key], [width])
     return tuple(names) if len(set(names)) == len(names) else dimension_names(keys, widths)
 
@@ -259,17 +263,19 @@ def _info(path: Path) -> Fields:
     return info
 
 
-def _columns(file: Path, names: list[str]) -> dict[str, np.ndarray]:
+def _table(file: Path, names: Sequence[str]) -> tuple[Any, np.ndarray]:
+    """Columns of a file of rows, and the number of the episode of each row."""
     import pyarrow.parquet as pq
 
     if not file.is_file():
         raise HwmError(f"there is no {file}")
     with reading(file):
         there = pq.read_schema(file).names
-        if missing := [n for n in names if n not in there]:
+        if missing := [n for n in (*names, EPISODE) if n not in there]:
             raise EpisodeError(f"{file.name} has no column {', '.join(missing)}; there are: {', '.join(there)}")
-        table = pq.read_table(file, columns=names)
-    return {name: column_values(table.column(name), f"{file.name}: {name}") for name in names}
+        table = pq.read_table(file, columns=[*names, EPISODE])
+    where = f"{file.name}: {EPISODE}"
+    return table, scalars(column_values(table.column(EPISODE), where), where)
 
 
 def find_dataset(name: str, options: SourceOptions) -> Path:

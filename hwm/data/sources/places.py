@@ -9,6 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from hwm.data.fields import Fields
 from hwm.data.header import EpisodeError
 from hwm.errors import HwmError
@@ -31,7 +33,7 @@ def astray(places: Iterable[Place], known: Collection[int], frames: Callable[[],
 
     Episodes fill a file one after another. A row of them that touch is where it belongs if it begins with the file's
     first frame or ends with its last. So it is if it lies beside a gap of episodes that were taken out of the data set,
-    as nothing more can be known of it.
+    as nothing more can be known of it. Where two begin with the same frame, it is not known whose it is.
 
     Args:
         places: of all episodes of the file.
@@ -54,7 +56,14 @@ def astray(places: Iterable[Place], known: Collection[int], frames: Callable[[],
 
     apart = [i for i in range(1, len(placed)) if not _same(placed[i - 1].end, placed[i].begin)]
     rows = pairwise([0, *apart, len(placed)])
-    return {p.episode for i, j in rows if not (confirms(i) or confirms(j)) for p in placed[i:j]}
+    loose = {p.episode for i, j in rows if not (confirms(i) or confirms(j)) for p in placed[i:j]}
+    return loose | _sharing(placed)
+
+
+def _sharing(placed: Sequence[Place]) -> set[int]:
+    """Numbers of the episodes that begin with the same frame as another; they are in the order of their beginnings."""
+    some = [p for p in placed if p.end > p.begin]
+    return {p.episode for a, b in pairwise(some) if _same(a.begin, b.begin) for p in (a, b)}
 
 
 def _same(a: float, b: float) -> bool:
@@ -79,20 +88,29 @@ class Placed:
         self.astray: dict[Path, set[int]] = {}
 
     def _place(self, about: Fields) -> Place:
-        begin = about.number(f"{self.stamps}from_timestamp", 0.0)
+        begin = about.number(f"{self.stamps}from_timestamp")
         end = about.number(f"{self.stamps}to_timestamp", begin + about.whole("length") / self.fps)
         return Place(begin * self.fps, end * self.fps, about.whole("episode_index"))
 
-    def begin(self, about: Fields, file: Path) -> float:
+    def begin(self, about: Fields, file: Path, times: np.ndarray) -> float:
         """The second of the video at which an episode begins.
 
+        Args:
+            times: (N,) seconds of its rows, from there on.
+
         Raises:
-            EpisodeError: the video is said to last longer or shorter than the episode, or it lies elsewhere.
+            EpisodeError: the video is said to last longer or shorter than the episode, it lies elsewhere, or the times
+                reach into another.
         """
         begin, end, episode = self._place(about)
         where, length = f"{about.where}: {self.stamps}from_timestamp", about.whole("length")
         if abs(end - begin - length) > HALF:
             raise EpisodeError(f"{where} and to_timestamp are {end - begin:.4g} frames apart, the episode has {length}")
+        if ((times * self.fps < -HALF) | (times * self.fps > length - HALF)).any():
+            raise EpisodeError(
+                f"timestamp runs from {times.min():.4g} to {times.max():.4g} s, where {length} frames from 0 s on are "
+                "expected: it counts from the beginning of each episode"
+            )
         if file not in self.astray:
             self.astray[file] = astray(self.places[file], self.known, partial(count_frames, file))
         if episode in self.astray[file]:

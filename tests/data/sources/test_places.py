@@ -53,6 +53,11 @@ def test_of_what_was_taken_out_nothing_is_known() -> None:
     assert wrong(0, -1, 5, 30) == {2}, "where they have frames in common, nothing was taken out between them"
 
 
+def test_frames_are_of_one_episode() -> None:
+    assert wrong(0, 0, 10, frames=20) == {0, 1}, "both begin with the file, and one of them is followed by the next"
+    assert wrong(0, 10, 0, 10, frames=20) == {0, 1, 2, 3}
+
+
 def test_no_frames_are_counted_where_all_fits() -> None:
     def count() -> int:
         raise AssertionError
@@ -74,7 +79,7 @@ def test_an_episode_of_no_frames_is_left_out_and_its_neighbours_touch(tmp_path: 
     assert "has 0 frames" in store.skipped["episode_000001"]
 
 
-def changed(folder: Path, row: int, **values: float) -> Path:
+def changed(folder: Path, row: int, **values: float | None) -> Path:
     """A data set of three episodes in one video with other values for one of them."""
     shutil.copytree(HERE, folder)
     file = folder / "meta/episodes/chunk-000/file-000.parquet"
@@ -106,3 +111,37 @@ def test_a_shifted_episode_is_left_out_and_no_other(
         source[row]
     store = encode(source, PIXELS, tmp_path / "out", SKIP)
     assert list(store.skipped) == [f"episode_{row:06d}"]
+
+
+def rows(folder: Path, name: str, values: list[object], kind: pa.DataType) -> Path:
+    """A data set of three episodes in one file of rows with other values for a column."""
+    shutil.copytree(HERE, folder)
+    file = folder / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.set_column(table.column_names.index(name), name, pa.array(values, kind)), file)
+    return folder
+
+
+@pytest.mark.parametrize("begins", [(0, 7, 12), (1, 1, 1)], ids=["of all rows", "late by one"])
+def test_times_do_not_reach_into_another_episode(tmp_path: Path, begins: tuple[int, ...]) -> None:
+    times = [(begin + i) / 10 for begin, steps in zip(begins, (7, 5, 9), strict=True) for i in range(steps)]
+    source = open_source(rows(tmp_path / "set", "timestamp", [*times], pa.float32()), SourceOptions(camera=("front",)))
+    with pytest.raises(EpisodeError, match=r"'episode_000001': timestamp runs from .* where 5 frames from 0 s on are"):
+        list(source[1].frames())
+
+
+def test_a_row_without_actions_costs_its_own_episode_only(tmp_path: Path) -> None:
+    width = len(pq.read_table(HERE / "data/chunk-000/file-000.parquet")["action"][0])
+    actions = [None if i == 9 else [0.0] * width for i in range(21)]
+    folder = rows(tmp_path / "set", "action", [*actions], pa.list_(pa.float32()))
+    store = encode(open_source(folder, SourceOptions(camera=("front",))), PIXELS, tmp_path / "out", SKIP)
+    assert list(store.skipped) == ["episode_000001"]
+    assert "action has no value in row 2" in store.skipped["episode_000001"]
+
+
+@pytest.mark.parametrize("key", ["from_timestamp", "file_index", "chunk_index"])
+def test_a_place_that_is_not_told_is_not_guessed(tmp_path: Path, key: str) -> None:
+    source = open_source(changed(tmp_path / "set", 0, **{key: None}), SourceOptions(camera=("front",)))
+    with pytest.raises(EpisodeError, match=f"row 0 lacks {FRONT}{key}"):
+        list(source[0].frames())
+    assert len(list(source[1].frames())) == 5
