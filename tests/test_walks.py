@@ -1,4 +1,7 @@
-"""The ways that pages describe, walked as a reader would: each command of such a block is run after the one before."""
+"""The ways that pages describe, walked as a reader would: each command of such a block is run after the one before.
+
+Those that begin in a bucket are walked in tests/remote/test_walk.py.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,15 @@ import shlex
 import shutil
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from hwm.cli import main
+from hwm.data.readers import open_store
 from hwm.data.sources import SourceOptions, open_source
-from hwm.data.store import Store
 from tests.test_docs import PAGES, ROOT, blocks, name
 
 QUICK = {
@@ -26,12 +30,25 @@ QUICK = {
     "play": "--port 0 --no-open --threads 1",
 }
 """What makes a command short enough for a test, by verb."""
-WALKS = [
-    pytest.param(block, id=f"{name(page)}:{block.line}")
-    for page in PAGES
-    for block in blocks(page)
-    if block.note.startswith("walk:")
-]
+
+
+class Walk(NamedTuple):
+    """Commands, and where the first of them finds a copy of a folder of this repository."""
+
+    source: str
+    place: str
+    commands: list[str]
+
+
+def walks(far: bool) -> list[Any]:
+    """Those that begin on this disk, or far away."""
+    out = []
+    for page in PAGES:
+        for block in (b for b in blocks(page) if b.note.startswith("walk:")):
+            source, place = (part.strip() for part in block.note.removeprefix("walk:").split(" as "))
+            walk = Walk(source, place, block.text.replace("\\\n", " ").splitlines())
+            out += [pytest.param(walk, id=f"{name(page)}:{block.line}")] if ("://" in place) == far else []
+    return out
 
 
 def play(app: Any) -> list[tuple[dict[str, Any], Image.Image]]:
@@ -51,18 +68,23 @@ def play(app: Any) -> list[tuple[dict[str, Any], Image.Image]]:
     return seen
 
 
-def two_cameras(played: list[tuple[dict[str, Any], Image.Image]]) -> None:
+def two_cameras(played: list[tuple[dict[str, Any], Image.Image]], place: str) -> None:
     """What the way of the data set with two cameras leaves behind."""
     (welcome, first), (_, step) = played
     assert welcome["views"] == ["front", "wrist"]
     assert first.size == step.size == (welcome["size"][1], welcome["size"][0]) == (256, 128)
-    store = Store("data/arm_heldout")
+    store = open_store(f"{place}_heldout")
     assert store.header.views == ("front", "wrist")
+    seen = np.split(np.mean(list(store.frames(store.episodes[0])), axis=0), 2)  # front above wrist
+    shown = np.split(np.asarray(first.resize((2 * seen[0].shape[1], seen[0].shape[0])), float), 2, axis=1)
+    apart = [[np.abs(a - b).mean() for b in seen] for a in shown]
+    assert apart[0][0] < apart[0][1], "front on the left"
+    assert apart[1][1] < apart[1][0], "wrist on the right"
     figures = json.loads(Path("arm.json").read_bytes())
     assert set(figures["by_view"]) == {"front", "wrist"}
     assert figures["reference"] == "camera"
     assert "By view" in Path("arm.html").read_text(encoding="utf-8")
-    again = open_source("data/arm_again", SourceOptions(camera=("front", "wrist")))
+    again = open_source(f"{place}_again", SourceOptions(camera=("front", "wrist")))
     assert again[0].steps == store.episodes[0].steps == 20
 
 
@@ -70,19 +92,23 @@ LEFT = {"tests/data/sources/lerobot_arm": two_cameras}
 """What is looked at when a way was walked, by where it began."""
 
 
-@pytest.mark.parametrize("block", WALKS)
-def test_every_step_of_the_way_can_be_walked(block: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def follow(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run its commands in this folder, and look at what they leave behind."""
     uvicorn = pytest.importorskip("uvicorn", reason="needs the extra `web`")
-    source, place = (part.strip() for part in block.note.removeprefix("walk:").split(" as "))
-    shutil.copytree(ROOT / source, tmp_path / place)
-    monkeypatch.chdir(tmp_path)
     played: list[tuple[dict[str, Any], Image.Image]] = []
 
     async def serve(self: Any, sockets: Any = None) -> None:
         played.extend(await asyncio.to_thread(play, self.config.app))
 
     monkeypatch.setattr(uvicorn.Server, "serve", serve)
-    for line in block.text.replace("\\\n", " ").splitlines():
+    for line in walk.commands:
         words = shlex.split(line)[1:]
         assert main([*words, *shlex.split(QUICK.get(words[0], ""))]) == 0, line
-    LEFT[source](played)
+    LEFT[walk.source](played, walk.place)
+
+
+@pytest.mark.parametrize("walk", walks(far=False))
+def test_every_step_of_the_way_can_be_walked(walk: Walk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / walk.source, tmp_path / walk.place)
+    monkeypatch.chdir(tmp_path)
+    follow(walk, monkeypatch)
