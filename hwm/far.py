@@ -22,8 +22,10 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 from hwm.errors import HwmError
 from hwm.files import checksum, write_atomically
@@ -55,7 +57,16 @@ class Version(NamedTuple):
     mark: int
 
 
+class Found(NamedTuple):
+    """A file of the cache: when it was last used, its bytes, and where it is; a copy has its file by a second name."""
+
+    used: float
+    size: int
+    names: list[Path]
+
+
 _versions: dict[Path, Version] = {}
+_held: dict[Path, TextIO] = {}  # the locks of the copies that this process works with
 _unswept = 0  # bytes that were fetched since the cache was last looked through
 
 
@@ -97,7 +108,7 @@ def is_far(path: Path) -> bool:
 
 def address(path: Path) -> str:
     """What to call a path: a place in the cache, and a copy of one, by its address."""
-    root = next((root for root in (_root(), cache() / "copies") if path.is_relative_to(root)), None)
+    root = next((root for root in (_root(), _copies()) if path.is_relative_to(root)), None)
     if root is None:
         return str(path)
     protocol, *parts = path.relative_to(root).parts
@@ -135,7 +146,7 @@ def files(path: Path) -> list[Path]:
 
 
 def copy(path: Path) -> Path:
-    """All of a far folder, or a far file, in a folder of the cache in which nothing is removed while it is used.
+    """All of a far folder, or a far file, in a folder of the cache in which nothing is removed until this process ends.
 
     For data that is read by its paths. What is there already is left alone.
 
@@ -150,14 +161,14 @@ def copy(path: Path) -> Path:
             f"{address(path)} has {total / 1e9:.2f} GB, and data of its kind is fetched whole; the cache may hold "
             f"{bound() / 1e9:.2f}: set HWM_CACHE_SIZE, or fetch it by other means and name its folder"
         )
-    folder = cache() / "copies"
-    copies = {folder / name.relative_to(_root()): name for name in names}
+    place = _copied(path)
+    _hold(place)
+    copies = {_copied(name): name for name in names}
     for to, name in copies.items():
         if not _kept(to, version(name)):
             to.parent.mkdir(parents=True, exist_ok=True)
             to.unlink(missing_ok=True)
             os.link(near(name), to)
-    place = folder / path.relative_to(_root())
     for old in [found for found in place.rglob("*") if found.is_file() and found not in copies]:
         old.unlink()
     return place
@@ -243,6 +254,45 @@ def _root() -> Path:
     return cache() / "far"
 
 
+def _copies() -> Path:
+    return cache() / "copies"
+
+
+def _copied(path: Path) -> Path:
+    return _copies() / path.relative_to(_root())
+
+
+def _lock(copy: Path) -> Path:
+    return cache() / "locks" / copy.relative_to(_copies()) / ".lock"
+
+
+def _hold(copy: Path) -> None:
+    """Have nothing of a copy removed until this process, and those forked from it, have ended."""
+    import fcntl
+
+    if copy not in _held:
+        _lock(copy).parent.mkdir(parents=True, exist_ok=True)
+        lock = _lock(copy).open("w")
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        _held[copy] = lock
+
+
+@contextmanager
+def _free(name: Path) -> Iterator[bool]:
+    """Whether a file is of no copy that a process holds; inside, none begins to hold it."""
+    import fcntl
+
+    copies = [place for place in (name, *name.parents) if _copies() in place.parents and _lock(place).is_file()]
+    with ExitStack() as stack:
+        try:
+            for copy in copies:
+                fcntl.flock(stack.enter_context(_lock(copy).open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 def remove(path: Path) -> None:
     """Remove a folder and all that is in it."""
     shutil.rmtree(path, ignore_errors=True)  # of a far one what is kept of it
@@ -303,7 +353,8 @@ def _current(path: Path) -> Version:
 
 
 def _version(info: dict[str, Any]) -> Version:
-    told = next((str(info[key]) for key in VERSIONS if info.get(key)), "")
+    told = next((info[key] for key in VERSIONS if info.get(key)), "")
+    told = told.timestamp() if isinstance(told, datetime) else told  # some list as a number what `info` tells as a time
     return Version(int(info["size"]), zlib.crc32(f"{info['size']} {told}".encode()) >> 1)
 
 
@@ -370,25 +421,33 @@ def _sweep(fetched: int, *new: Path) -> None:
     if _unswept < most / 32:
         return
     _unswept = 0
-    kept = sorted(_contents(), key=lambda found: found[0])
-    total = sum(length for _, length, _ in kept)
-    for used, length, place in kept:
+    kept = sorted(_contents(), key=lambda found: found.used)
+    total = sum(found.size for found in kept)
+    for found in kept:
         if total <= most:
             return
-        under_way = place.suffix in (".part", ".new") and time.time() - used < STALE
-        if place not in new and not under_way:
-            place.unlink(missing_ok=True)
-            total -= length
+        under_way = found.names[0].suffix in (".part", ".new") and time.time() - found.used < STALE
+        if under_way or not set(new).isdisjoint(found.names):
+            continue
+        with _free(found.names[-1]) as free:  # a copy comes last
+            if free:
+                for name in found.names:
+                    name.unlink(missing_ok=True)
+                total -= found.size
 
 
-def _contents() -> Iterator[tuple[float, int, Path]]:
-    """Last use, bytes and place of all that is kept."""
-    for folder, _, names in os.walk(_root()):
-        for name in names:
-            place = Path(folder, name)
-            try:
-                about = place.stat()
-            except FileNotFoundError:
-                continue
-            used = max(about.st_atime, about.st_mtime) if place.suffix == ".part" else about.st_atime
-            yield used, about.st_size, place
+def _contents() -> list[Found]:
+    """All that is kept."""
+    found = dict[tuple[int, int], Found]()
+    for root in (_root(), _copies()):
+        for folder, _, names in os.walk(root):
+            for name in names:
+                place = Path(folder, name)
+                try:
+                    about = place.stat()
+                except FileNotFoundError:
+                    continue
+                used = max(about.st_atime, about.st_mtime) if place.suffix == ".part" else about.st_atime
+                key = about.st_dev, about.st_ino
+                found.setdefault(key, Found(used, about.st_size, [])).names.append(place)
+    return list(found.values())

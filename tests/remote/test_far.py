@@ -121,6 +121,70 @@ def test_the_cache_keeps_what_was_used_last_within_its_bound(
     assert len(sizes) == 41
 
 
+def test_copies_are_kept_within_the_bound_unless_a_process_works_with_them(
+    memory: Any, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HWM_CACHE_SIZE", "1000")
+    for i in range(4):
+        memory.pipe_file(f"/x/{i}/a/b.bin", bytes([i]) * 400)
+
+    def copied(i: int) -> Path:
+        return far.copy(far.located(f"memory://x/{i}")) / "a" / "b.bin"
+
+    def ended() -> None:  # as processes do
+        for lock in far._held.values():
+            lock.close()
+        far._held.clear()
+
+    def kept() -> list[int]:
+        return [i for i in range(4) if (here / f"copies/memory/x/{i}/a/b.bin").is_file()]
+
+    monkeypatch.setattr(far, "_held", {})
+    assert copied(0).read_bytes() == bytes([0]) * 400
+    ended()
+    copied(1)
+    assert kept() == [0, 1], "a copy and what it is linked to are one"
+    copied(2)
+    assert kept() == [1, 2], "what was not used for longest is gone"
+    assert not far.located("memory://x/0/a/b.bin").exists()
+    copied(3)
+    assert kept() == [1, 2, 3], "all of them are in use"
+    ended()
+    assert copied(0).read_bytes() == bytes([0]) * 400
+    assert kept() == [0, 3]
+    far.copy(far.located("memory://x/0/a"))  # a part of another, by itself
+    ended()
+    far.copy(far.located("memory://x/0"))
+    copied(1)
+    assert kept() == [0, 1]
+    ended()
+
+
+def hold_it(name: str, told: Any, asked: Any) -> None:
+    far.copy(far.located(name))
+    told.put("held")
+    asked.get(timeout=60)
+
+
+def test_a_copy_that_another_process_works_with_stays(memory: Any, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HWM_CACHE_SIZE", "1000")
+    monkeypatch.setattr(far, "_held", {})
+    for name in "abc":
+        memory.pipe_file(f"/x/{name}/y.bin", name.encode() * 600)
+    context = multiprocessing.get_context("fork")
+    told, asked = context.Queue(), context.Queue()
+    process = context.Process(target=hold_it, args=("memory://x/a", told, asked))
+    process.start()
+    told.get(timeout=60)
+    copy = here / "copies/memory/x/a/y.bin"
+    far.copy(far.located("memory://x/b"))
+    assert copy.is_file()
+    asked.put("end")
+    process.join()
+    far.copy(far.located("memory://x/c"))
+    assert not copy.exists()
+
+
 def test_a_download_that_was_broken_off_goes_on(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(far, "PIECE", 10)
     monkeypatch.setattr(far, "AT_ONCE", 2)
