@@ -28,7 +28,9 @@ $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)" $(TORCH_INDEX)
-	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	# the PyTorch that is there stays: pip takes another sooner than it looks through all versions of the rest
+	$(BIN)/python -m pip freeze | grep '^torch==' > $(VENV)/torch.txt || true
+	$(BIN)/python -m pip install --quiet --constraint $(VENV)/torch.txt --editable ".[$(EXTRAS)]"
 	touch $@
 
 setup: $(VENV)/.installed

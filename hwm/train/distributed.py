@@ -60,7 +60,11 @@ class World:
 
     def group(self, backend: str) -> dist.ProcessGroup | None:
         """A further group of all processes, for what goes on beside; None where there is one process."""
-        return dist.new_group(backend=backend) if self.size > 1 else None
+        if self.size == 1:
+            return None
+        group = dist.new_group(backend=backend)
+        assert isinstance(group, dist.ProcessGroup)  # all processes are of it
+        return group
 
     def close(self) -> None:
         """Leave the group; what follows is one process's own."""
