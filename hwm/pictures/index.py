@@ -228,6 +228,7 @@ def _rate(stream: Any, gaps: np.ndarray, tick: float) -> float:
         return declared[0] if declared else 0.0
     usual = float(np.median(gaps))
     near = gaps[np.abs(gaps - usual) <= max(1.5 * tick, 0.05 * usual)]
-    rate = float(1 / (near if usual and 2 * len(near) > len(gaps) else gaps).mean())
+    even = 2 * len(near) > len(gaps) and gaps.mean() > 0.95 * usual  # what is dropped makes gaps longer, never shorter
+    rate = float(1 / (near if even and usual else gaps).mean())
     fits = [r for r in declared if abs(r / rate - 1) < max(0.01, rate * tick)]
     return min(fits, key=lambda r: abs(r - rate), default=rate)

@@ -95,6 +95,9 @@ def test_the_rate_is_that_at_which_frames_follow_one_another(tmp_path: Path) -> 
     ticks = np.cumsum(np.random.default_rng(0).integers(1, 4, N))
     uneven = film(tmp_path / "uneven.mp4", "h264", [(int(t), i) for i, t in enumerate(ticks)])
     assert frame_rate(uneven) == pytest.approx((N - 1) * RATE / (ticks[-1] - ticks[0]), rel=1e-3)
+    ticks = np.cumsum([13, 13, 4] * 13)  # two of three gaps are alike, and longer than the mean of 10
+    jittered = film(tmp_path / "jittered.mp4", "h264", [(int(t), i) for i, t in enumerate(ticks)])
+    assert frame_rate(jittered) == pytest.approx(RATE / 10, rel=0.01)
 
 
 def test_a_clock_that_was_set_back_leaves_the_order_of_decoding(tmp_path: Path) -> None:
