@@ -90,7 +90,7 @@ def test_a_column_of_something_else_costs_one_take(tmp_path: Path, columns: dict
         {"timestamp": pa.array([[i / 10] for i in range(ROWS)], pa.large_list(pa.float32()))},
         {"timestamp": pa.array([Decimal(i) / 10 for i in range(ROWS)])},
     ],
-    ids=str,
+    ids=lambda columns: ", ".join(f"{name} {column.type}" for name, column in columns.items()),
 )
 def test_what_can_only_mean_one_thing_is_read(tmp_path: Path, columns: dict[str, Any]) -> None:
     source = open_source(takes(tmp_path / "lab", columns, rest=False))
