@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from hwm.errors import HwmError
 from hwm.files import checksum, write_atomically
@@ -66,7 +66,7 @@ class Found(NamedTuple):
 
 
 _versions: dict[Path, Version] = {}
-_held: dict[Path, TextIO] = {}  # the locks of the copies that this process works with
+_held: dict[Path, BinaryIO] = {}  # the locks of the copies that this process works with
 _unswept = 0  # bytes that were fetched since the cache was last looked through
 
 
@@ -272,7 +272,7 @@ def _hold(copy: Path) -> None:
 
     if copy not in _held:
         _lock(copy).parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock(copy).open("w")
+        lock = _lock(copy).open("wb")
         fcntl.flock(lock, fcntl.LOCK_SH)
         _held[copy] = lock
 
@@ -286,7 +286,7 @@ def _free(name: Path) -> Iterator[bool]:
     with ExitStack() as stack:
         try:
             for copy in copies:
-                fcntl.flock(stack.enter_context(_lock(copy).open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(stack.enter_context(_lock(copy).open("wb")), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
         else:

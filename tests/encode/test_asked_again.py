@@ -137,7 +137,7 @@ def test_settings_are_shown_and_kept_when_parts_are_joined(
         assert main([*words, "--shard", str(i), "--out", str(tmp_path / f"p{i}")]) == 0
     merged = merge([tmp_path / "p0", tmp_path / "p1"], tmp_path / "all")
     said = facts(merged)["settings"]
-    for setting in (f"source {recording.path.resolve()}", "kind store", "crop", "shards 2", "every 1", "dtype float32"):
+    for setting in (f"source {recording.path.resolve()}", "kind store", "crop", "shards 1", "every 1", "dtype float32"):
         assert setting in said.split(", ")
     assert "shard 1" not in said.split(", "), "of one part alone"
     assert main([*words, "--shard", "0", "--out", str(tmp_path / "p0"), "--keep-video"]) == 2

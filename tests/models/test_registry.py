@@ -280,7 +280,7 @@ def test_a_resumed_run_of_every_family_is_the_uninterrupted_one(name, tmp_path):
 class OneClip:
     """A mixture that draws the same clip for ever."""
 
-    workers = 0
+    workers, far = 0, False
 
     def __init__(self, batch, spec):
         self.only, self.spec = batch, spec

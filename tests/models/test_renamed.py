@@ -87,7 +87,7 @@ def test_old_names_of_options_are_taken_with_a_note(capsys: pytest.CaptureFixtur
 )
 def test_what_was_a_flag_still_is_one(words: list[str], compiled: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
-    monkeypatch.setattr(training, "train_recipe", lambda recipe, out, init: taken.append(recipe.train.compile))
+    monkeypatch.setattr(training, "train_recipe", lambda recipe, out, init, **_: taken.append(recipe.train.compile))
     training.train(["masked_hwm_toy", *words])
     assert taken == [compiled]
 
@@ -95,7 +95,7 @@ def test_what_was_a_flag_still_is_one(words: list[str], compiled: bool | str, mo
 @pytest.mark.parametrize("words", [["--train.batch-size", "auto"], ["--train.batch-size=auto"], ["--train.fit"]])
 def test_a_batch_can_be_left_to_the_memory(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
-    monkeypatch.setattr(training, "train_recipe", lambda recipe, out, init: taken.append((recipe.train, str(out))))
+    monkeypatch.setattr(training, "train_recipe", lambda recipe, out, init, **_: taken.append((recipe.train, str(out))))
     training.train(["masked_hwm_toy", "--train.accumulate", "2", *words, "--out", "there"])
     own = find_recipe("masked_hwm_toy")().train
     assert taken == [(replace(own, accumulate=2, fit=True), "there")]
